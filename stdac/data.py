@@ -1,0 +1,154 @@
+"""Data sets by name or path, as uint8 arrays in memory."""
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stdac.errors import StdacError
+from stdac.images import Pixels, as_labels, as_pixels, read_arrays, read_folder, resize
+
+# torchvision's class, and whether its splits are chosen by train=True/False; all have 10 classes.
+TORCHVISION: dict[str, str] = {
+    "mnist": "MNIST",
+    "fashion-mnist": "FashionMNIST",
+    "kmnist": "KMNIST",
+    "qmnist": "QMNIST",
+    "usps": "USPS",
+    "cifar10": "CIFAR10",
+}
+NAMES = ("digits", *TORCHVISION)
+CLASSES = 10
+"""The number of classes of every data set that has a name."""
+
+SUBSET_SEED = 20190727
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """images: (N, C, H, W) uint8. labels: (N,) int64 or None, for scoring only. class_names: may be empty."""
+
+    images: Pixels
+    labels: NDArray[np.int64] | None
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the images and their shape: a trial resumes only on the images that it began with."""
+        digest = hashlib.sha256(str(self.images.shape).encode())
+        digest.update(np.ascontiguousarray(self.images).data)
+        return digest.hexdigest()
+
+
+def load(name: str, *, data_dir: Path | None = None, image_size: int | None = None, limit: int | None = None) -> Dataset:
+    """Load a data set by name (NAMES) or path (a folder of images, .npz, .npy, IDX).
+
+    data_dir: where torchvision keeps its downloads; default $STDAC_DATA, else ~/.cache/stdac. image_size: resize to
+    that side. limit: a fixed random subset of that many images. Raises StdacError for what cannot be loaded.
+    """
+    size = None if image_size is None else (image_size, image_size)
+    dataset = load_all(name, data_dir or default_data_dir(), size)
+    if size is not None:
+        dataset = Dataset(resize(dataset.images, size), dataset.labels, dataset.class_names)
+    if limit is not None and limit < len(dataset.images):
+        dataset = subset(dataset, limit)
+    return dataset
+
+
+def load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Dataset:
+    """The whole data set; only folders, whose pictures may differ in size, are resized already."""
+    if name == "digits":
+        return load_digits()
+    if name in TORCHVISION:
+        return load_torchvision(name, data_dir)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        images, labels, names = read_folder(path, size)
+        return Dataset(images, labels, tuple(names))
+    if path.is_file():
+        return Dataset(*read_arrays(path))
+    raise StdacError(
+        f"unknown data set {name!r}: expected one of {', '.join(NAMES)}, or the path of a folder of images, "
+        "an .npz, .npy or IDX file"
+    )
+
+
+def default_data_dir() -> Path:
+    """$STDAC_DATA, else ~/.cache/stdac."""
+    return Path(os.environ.get("STDAC_DATA") or Path.home() / ".cache" / "stdac")
+
+
+def subset(dataset: Dataset, n: int) -> Dataset:
+    """A random subset of n images, the same for every seed of a trial, in the order of the set."""
+    index = np.sort(np.random.default_rng(SUBSET_SEED).permutation(len(dataset.images))[:n])
+    labels = None if dataset.labels is None else dataset.labels[index]
+    return Dataset(dataset.images[index], labels, dataset.class_names)
+
+
+def load_digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits: 8x8 with 17 gray levels, upsampled bilinearly to 28x28."""
+    from sklearn.datasets import load_digits as bundled
+
+    digits = bundled()
+    small = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
+    return Dataset(resize(small, (28, 28)), digits.target.astype(np.int64), tuple("0123456789"))
+
+
+def load_torchvision(name: str, data_dir: Path) -> Dataset:
+    """Train and test part of a torchvision data set, in that order; downloaded where they are not there yet."""
+    build = getattr(import_torchvision_datasets(), TORCHVISION[name])
+    parts = [fetch(build, name, data_dir, train) for train in (True, False)]
+    images = np.concatenate([as_pixels(np.asarray(part.data), name) for part in parts])
+    labels = np.concatenate([np.asarray(part.targets).reshape(len(part.data), -1)[:, 0] for part in parts])
+    names = tuple(getattr(parts[0], "classes", ()))
+    return Dataset(images, as_labels(labels, len(images), name), names)
+
+
+def fetch(build: Callable[..., Any], name: str, data_dir: Path, train: bool) -> Any:
+    """One part of a torchvision data set, from the disk or else from the network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return build(str(data_dir), train=train)
+        except RuntimeError:
+            pass
+        try:
+            data_dir.mkdir(parents=True, exist_ok=True)
+            return build(str(data_dir), train=train, download=True)
+        except (RuntimeError, OSError) as error:
+            raise StdacError(
+                f"{name} is not in {data_dir} and could not be downloaded ({str(error).splitlines()[0]}): "
+                "set STDAC_DATA or --data-dir to a folder in torchvision's layout"
+            ) from error
+
+
+_LIBRARIES: list[Any] = []
+
+
+def import_torchvision_datasets() -> Any:
+    """torchvision.datasets, also where torchvision was built for CUDA and torch was not.
+
+    Beside a CPU-only torch its C++ library does not load and the import dies for want of two operators' schemas; the
+    data sets need neither. Declaring the schemas first lets the import pass. Nothing else here imports torchvision.
+    """
+    import torch
+
+    try:
+        import torchvision.datasets as datasets
+    except RuntimeError as error:
+        if "torchvision::nms" not in str(error):
+            raise
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in ("nms", "qnms"):
+            library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _LIBRARIES.append(library)  # a collected library takes its schemas along
+        import torchvision.datasets as datasets
+    except ImportError as error:
+        raise StdacError("this data set comes through torchvision, which is not installed: pip install torchvision") from error
+    return datasets

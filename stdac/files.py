@@ -1,0 +1,98 @@
+"""Files that are there whole or not at all, on a local disk or NFS."""
+
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from stdac.errors import StdacError
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for writing that takes its name only when it is complete and on the disk.
+
+    Writes to a temporary name in the same folder, fsync, then `os.replace`. On any error the temporary file is removed
+    and what was at `path` stays. Raises StdacError when the disk is full, the folder is missing or not writable.
+    """
+    with temporary(path) as (file, name):
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        os.replace(name, path)
+
+
+def link_once(path: Path, content: bytes) -> bool:
+    """Make a file exactly once: True if this call made it, False if it was there already. Atomic on NFS too."""
+    with temporary(path) as (file, name):
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        try:
+            os.link(name, path)
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextmanager
+def temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
+    """A temporary file beside `path`, gone afterwards unless it was renamed; OS errors become one sentence."""
+    name = None
+    try:
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o666 & ~umask())
+            yield file, name
+    except OSError as error:
+        raise StdacError(explain(error, path)) from error
+    finally:
+        if name is not None:
+            with suppress(OSError):
+                os.unlink(name)
+
+
+def umask() -> int:
+    """The process's umask, read the only way there is."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def explain(error: OSError, path: Path) -> str:
+    """One sentence for an OS error while writing `path`: what happened, and what to do."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left for {path}: nothing was half-written and earlier results are untouched; free some space and run the same command again"
+    if isinstance(error, FileNotFoundError):
+        return f"cannot write {path}: there is no folder {path.parent}; create it or choose another place"
+    if isinstance(error, PermissionError):
+        return f"cannot write {path}: permission denied; choose a folder that you may write to"
+    return f"cannot write {path}: {error.strerror or error}"
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    """Call `write` with a file that appears at `path` whole or not at all."""
+    with whole(path) as file:
+        write(file)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, whole or not at all."""
+    write_whole(path, lambda file: file.write(json_bytes(value)))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Indented, sorted JSON as UTF-8."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file. Raises StdacError where it is not JSON."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise StdacError(f"{path} is not JSON ({error}): it was not written by stdac; move it away") from error

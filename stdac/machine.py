@@ -1,0 +1,124 @@
+"""What this machine is and how a trial uses it: device, threads, compilation. Nothing here defines an experiment."""
+
+import ctypes
+import os
+import platform
+import shutil
+import socket
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from stdac.errors import StdacError
+
+# Above this many forward passes' worth of multiply-adds a trial on the CPU repays the ~30 s that compiling takes.
+COMPILE_PAYS_MACS = 2e13
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a trial runs. device: "cpu", "cuda", "cuda:1". compile: "auto", "on" or "off". threads: None = all cores."""
+
+    device: str = "auto"
+    compile: str = "auto"
+    threads: int | None = None
+
+    def torch_device(self) -> torch.device:
+        """The device. Raises StdacError where it is not there."""
+        name = self.device
+        if name == "auto":
+            name = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise StdacError(f"got device {name!r}, expected auto, cpu, cuda or cuda:N") from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise StdacError(f"got device {name!r}, but torch {torch.__version__} sees no GPU here: use --device cpu")
+        return device
+
+    def compiles(self, device: torch.device, macs: float) -> bool:
+        """Whether a trial of `macs` multiply-adds in all is compiled: on a GPU always, on a CPU where it pays."""
+        if self.compile != "auto":
+            wanted = self.compile == "on"
+        else:
+            wanted = device.type == "cuda" or macs > COMPILE_PAYS_MACS
+        if wanted and device.type == "cpu" and c_compiler() is None:
+            print("no C++ compiler found (g++, clang++ or $CXX): training without torch.compile, slower but the same")
+            return False
+        return wanted
+
+    def prepare(self) -> None:
+        """Set the threads, and keep freed memory for the next step instead of handing it back page by page."""
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        keep_freed_memory()
+
+
+@cache
+def c_compiler() -> str | None:
+    """The C++ compiler that torch.compile would call, or None."""
+    names = [os.environ.get("CXX"), "g++", "clang++"]
+    return next((path for name in names if name and (path := shutil.which(name))), None)
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Make glibc reuse big buffers. A 39-million-parameter gradient is 157 MB that would be mapped and zeroed anew by
+    the kernel every step: measured on two cores, that was a fifth of the step. A no-op on other C libraries."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(-4, 0)  # M_MMAP_MAX: no separate mappings
+    libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: never give the top of the heap back
+
+
+@cache
+def provenance() -> dict[str, Any]:
+    """What a result depends on besides its Trial: host, process, commit, library versions."""
+    packages = ("stdac", "torch", "numpy", "scikit-learn", "pyarrow")
+    return {
+        "host": socket.gethostname(),
+        "commit": git_commit(),
+        "python": platform.python_version(),
+        "versions": {name: package_version(name) for name in packages},
+        "cpus": os.cpu_count(),
+        "cpu": cpu_name(),
+    }
+
+
+def package_version(name: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def git_commit() -> str | None:
+    """The commit of the checkout that this code lies in, with "+" where files differ from it; None outside of one."""
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return head.stdout.strip() + ("+" if dirty.stdout else "") if head.returncode == 0 else None
+
+
+def cpu_name() -> str:
+    """The processor's name as the kernel tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def device_name(device: torch.device) -> str:
+    """The device as the `device` column has it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} x{torch.get_num_threads()}"

@@ -1,0 +1,149 @@
+"""What the DAC family shares: label features, pair labels, macro-batches and the deployed model.
+
+Deep Adaptive Clustering (Chang et al. 2017) trains a network on whether two images look alike, by its own opinion:
+two images are a positive pair where the cosine of their label features exceeds a threshold.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stdac.augment import Augmentation, augment
+from stdac.networks import Standardize, calibrate
+from stdac.train import Assignment, Run
+
+CALIBRATION_BATCH = 1000
+
+
+def deployed(net: nn.Module) -> nn.Sequential:
+    """The network behind its own mean subtraction: (B, C, H, W) float32 in [0, 1] -> (B, K) label features."""
+    return nn.Sequential(OrderedDict(standardize=Standardize(), net=net))
+
+
+def pixel_mean(images: Tensor) -> float:
+    """The one scalar that the DAC family subtracts: the mean over all pixels, in [0, 1]. images: uint8."""
+    return images.sum(dtype=torch.int64).item() / images.numel() / 255
+
+
+def standardized(images: Tensor, mean: float) -> Tensor:
+    """(B, C, H, W) uint8 -> float32 minus the mean, channels last."""
+    return images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255).sub_(mean)
+
+
+def unit(y: Tensor) -> Tensor:
+    """Rows of y (B, K) scaled to unit L2 norm; a softmax is never zero."""
+    return F.normalize(y, dim=1)
+
+
+def threshold_at(epoch: int, epochs: int, start: float, end: float) -> float:
+    """Threshold of epoch 1..epochs: from `start`, down by (start - end) / epochs after each epoch."""
+    return start - (epoch - 1) * (start - end) / epochs
+
+
+def in_groups(predict: Callable[[Tensor, int], Tensor], x: Tensor, group: int) -> Tensor:
+    """Predict x (B, ...) with batch statistics of `group` consecutive images; the last group may be shorter.
+
+    One image alone has no batch statistics: a single left-over image joins the group before it.
+    """
+    whole = len(x) // group * group
+    if len(x) - whole == 1 and whole:
+        whole -= group
+    parts = [predict(x[:whole], group)] if whole else []
+    if whole < len(x):
+        parts.append(predict(x[whole:], len(x) - whole))
+    return torch.cat(parts)
+
+
+class LabelPass:
+    """Label features of clean images by the protocol: no augmentation, no dropout, batch statistics of `group` images."""
+
+    def __init__(self, net: nn.Module, group: int, run: Run) -> None:
+        self.net, self.group = net, group
+        self.compiled = run.compiled(self._forward)
+        self.steady: int | None = None
+
+    def _forward(self, x: Tensor, group: int) -> Tensor:
+        y: Tensor = self.net(x, group)
+        return y
+
+    def _predict(self, x: Tensor, group: int) -> Tensor:
+        # Only the first shape is compiled: the odd sizes at the end of a pass cost less eagerly than a compilation.
+        self.steady = self.steady or len(x)
+        return self.compiled(x, group) if len(x) == self.steady else self._forward(x, group)
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor) -> Tensor:
+        """x: (B, C, H, W) float32, standardised -> (B, K) float32, a softmax."""
+        self.net.eval()
+        return in_groups(self._predict, x, self.group).clone()
+
+
+def pair_batches(
+    images: Tensor,
+    mean: float,
+    label_pass: LabelPass,
+    order: Tensor,
+    threshold: float,
+    augmentation: Augmentation,
+    *,
+    macro_batch: int,
+    passes: int,
+    batch: int,
+    drop_last: bool,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """One epoch of mini-batches: label features once a macro-batch, then `passes` shuffled passes of augmented images.
+
+    images: (N, C, H, W) uint8. order: (N,) int64. Yields x (b, C, H, W) float32 augmented, the clean label features
+    y (b, K) and the threshold, a 0-d tensor. `drop_last` skips a pass's shorter last batch (fewer than 2 images always).
+    """
+    tau = torch.tensor(threshold, device=images.device)
+    for chunk in order.split(macro_batch):
+        clean = standardized(images[chunk], mean)
+        labels = label_pass(clean)
+        label_pass.net.train()
+        for _ in range(passes):
+            for index in torch.randperm(len(chunk), device=images.device).split(batch):
+                if len(index) < (min(batch, len(images)) if drop_last else 2):
+                    continue
+                yield augment(clean[index], augmentation), labels[index], tau
+
+
+def pair_labels(y: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Pair labels r (b, b) float32, 1 where two label features are alike, and the share of positive pairs i != j."""
+    z = unit(y)
+    r = (z @ z.T > threshold).float()
+    b = len(y)
+    return r, (r.sum() - r.diagonal().sum()) / (b * (b - 1))
+
+
+def protocol_assignment(label_pass: LabelPass, images: Tensor, mean: float, order: Tensor, chunk: int) -> Assignment:
+    """Clusters of all images by the protocol: argmax of label features with batch statistics, in a fixed shuffled order.
+
+    order: (N,) int64 permutation: class-sorted batches would destroy the statistics. chunk: images a forward pass.
+    """
+    chunk = max(chunk // label_pass.group, 1) * label_pass.group
+    parts = [label_pass(standardized(images[index], mean)) for index in tail_joined(order, chunk)]
+    confidence, clusters = torch.cat(parts).max(1)
+    labels, scattered = torch.empty_like(clusters), torch.empty_like(confidence)
+    labels[order], scattered[order] = clusters, confidence
+    return Assignment(labels, scattered)
+
+
+def tail_joined(order: Tensor, chunk: int) -> list[Tensor]:
+    """`order` in chunks, a last chunk of one image joined to the chunk before it."""
+    parts = list(order.split(chunk))
+    if len(parts) > 1 and len(parts[-1]) == 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
+@torch.no_grad()
+def calibrate_and_assign(model: nn.Sequential, images: Tensor) -> Tensor:
+    """Fill in the population statistics from all clean images, then the deployed model's cluster of each: (N,) int64."""
+    parts = torch.randperm(len(images), device=images.device)
+    calibrate(model, (images[index].float() / 255 for index in tail_joined(parts, CALIBRATION_BATCH)))
+    model.eval()
+    return torch.cat([model(x.float() / 255).argmax(1) for x in images.split(CALIBRATION_BATCH)])

@@ -1,0 +1,259 @@
+"""run_trial: a Trial in, a finished folder out. The only place where ground truth and training meet, after the fact."""
+
+import io
+import pickle
+import random
+import time
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from stdac.data import Dataset, load
+from stdac.errors import StdacError
+from stdac.files import whole
+from stdac.machine import Machine, device_name, provenance
+from stdac.methods import METHODS, resolve
+from stdac.methods.method import Fitted
+from stdac.metrics import scores
+from stdac.record import ASSIGNMENTS, Attempt, Superseded, TrialFolder, metrics_table
+from stdac.train import Assignment, Progress, Run
+from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
+
+MODEL_FORMAT = 1
+OnProgress = Callable[[Progress], None]
+OnScore = Callable[[Mapping[str, Any]], None]
+
+
+class Scorer:
+    """Scores each assignment against the ground truth, keeps the rows, and writes the checkpoints that carry them."""
+
+    def __init__(
+        self,
+        trial: Trial,
+        dataset: Dataset,
+        device: str,
+        attempt: Attempt | None = None,
+        on_progress: OnProgress | None = None,
+        on_score: OnScore | None = None,
+    ) -> None:
+        self.trial, self.labels, self.device = trial, dataset.labels, device
+        self.fingerprint = dataset.fingerprint if attempt is not None else ""
+        self.attempt, self.on_progress, self.on_score = attempt, on_progress, on_score
+        self.rows: list[dict[str, Any]] = []
+        self.protocol: Assignment | None = None
+
+    def score(self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float]) -> None:
+        """Add the row (phase, epoch)."""
+        if phase == "cluster":
+            self.protocol = Assignment(*(None if t is None else t.cpu() for t in assignment))
+        confidence = assignment.confidence
+        row = {
+            "trial_id": self.trial.id,
+            "method": self.trial.method,
+            "dataset": self.trial.dataset,
+            "seed": self.trial.seed,
+            "phase": phase,
+            "epoch": epoch,
+            **scores(self.labels, assignment.labels.cpu().numpy()),
+            "mean_confidence": None if confidence is None else float(confidence.double().mean()),
+            **log,
+            "device": self.device,
+            "params": canonical_json(self.trial.to_json()["params"]),
+            "schema_version": SCHEMA_VERSION,
+        }
+        self.rows.append(row)
+        if self.on_score is not None:
+            self.on_score(row)
+
+    def checkpoint(self, phases: Mapping[str, Any]) -> None:
+        """Save the phases and the rows so far, in one file."""
+        if self.attempt is None:
+            return
+        protocol = None if self.protocol is None else list(self.protocol)
+        self.attempt.save_checkpoint(
+            {"phases": dict(phases), "rows": self.rows, "protocol": protocol, "fingerprint": self.fingerprint}
+        )
+
+    def resume(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Take over a checkpoint's rows; returns its phases. Raises StdacError where the images have changed since."""
+        if checkpoint["fingerprint"] != self.fingerprint:
+            raise StdacError(
+                f"the images of {self.trial.dataset} are not those that trial {self.trial.id} began with: "
+                "start a new run folder, or put the old images back"
+            )
+        self.rows = list(checkpoint["rows"])
+        self.protocol = None if checkpoint["protocol"] is None else Assignment(*checkpoint["protocol"])
+        return dict(checkpoint["phases"])
+
+    def progress(self, progress: Progress) -> None:
+        """Pass on where the trial is."""
+        if self.attempt is not None:
+            self.attempt.progress(progress._asdict())
+        if self.on_progress is not None:
+            self.on_progress(progress)
+
+
+def run_trial(
+    trial: Trial,
+    folder: TrialFolder,
+    *,
+    machine: Machine | None = None,
+    data_dir: Path | None = None,
+    keep: str = "all",
+    on_progress: OnProgress | None = None,
+    on_score: OnScore | None = None,
+) -> bool:
+    """Run a trial, or go on with it, until its folder has done.json.
+
+    keep: "all" or "metrics" (no model, assignments or figures' data). Returns False where there was nothing to do: the
+    trial is done, or another process is at it. Raises what made the trial fail, after writing error.txt.
+    """
+    machine = machine or Machine()
+    folder.create(trial.to_json())
+    attempt = folder.claim(provenance())
+    if attempt is None:
+        return False
+    with attempt:
+        try:
+            folder.clear_error()
+            finish_attempt(trial, attempt, machine, data_dir, keep, on_progress, on_score)
+        except Superseded:
+            return False
+        except Exception as error:
+            attempt.fail(error, trial.to_json())
+            raise
+    return True
+
+
+def finish_attempt(
+    trial: Trial,
+    attempt: Attempt,
+    machine: Machine,
+    data_dir: Path | None,
+    keep: str,
+    on_progress: OnProgress | None,
+    on_score: OnScore | None,
+) -> None:
+    """Load, fit, score, write."""
+    began = time.perf_counter()
+    machine.prepare()
+    device = machine.torch_device()
+    dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
+    scorer = Scorer(trial, dataset, device_name(device), attempt, on_progress, on_score)
+    saved = {}
+    checkpoint = attempt.newest_checkpoint()
+    if checkpoint is not None:
+        saved = scorer.resume(torch.load(checkpoint, map_location=device, weights_only=True))
+    fitted = fit(trial, dataset.images, scorer, machine, saved)
+    if scorer.protocol is None:
+        scorer.score("cluster", 0, Assignment(fitted.labels), {})
+    if fitted.model is not None:
+        scorer.score("deployed", scorer.rows[-1]["epoch"], Assignment(fitted.labels), {})
+    attempt.check()
+    attempt.write_table("metrics.parquet", metrics_table(scorer.rows))
+    if keep == "all":
+        write_results(attempt.path, trial, dataset, fitted, scorer)
+    summary = {"seconds": time.perf_counter() - began, "fingerprint": scorer.fingerprint, "device": scorer.device}
+    attempt.finish(summary | {"trial_id": trial.id, "attempts": attempt.number})
+
+
+def fit(trial: Trial, images: NDArray[np.uint8], scorer: Scorer, machine: Machine, saved: dict[str, Any]) -> Fitted:
+    """Fit the trial's method to images (N, C, H, W) uint8, seeded; the caller's random state is left as it was."""
+    k, n = trial.n_clusters, len(images)
+    if k > n:
+        raise StdacError(f"got {k} clusters for {n} images: expected at most one cluster an image")
+    method, device = METHODS[trial.method], machine.torch_device()
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    macs = training_macs(trial, method.build(k, shape, trial.params), shape, n) if method.build else 0.0
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        seed_everything(trial.seed)
+        run = Run(trial.seed, trial.epochs, scorer, device, machine.compiles(device, macs), saved)
+        if run.compile:
+            import torch._inductor.config as inductor
+
+            inductor.fallback_random = True  # the same random stream as without compilation
+        return method.fit(torch.from_numpy(np.ascontiguousarray(images)).to(device), k, trial.params, run)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch on every device; numpy's and Python's generators are not used by any method."""
+    torch.manual_seed(seed)
+
+
+def training_macs(trial: Trial, model: nn.Module, shape: tuple[int, int, int], n: int) -> float:
+    """A rough count of a trial's multiply-adds: three forward passes' worth an image an epoch."""
+    total = 0
+
+    def count(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        weight = getattr(_module, "weight", None)
+        if isinstance(_module, nn.Conv2d | nn.Linear) and weight is not None:
+            nonlocal total
+            total += weight.numel() * (output[0, 0].numel() if output.ndim == 4 else 1)
+
+    hooks = [m.register_forward_hook(count) for m in model.modules()]
+    with torch.no_grad():
+        model.eval()(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    passes = getattr(trial.params, "passes", 1)
+    return 3.0 * total * n * trial.epochs * passes
+
+
+def write_results(path: Path, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:
+    """Assignments, the model, and the figures' data."""
+    with whole(path / "assignments.parquet") as file:
+        import pyarrow.parquet as pq
+
+        pq.write_table(assignments_table(dataset, fitted, scorer), file, compression="zstd")
+    if fitted.model is not None:
+        shape = [int(n) for n in dataset.images.shape[1:]]
+        published = {k: scorer.rows[-1][k] for k in ("acc", "nmi", "ari")}
+        save_model(path / "model.pt", fitted.model, trial, shape, dataset.class_names, published)
+    if fitted.stn is not None:
+        with whole(path / "stn.npz") as file:
+            np.savez_compressed(file, allow_pickle=False, **fitted.stn)
+
+
+def assignments_table(dataset: Dataset, fitted: Fitted, scorer: Scorer) -> pa.Table:
+    """One row an image, see ASSIGNMENTS."""
+    n = len(dataset.images)
+    labels, confidence = scorer.protocol if scorer.protocol is not None else (None, None)
+    return pa.table(
+        {
+            "index": range(n),
+            "cluster": fitted.labels.cpu().numpy(),
+            "protocol_cluster": [None] * n if labels is None else labels.numpy(),
+            "protocol_confidence": [None] * n if confidence is None else confidence.float().numpy(),
+            "label": [None] * n if dataset.labels is None else dataset.labels,
+        },
+        schema=ASSIGNMENTS,
+    )
+
+
+def save_model(
+    path: Path,
+    model: nn.Module,
+    trial: Trial,
+    shape: list[int],
+    class_names: tuple[str, ...],
+    scores: Mapping[str, float | None],
+) -> None:
+    """Write a model file: the state_dict and a JSON config that says how to rebuild the model. Equal runs, equal bytes."""
+    config = {
+        "format": MODEL_FORMAT,
+        "trial": trial.to_json(),
+        "trial_id": trial.id,
+        "shape": shape,
+        "class_names": list(class_names),
+        "scores": dict(scores),
+    }
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    with whole(path) as file:
+        torch.save({"stdac": canonical_json(config), "state": state}, file)

@@ -1,0 +1,144 @@
+"""The only training loop, and what a method is given to run in it."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from stdac.errors import StdacError
+
+
+class Assignment(NamedTuple):
+    """A clustering of all images: labels (N,) int64, -1 = noise; confidence (N,) float32 in [0, 1], if there is one."""
+
+    labels: Tensor
+    confidence: Tensor | None = None
+
+
+class Progress(NamedTuple):
+    """Where a trial is. step counts mini-batches within the epoch; steps is what the epoch before took, 0 at first."""
+
+    phase: str
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    images_per_s: float
+
+
+class Recorder(Protocol):
+    """Where a run's numbers and checkpoints go; `stdac.record` has the one that writes a folder."""
+
+    def score(self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float]) -> None: ...
+    def checkpoint(self, phases: Mapping[str, Any]) -> None: ...
+    def progress(self, progress: Progress) -> None: ...
+
+
+@dataclass
+class Run:
+    """What a method is given besides its images, K and params.
+
+    seed: of every random number; the global torch generators are seeded with it before `fit`. epochs: of the main
+    phase. saved: the phases of the checkpoint that the trial resumes from.
+    """
+
+    seed: int
+    epochs: int
+    recorder: Recorder
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    compile: bool = False
+    saved: dict[str, Any] = field(default_factory=dict)
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function under torch.compile where this run compiles, else itself."""
+        return torch.compile(function, dynamic=False) if self.compile else function
+
+
+def phase(
+    run: Run,
+    name: str,
+    state: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    batches: Callable[[int], Iterable[tuple[Tensor, ...]]],
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    evaluate: Callable[[int], Assignment] | None = None,
+    finished: Callable[[], bool] = lambda: False,
+    precision: str = "float32",
+) -> None:
+    """Train for `epochs` epochs, or resume where the checkpoint stands; scores and a checkpoint after every epoch.
+
+    state: every parameter and buffer that must survive a restart. batches(epoch) yields the arguments of `loss`, which
+    returns the scalar to minimise and 0-d tensors to log, averaged over the epoch. evaluate(epoch) clusters all images;
+    it also runs before the first epoch, as epoch 0. finished() ends the phase early after an epoch. What follows a
+    phase may rely on `state` and the random generators alone: stopped anywhere and resumed equals uninterrupted.
+    Raises StdacError when the loss is no longer finite.
+    """
+    saved = run.saved.get(name)
+    start = 1
+    if saved is not None:
+        restore(saved, state, optimizer)
+        if saved["finished"]:
+            return
+        start = saved["epoch"] + 1
+    elif evaluate is not None:
+        run.recorder.score(name, 0, evaluate(0), {})
+    loss = run.compiled(loss)
+    images_seen = saved["images_seen"] if saved is not None else 0
+    steps = 0
+    for epoch in range(start, epochs + 1):
+        began = time.perf_counter()
+        totals: dict[str, Tensor] = {}
+        step, images = 0, 0
+        for batch in batches(epoch):
+            optimizer.zero_grad()
+            with torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+                value, log = loss(*batch)
+            value.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            for key, term in {"loss": value, **log}.items():
+                totals[key] = totals[key] + term.detach() if key in totals else term.detach().clone()
+            step, images = step + 1, images + len(batch[0])
+            rate = images / (time.perf_counter() - began)
+            run.recorder.progress(Progress(name, epoch, epochs, step, steps, rate))
+        means = {key: float(total) / step for key, total in totals.items()}
+        seconds = time.perf_counter() - began
+        if not all(abs(mean) < float("inf") for mean in means.values()):
+            raise StdacError(f"the loss of phase {name} is not finite in epoch {epoch}: lower the learning rate")
+        images_seen, steps = images_seen + images, step
+        means |= {"images_seen": images_seen, "seconds": seconds, "images_per_s": images / seconds}
+        assignment = evaluate(epoch) if evaluate is not None else None
+        done = epoch == epochs or finished()
+        if assignment is not None:
+            run.recorder.score(name, epoch, assignment, means)
+        run.saved[name] = capture(state, None if done else optimizer) | {
+            "epoch": epoch,
+            "finished": done,
+            "images_seen": images_seen,
+        }
+        run.recorder.checkpoint(run.saved)
+        if done:
+            return
+
+
+def capture(state: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Everything that the rest of a phase depends on; a finished phase needs no optimizer any more."""
+    return {
+        "state": state.state_dict(),
+        "optimizer": optimizer.state_dict() if optimizer is not None else None,
+        "generators": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])],
+    }
+
+
+def restore(saved: dict[str, Any], state: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put back what `capture` took."""
+    state.load_state_dict(saved["state"])
+    if saved["optimizer"] is not None:
+        optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["generators"][0])
+    if len(saved["generators"]) > 1 and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(saved["generators"][1:])
