@@ -1,10 +1,6 @@
 """run_trial: a Trial in, a finished folder out. The only place where ground truth and training meet, after the fact."""
 
-import io
-import pickle
-import random
 import time
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any

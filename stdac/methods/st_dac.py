@@ -53,6 +53,7 @@ class STDACParams(Params):
     threshold_end: float | None = None  # approached linearly; epochs see start - (e - 1) (start - end) / E
     augmentation: str | None = None
     dropout: float | None = None  # 0.5, but none in the released MNIST script without STN
+    pair_loss: str = "bce"  # or "mse"
     aux_weight: float = 10.0  # of the auxiliary term, which the paper does not mention
     theta_bias: float = 1.0  # initial diagonal of every transform is tanh of it
     macro_batch: int = 1000  # images labelled at once
@@ -69,6 +70,7 @@ class STDACParams(Params):
             "preset": (self.preset, ("code", "text")),
             "architecture": (self.architecture, ("code", "table3")),
             "stn": (self.stn, (0, 1, 2, 3)),
+            "pair_loss": (self.pair_loss, ("bce", "mse")),
             "precision": (self.precision, ("float32", "bfloat16")),
             "augmentation": (self.augmentation, (None, *AUGMENTATIONS)),
         }
@@ -132,7 +134,7 @@ def fit(images: Tensor, k: int, params: STDACParams, run: Run) -> Fitted:
     def loss(x: Tensor, y_clean: Tensor, tau: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         y = net(x).float()
         r, positive = pair_labels(y_clean, tau)
-        pair, aux = pair_loss(y, r), auxiliary_loss(y, y_clean)
+        pair, aux = pair_loss(y, r, params.pair_loss), auxiliary_loss(y, y_clean)
         log = {"loss_pair": pair, "loss_auxiliary": aux, "positive_fraction": positive, "threshold": tau}
         return pair + params.aux_weight * aux, log
 
@@ -154,9 +156,12 @@ def fit(images: Tensor, k: int, params: STDACParams, run: Run) -> Fitted:
     return Fitted(calibrate_and_assign(model, images), model, trace.arrays())
 
 
-def pair_loss(y: Tensor, r: Tensor) -> Tensor:
-    """Binary cross-entropy of the cosines of label features y (B, K) against pair labels r (B, B), mean over pairs."""
+def pair_loss(y: Tensor, r: Tensor, kind: str) -> Tensor:
+    """Binary cross-entropy ("bce") or squared error ("mse") of the cosines of label features y (B, K) against pair
+    labels r (B, B), mean over pairs."""
     z = unit(y)
+    if kind == "mse":
+        return (z @ z.T - r).square().mean()
     s = (z @ z.T).clamp(1e-7, 1 - 1e-7)
     return -(r * s.log() + (1 - r) * (1 - s).log()).mean()
 
