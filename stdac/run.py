@@ -18,11 +18,11 @@ from stdac.machine import Machine, device_name, provenance
 from stdac.methods import METHODS, resolve
 from stdac.methods.method import Fitted
 from stdac.metrics import scores
+from stdac.model_file import ModelConfig, save_model
 from stdac.record import ASSIGNMENTS, Attempt, Superseded, TrialFolder, metrics_table
 from stdac.train import Assignment, Progress, Run
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
-MODEL_FORMAT = 1
 OnProgress = Callable[[Progress], None]
 OnScore = Callable[[Mapping[str, Any]], None]
 
@@ -209,9 +209,10 @@ def write_results(path: Path, trial: Trial, dataset: Dataset, fitted: Fitted, sc
 
         pq.write_table(assignments_table(dataset, fitted, scorer), file, compression="zstd")
     if fitted.model is not None:
-        shape = [int(n) for n in dataset.images.shape[1:]]
-        published = {k: scorer.rows[-1][k] for k in ("acc", "nmi", "ari")}
-        save_model(path / "model.pt", fitted.model, trial, shape, dataset.class_names, published)
+        _, channels, height, width = dataset.images.shape
+        deployed = {key: scorer.rows[-1][key] for key in ("acc", "nmi", "ari")}
+        config = ModelConfig(trial, (channels, height, width), dataset.class_names, deployed)
+        save_model(path / "model.pt", fitted.model, config)
     if fitted.stn is not None:
         with whole(path / "stn.npz") as file:
             np.savez_compressed(file, allow_pickle=False, **fitted.stn)
@@ -231,25 +232,3 @@ def assignments_table(dataset: Dataset, fitted: Fitted, scorer: Scorer) -> pa.Ta
         },
         schema=ASSIGNMENTS,
     )
-
-
-def save_model(
-    path: Path,
-    model: nn.Module,
-    trial: Trial,
-    shape: list[int],
-    class_names: tuple[str, ...],
-    scores: Mapping[str, float | None],
-) -> None:
-    """Write a model file: the state_dict and a JSON config that says how to rebuild the model. Equal runs, equal bytes."""
-    config = {
-        "format": MODEL_FORMAT,
-        "trial": trial.to_json(),
-        "trial_id": trial.id,
-        "shape": shape,
-        "class_names": list(class_names),
-        "scores": dict(scores),
-    }
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with whole(path) as file:
-        torch.save({"stdac": canonical_json(config), "state": state}, file)
