@@ -184,3 +184,74 @@ class STDACNet(nn.Module):
     def transformers(self) -> list[SpatialTransformer]:
         """The spatial transformers, first to last."""
         return [s for s in (self.stn1, self.stn2, self.stn3) if s is not None]
+
+
+class AllConvNet(nn.Module):
+    """DAC's all-convolutional network for small images (Chang et al. 2017, authors' MNIST script).
+
+    (B, C, H, W) float32, standardised, H, W >= 22 -> label features (B, K) float32, a softmax. The last average pool
+    covers the whole map, which is 2x2 for 28x28 images. `width` scales channels, `group` goes to every `BatchNorm`.
+    """
+
+    def __init__(self, k: int, shape: tuple[int, int, int], width: float = 1.0) -> None:
+        super().__init__()
+        channels, height, width_px = shape
+        if min(height, width_px) < 22:
+            raise StdacError(
+                f"images are {height}x{width_px} pixels, but DAC's network needs at least 22x22: "
+                "set an image size of 22 or more"
+            )
+        a, b = scaled(64, width), scaled(128, width)
+        plan = [(channels, a), (a, a), (a, a), (a, b), (b, b), (b, b)]
+        self.convs = nn.ModuleList(he_normal(nn.Conv2d(i, o, 3)) for i, o in plan)
+        self.norms = nn.ModuleList(BatchNorm(o) for _, o in plan)
+        self.pool_norms = nn.ModuleList([BatchNorm(a), BatchNorm(b)])
+        self.conv_k = he_normal(nn.Conv2d(b, k, 1))
+        self.norm_k, self.pool_norm_k = BatchNorm(k), BatchNorm(k)
+        self.denses = nn.ModuleList(identity(nn.Linear(k, k)) for _ in range(2))
+        self.dense_norms = nn.ModuleList(BatchNorm(k) for _ in range(2))
+
+    def forward(self, x: Tensor, group: int | None = None) -> Tensor:
+        for block in range(2):  # (B, 64, H-6, W-6) -> pooled; then (B, 128, ...) -> pooled
+            for i in range(3 * block, 3 * block + 3):
+                x = F.relu(self.norms[i](self.convs[i](x), group))
+            x = self.pool_norms[block](F.max_pool2d(x, 2), group)
+        x = F.relu(self.norm_k(self.conv_k(x), group))  # (B, K, 2, 2)
+        x = self.pool_norm_k(x.mean((2, 3)), group)  # (B, K)
+        for dense, norm in zip(self.denses, self.dense_norms, strict=True):
+            x = F.relu(norm(dense(x), group))
+        return x.softmax(1)
+
+
+def identity(layer: nn.Linear) -> nn.Linear:
+    """Identity weights, zero bias, in place."""
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+class SoftAssignment(nn.Module):
+    """Student's t similarity of codes to cluster centres, rows summing to 1 (Xie et al. 2016, Eq. 1, alpha = 1).
+
+    z (B, d) float32 -> q (B, K) float32; its argmax is the nearest centre.
+    """
+
+    def __init__(self, k: int, dimensions: int) -> None:
+        super().__init__()
+        self.centres = nn.Parameter(torch.zeros(k, dimensions))
+
+    def forward(self, z: Tensor) -> Tensor:
+        # ||z - c||^2 by its binomial formula would lose digits where a code lies on a centre; K is small
+        similarity = 1 / (1 + (z[:, None] - self.centres).square().sum(2))  # (B, K)
+        return similarity / similarity.sum(1, keepdim=True)
+
+
+def mlp(sizes: list[int]) -> nn.Sequential:
+    """Dense layers with ReLU between them and none at the end, weights U(+-1/sqrt(fan_in)), zero bias."""
+    layers: list[nn.Module] = []
+    for i, o in zip(sizes, sizes[1:], strict=False):
+        dense = nn.Linear(i, o)
+        nn.init.uniform_(dense.weight, -(i**-0.5), i**-0.5)
+        nn.init.zeros_(dense.bias)
+        layers += [dense, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -8,11 +8,18 @@ from typing import Any
 
 from stdac.data import CLASSES, NAMES
 from stdac.errors import StdacError
+from stdac.methods.dac_star import DAC_STAR
+from stdac.methods.dec import DEC
+from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
 from stdac.trial import SCHEMA_VERSION, Params, Trial
 
 METHODS: dict[str, Method] = {
+    "kmeans": KMEANS,
+    "pca-kmeans": PCA_KMEANS,
+    "dec": DEC,
+    "dac-star": DAC_STAR,
     "st-dac": ST_DAC,
 }
 

@@ -1,0 +1,115 @@
+"""DAC*: Deep Adaptive Clustering with one falling threshold and every pair in use (Chang et al. 2017, MNIST script)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from stdac.augment import AUGMENTATIONS
+from stdac.errors import StdacError
+from stdac.methods.method import Fitted, Method, Shape
+from stdac.methods.pairwise import (
+    LabelPass,
+    calibrate_and_assign,
+    deployed,
+    pair_batches,
+    pair_labels,
+    pixel_mean,
+    protocol_assignment,
+    threshold_at,
+    unit,
+)
+from stdac.networks import AllConvNet
+from stdac.train import Assignment, Run, phase
+from stdac.trial import Params
+
+
+@dataclass(frozen=True)
+class DACStarParams(Params):
+    """Hyperparameters, as in the authors' MNIST script. width: multiplier of the layers' channels."""
+
+    width: float = 1.0
+    threshold_start: float = 0.9  # cosine above which a pair is positive, in the first epoch
+    threshold_end: float = 0.5  # approached linearly: 20 epochs step by .02 and end at .52
+    augmentation: str = "dac-mnist"
+    macro_batch: int = 1000  # images labelled at once
+    passes: int = 5  # over a macro-batch
+    batch: int = 128
+    label_batch: int = 32  # images that share batch statistics when labelling
+    eval_batch: int = 128  # and when scoring
+    lr: float = 1e-3  # RMSprop, rho .9, eps 1e-8
+    precision: str = "float32"
+
+    def resolved(self, dataset: str) -> Self:
+        """Check the names. Raises StdacError for an unknown one."""
+        if self.augmentation not in AUGMENTATIONS:
+            raise StdacError(f"got augmentation = {self.augmentation!r}, expected one of {', '.join(AUGMENTATIONS)}")
+        if self.precision not in ("float32", "bfloat16"):
+            raise StdacError(f"got precision = {self.precision!r}, expected float32 or bfloat16")
+        return self
+
+
+def build(k: int, shape: Shape, params: DACStarParams) -> nn.Sequential:
+    """The untrained deployed model."""
+    return deployed(AllConvNet(k, shape, params.width))
+
+
+def fit(images: Tensor, k: int, params: DACStarParams, run: Run) -> Fitted:
+    """Train DAC* as METHODS' section 2 has it."""
+    model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params)
+    return fit_model(model, images, params, run)
+
+
+def fit_model(model: nn.Sequential, images: Tensor, params: DACStarParams, run: Run) -> Fitted:
+    """Train any `deployed` model by DAC*'s recipe."""
+    mean = pixel_mean(images)
+    model = model.to(run.device, memory_format=torch.channels_last)
+    model.standardize.mean.fill_(mean)
+    net = model.net
+    optimizer = torch.optim.RMSprop(net.parameters(), lr=params.lr, alpha=0.9, eps=1e-8)
+    # paper: file order, the same in every epoch; here: one shuffle, the same in every epoch, because folders are
+    # sorted by class, which batch statistics do not survive
+    order = torch.randperm(len(images), device=images.device)
+    label_pass = LabelPass(net, params.label_batch, run)
+    eval_pass = LabelPass(net, params.eval_batch, run)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        return pair_batches(
+            images,
+            mean,
+            label_pass,
+            order,
+            threshold_at(epoch, run.epochs, params.threshold_start, params.threshold_end),
+            AUGMENTATIONS[params.augmentation],
+            macro_batch=params.macro_batch,
+            passes=params.passes,
+            batch=params.batch,
+            drop_last=False,
+        )
+
+    def loss(x: Tensor, y_clean: Tensor, tau: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        z = unit(net(x).float())
+        r, positive = pair_labels(y_clean, tau)
+        pair = (z @ z.T - r).square().mean()
+        return pair, {"loss_pair": pair, "positive_fraction": positive, "threshold": tau}
+
+    def evaluate(_epoch: int) -> Assignment:
+        return protocol_assignment(eval_pass, images, mean, order, params.macro_batch)
+
+    phase(
+        run,
+        "cluster",
+        net,
+        optimizer,
+        epochs=run.epochs,
+        batches=batches,
+        loss=loss,
+        evaluate=evaluate,
+        precision=params.precision,
+    )
+    return Fitted(calibrate_and_assign(model, images), model)
+
+
+DAC_STAR = Method(DACStarParams, build, fit, epochs=20)

@@ -1,0 +1,159 @@
+"""DEC: Deep Embedded Clustering (Xie et al. 2016), pre-trained end to end (as FcDEC of Guo et al. 2018)."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from stdac.methods.kmeans import kmeans_centres
+from stdac.methods.method import Fitted, Method, Shape
+from stdac.networks import SoftAssignment, Standardize, mlp, scaled
+from stdac.train import Assignment, Run, phase
+from stdac.trial import Params
+
+EVAL_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class DECParams(Params):
+    """Hyperparameters. An epoch of the clustering phase is one target update: `update_interval` mini-batches."""
+
+    width: float = 1.0  # multiplier of the hidden layers' 500-500-2000 units
+    dimensions: int = 10  # of the code
+    # paper: pixels 0-255 times .02 for its layer-wise recipe; here: [0, 1], which the end-to-end recipe's lr 1 is for
+    scale: float = 1.0
+    pretrain_epochs: int = 500
+    pretrain_lr: float = 1.0  # SGD, momentum .9, mean squared error over pixels
+    batch: int = 256
+    restarts: int = 20  # of k-means on the codes
+    lr: float = 0.01  # SGD, momentum .9
+    update_interval: int = 160  # mini-batches between two updates of the target distribution
+    tolerance: float = 0.001  # ends when a smaller share of images changes cluster between two updates
+
+
+def build(k: int, shape: Shape, params: DECParams) -> nn.Sequential:
+    """The untrained deployed model: scale, encode, soft assignment."""
+    pixels = shape[0] * shape[1] * shape[2]
+    return nn.Sequential(
+        OrderedDict(
+            standardize=Standardize(0.0, params.scale),
+            flatten=nn.Flatten(),
+            encoder=mlp([pixels, *hidden(params), params.dimensions]),
+            assign=SoftAssignment(k, params.dimensions),
+        )
+    )
+
+
+def hidden(params: DECParams) -> list[int]:
+    """Units of the encoder's hidden layers."""
+    return [scaled(units, params.width) for units in (500, 500, 2000)]
+
+
+def target_distribution(q: Tensor) -> Tensor:
+    """p (N, K) from soft assignments q (N, K): squared, over cluster frequency, rows summing to 1 (Eq. 3)."""
+    weight = q.square() / q.sum(0)
+    return weight / weight.sum(1, keepdim=True)
+
+
+def clustering_loss(p: Tensor, q: Tensor) -> Tensor:
+    """KL(P || Q), summed over clusters, mean over images (Eq. 2)."""
+    return (p * (p.clamp_min(1e-12) / q).log()).sum(1).mean()
+
+
+class Previous(nn.Module):
+    """The clusters at the last target update, kept as a buffer so that they survive a restart."""
+
+    labels: Tensor
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.register_buffer("labels", torch.full((n,), -1))
+        self.register_buffer("changed", torch.tensor(1.0))
+
+    def update(self, labels: Tensor) -> None:
+        """Take the new clusters, noting the share that changed."""
+        self.changed = (labels != self.labels).float().mean()
+        self.labels = labels
+
+
+def fit(images: Tensor, k: int, params: DECParams, run: Run) -> Fitted:
+    """Pre-train an autoencoder, place centres by k-means on its codes, then train encoder and centres on KL(P || Q)."""
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    model = build(k, shape, params).to(run.device)
+    decoder = mlp([params.dimensions, *reversed(hidden(params)), shape[0] * shape[1] * shape[2]]).to(run.device)
+    pretrain(model, decoder, images, params, run)
+    model.assign.centres.data.copy_(initial_centres(model, images, k, params, run))
+    cluster(model, images, params, run)
+    return Fitted(soft_assignments(model, images).argmax(1), model.eval())
+
+
+def pretrain(model: nn.Sequential, decoder: nn.Module, images: Tensor, params: DECParams, run: Run) -> None:
+    """Phase "pretrain": mean squared reconstruction error, shuffled mini-batches."""
+    coder = nn.Sequential(model.standardize, model.flatten, model.encoder)
+    layers = nn.ModuleDict({"encoder": model.encoder, "decoder": decoder})
+    optimizer = torch.optim.SGD(layers.parameters(), lr=params.pretrain_lr, momentum=0.9)
+
+    def batches(_epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        for index in torch.randperm(len(images), device=images.device).split(params.batch):
+            yield (images[index].float() / 255,)
+
+    def loss(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        reconstruction = (decoder(coder(x)) - model.flatten(model.standardize(x))).square().mean()
+        return reconstruction, {"loss_reconstruction": reconstruction}
+
+    phase(run, "pretrain", layers, optimizer, epochs=params.pretrain_epochs, batches=batches, loss=loss)
+
+
+@torch.no_grad()
+def initial_centres(model: nn.Sequential, images: Tensor, k: int, params: DECParams, run: Run) -> Tensor:
+    """k-means on the codes of all images: (K, d)."""
+    coder = nn.Sequential(model.standardize, model.flatten, model.encoder)
+    codes = torch.cat([coder(x.float() / 255) for x in images.split(EVAL_BATCH)])
+    return torch.from_numpy(kmeans_centres(codes.cpu().numpy(), k, run.seed, params.restarts))
+
+
+@torch.no_grad()
+def soft_assignments(model: nn.Module, images: Tensor) -> Tensor:
+    """q of all images: (N, K)."""
+    return torch.cat([model(x.float() / 255) for x in images.split(EVAL_BATCH)])
+
+
+def cluster(model: nn.Sequential, images: Tensor, params: DECParams, run: Run) -> None:
+    """Phase "cluster": self-training on the target distribution, mini-batches in a fixed order that wraps around."""
+    learned = nn.ModuleDict({"encoder": model.encoder, "assign": model.assign})
+    optimizer = torch.optim.SGD(learned.parameters(), lr=params.lr, momentum=0.9)
+    previous = Previous(len(images)).to(images.device)
+    order = torch.randperm(len(images), device=images.device)
+
+    def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
+        p = target_distribution(soft_assignments(model, images))
+        offsets = torch.arange(params.batch, device=images.device)
+        for step in range((epoch - 1) * params.update_interval, epoch * params.update_interval):
+            index = order[(step * params.batch + offsets) % len(images)]
+            yield images[index].float() / 255, p[index]
+
+    def loss(x: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        divergence = clustering_loss(p, model(x))
+        return divergence, {"loss_clustering": divergence}
+
+    def evaluate(_epoch: int) -> Assignment:
+        confidence, labels = soft_assignments(model, images).max(1)
+        previous.update(labels)
+        return Assignment(labels, confidence)
+
+    phase(
+        run,
+        "cluster",
+        nn.ModuleDict({"learned": learned, "previous": previous}),
+        optimizer,
+        epochs=run.epochs,
+        batches=batches,
+        loss=loss,
+        evaluate=evaluate,
+        finished=lambda: float(previous.changed) < params.tolerance,
+    )
+
+
+DEC = Method(DECParams, build, fit, epochs=125)  # at most 20,000 mini-batches, as in Guo et al.

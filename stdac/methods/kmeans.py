@@ -1,0 +1,99 @@
+"""k-means on pixels, and on their principal components: the floor that every learned method has to beat."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+
+from stdac.errors import StdacError
+from stdac.methods.method import Fitted, Method, Shape
+from stdac.networks import SoftAssignment
+from stdac.train import Run
+from stdac.trial import Params
+
+BATCH = 1000
+
+
+@dataclass(frozen=True)
+class KMeansParams(Params):
+    """k-means++ on pixels in [0, 1]."""
+
+    restarts: int = 20
+    max_iterations: int = 300
+
+
+@dataclass(frozen=True)
+class PCAKMeansParams(KMeansParams):
+    """k-means on principal components, not whitened; components below 1 is the share of variance to keep."""
+
+    components: float = 50.0
+
+    def resolved(self, dataset: str) -> Self:
+        """Check the number of components. Raises StdacError where it is neither a share nor a whole number."""
+        if self.components <= 0 or (self.components >= 1 and self.components % 1):
+            raise StdacError(f"got components = {self.components}, expected a whole number, or a share in (0, 1)")
+        return self
+
+
+def build(k: int, shape: Shape, params: KMeansParams) -> nn.Sequential:
+    """The unfitted model: flatten, project where there are components, nearest centre."""
+    pixels = shape[0] * shape[1] * shape[2]
+    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    dimensions = pixels
+    if isinstance(params, PCAKMeansParams):
+        # a share of variance decides the number of components only when fitted: unused rows stay 0 and add no distance
+        dimensions = int(params.components) if params.components >= 1 else pixels
+        layers["project"] = nn.Linear(pixels, dimensions)
+    layers["assign"] = SoftAssignment(k, dimensions)
+    return nn.Sequential(layers)
+
+
+@torch.no_grad()
+def fit(images: Tensor, k: int, params: KMeansParams, run: Run) -> Fitted:
+    """Fit on all images at once, on the CPU."""
+    pixels: NDArray[Any] = images.flatten(1).cpu().numpy().astype(np.float32) / 255
+    model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params)
+    if isinstance(params, PCAKMeansParams):
+        pixels = project(pixels, params, model.project, run.seed)
+    centres = kmeans_centres(pixels, k, run.seed, params.restarts, params.max_iterations)
+    model.assign.centres.zero_()
+    model.assign.centres[:, : centres.shape[1]] = torch.from_numpy(centres)
+    model = model.to(run.device).eval()
+    labels = torch.cat([model(x.float() / 255).argmax(1) for x in images.split(BATCH)])
+    return Fitted(labels, model)
+
+
+def project(pixels: NDArray[Any], params: PCAKMeansParams, layer: nn.Module, seed: int) -> NDArray[Any]:
+    """Fit PCA, put it into the layer, and return the components (N, d) float32."""
+    components = int(params.components) if params.components >= 1 else params.components
+    if components > min(pixels.shape):
+        raise StdacError(
+            f"got components = {components}, expected at most {min(pixels.shape)} for {pixels.shape[0]} images "
+            f"of {pixels.shape[1]} values"
+        )
+    pca = PCA(components, random_state=seed)
+    projected: NDArray[Any] = pca.fit_transform(pixels).astype(np.float32)
+    rows = torch.from_numpy(pca.components_)
+    assert isinstance(layer, nn.Linear)
+    layer.weight.zero_()
+    layer.bias.zero_()
+    layer.weight[: len(rows)] = rows
+    layer.bias[: len(rows)] = -(rows @ torch.from_numpy(pca.mean_))
+    return projected
+
+
+def kmeans_centres(x: NDArray[Any], k: int, seed: int, restarts: int, max_iterations: int = 300) -> NDArray[np.float32]:
+    """Centres (K, d) float32 of the best of `restarts` k-means++ runs on x (N, d)."""
+    found = KMeans(k, n_init=restarts, max_iter=max_iterations, random_state=seed).fit(x)
+    centres: NDArray[np.float32] = found.cluster_centers_.astype(np.float32)
+    return centres
+
+
+KMEANS = Method(KMeansParams, build, fit, epochs=0)
+PCA_KMEANS = Method(PCAKMeansParams, build, fit, epochs=0)
