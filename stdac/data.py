@@ -46,7 +46,9 @@ class Dataset:
         return digest.hexdigest()
 
 
-def load(name: str, *, data_dir: Path | None = None, image_size: int | None = None, limit: int | None = None) -> Dataset:
+def load(
+    name: str, *, data_dir: Path | None = None, image_size: int | None = None, limit: int | None = None
+) -> Dataset:
     """Load a data set by name (NAMES) or path (a folder of images, .npz, .npy, IDX).
 
     data_dir: where torchvision keeps its downloads; default $STDAC_DATA, else ~/.cache/stdac. image_size: resize to
@@ -140,7 +142,7 @@ def import_torchvision_datasets() -> Any:
     import torch
 
     try:
-        import torchvision.datasets as datasets
+        from torchvision import datasets
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -148,7 +150,9 @@ def import_torchvision_datasets() -> Any:
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _LIBRARIES.append(library)  # a collected library takes its schemas along
-        import torchvision.datasets as datasets
+        from torchvision import datasets
     except ImportError as error:
-        raise StdacError("this data set comes through torchvision, which is not installed: pip install torchvision") from error
+        raise StdacError(
+            "this data set comes through torchvision, which is not installed: pip install torchvision"
+        ) from error
     return datasets

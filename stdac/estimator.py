@@ -1,5 +1,7 @@
 """STDAC: the method st-dac under scikit-learn's estimator contract."""
 
+# ruff: noqa: N803  # X is what scikit-learn calls it, by keyword too
+
 import copy
 import math
 import warnings
@@ -28,13 +30,13 @@ SMALLEST_SIDE = 8
 """What st-dac with up to two spatial transformers needs, in pixels."""
 
 PARAMS = ("stn", "preset", "width", "augmentation", "macro_batch", "passes", "batch", "lr")
-HISTORY = ("epoch", "loss", "loss_pair", "loss_auxiliary", "threshold", "positive_fraction", "mean_confidence")
-HISTORY += ("clusters_used", "images_seen", "seconds")
+HISTORY = (
+    *("epoch", "loss", "loss_pair", "loss_auxiliary", "threshold", "positive_fraction"),
+    *("mean_confidence", "clusters_used", "images_seen", "seconds"),
+)
 
 
-class STDAC(  # type: ignore[misc]  # scikit-learn is untyped
-    ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator
-):
+class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):  # type: ignore[misc]
     """Clusters images with a convnet and 0 to 3 spatial transformers (Souza & Zanchettin 2019), on CPU or GPU.
 
     X: uint8 (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3, or flattened (N, H*W*C), row by row, the channels
@@ -105,7 +107,8 @@ class STDAC(  # type: ignore[misc]  # scikit-learn is untyped
 
     def predict(self, X: ArrayLike) -> NDArray[np.int64]:
         """The cluster of each image, (N,) int64: on the training images, labels_. Raises ValueError, NotFittedError."""
-        return self._scores(X).argmax(1)
+        clusters: NDArray[np.int64] = self._scores(X).argmax(1)
+        return clusters
 
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Each image's scores for the K clusters, (N, K) float32, rows sum to 1. Raises ValueError, NotFittedError."""
@@ -141,7 +144,7 @@ class STDAC(  # type: ignore[misc]  # scikit-learn is untyped
             missing = math.prod(shape) - array.shape[1]
             array = np.pad(array, ((0, 0), (0, missing))).reshape(len(array), *shape)
         try:
-            return as_pixels(array, "X")
+            return np.require(as_pixels(array, "X"), requirements="W")  # torch warns of read-only arrays
         except StdacError as error:
             raise ValueError(str(error)) from error
 
@@ -168,8 +171,8 @@ class STDAC(  # type: ignore[misc]  # scikit-learn is untyped
 def predict_scores(model: nn.Module, images: Pixels, device: torch.device) -> NDArray[np.float32]:
     """The deployed model's scores (N, K) float32 of images (N, C, H, W) uint8; moves the model to the device."""
     model = model.to(device)
-    batches = torch.from_numpy(images).split(PREDICT_BATCH)
-    return torch.cat([model(x.to(device).float() / 255).cpu() for x in batches]).numpy()
+    parts = [images[i : i + PREDICT_BATCH] for i in range(0, len(images), PREDICT_BATCH)]
+    return torch.cat([model(torch.from_numpy(x).to(device).float() / 255).cpu() for x in parts]).numpy()
 
 
 def row_shape(features: int, image_shape: tuple[int, ...] | None) -> tuple[int, ...]:

@@ -1,8 +1,10 @@
-"""Pictures from files, as uint8 arrays: folders, .npz, .npy, IDX. No torch here, so that batch clustering can use it."""
+"""Pictures from files, as uint8 arrays: folders, .npz, .npy, IDX. No torch: batch clustering uses it too."""
 
 import gzip
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +21,15 @@ Image.MAX_IMAGE_PIXELS = 100_000_000
 
 def find_images(folder: Path) -> list[Path]:
     """The image files below a folder, by suffix, hidden ones left out, in a stable order."""
-    paths = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    return sorted(p for p in paths if p.is_file())
+    paths = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
 
 
 def read_image(path: Path, channels: int | None = None, size: tuple[int, int] | None = None) -> Pixels:
     """Decode one picture: (C, H, W) uint8, its first frame, turned upright by its EXIF orientation.
 
     channels: 1 (gray), 3 (RGB), or None for what the file holds. size: (height, width) to resize to, antialiased.
-    16-bit gray is scaled to 8; transparency is laid on black. Raises StdacError for a file that is not a readable image.
+    16-bit gray is scaled to 8; transparency is laid on black. Raises StdacError for what is not a readable image.
     """
     try:
         with Image.open(path) as image:
@@ -35,7 +37,9 @@ def read_image(path: Path, channels: int | None = None, size: tuple[int, int] | 
             upright = ImageOps.exif_transpose(image)
             flat = to_gray(upright) if (channels or channels_of(image)) == 1 else to_rgb(upright)
             if size is not None and flat.size != (size[1], size[0]):
-                flat = flat.resize((size[1], size[0]), Image.Resampling.BOX if shrinks(flat, size) else Image.Resampling.BILINEAR)
+                flat = flat.resize(
+                    (size[1], size[0]), Image.Resampling.BOX if shrinks(flat, size) else Image.Resampling.BILINEAR
+                )
             pixels = np.asarray(flat, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, EOFError) as error:
         reason = "not a readable image" if isinstance(error, UnidentifiedImageError) else f"{error}"
@@ -89,7 +93,9 @@ def resize(images: Pixels, size: tuple[int, int]) -> Pixels:
     return out
 
 
-def read_folder(folder: Path, size: tuple[int, int] | None = None) -> tuple[Pixels, NDArray[np.int64] | None, list[str]]:
+def read_folder(
+    folder: Path, size: tuple[int, int] | None = None
+) -> tuple[Pixels, NDArray[np.int64] | None, list[str]]:
     """A folder of pictures: images (N, C, H, W) uint8, labels, class names.
 
     Where every picture lies in a sub-folder, its name is the picture's class; else labels are None. RGB as soon as one
@@ -131,9 +137,9 @@ def read_idx(path: Path) -> NDArray[np.generic]:
     """An IDX file (the format of MNIST), gzipped or not. Raises StdacError where it is not one or is cut short."""
     try:
         data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise StdacError(f"{path}: {error}") from error
-    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_TYPES:
+    if len(data) < 4 or data[:2] != b"\0\0" or data[2] not in IDX_TYPES or not 1 <= data[3] <= 4:
         raise StdacError(f"{path} is not an IDX file: its first bytes are {data[:4].hex()}")
     ndim, dtype = data[3], np.dtype(IDX_TYPES[data[2]])
     shape = tuple(int(n) for n in np.frombuffer(data[4 : 4 + 4 * ndim], ">u4")) if len(data) >= 4 + 4 * ndim else ()
@@ -150,20 +156,28 @@ def read_arrays(path: Path) -> tuple[Pixels, NDArray[np.int64] | None]:
     named …labels-idx1… is taken as its labels. Raises StdacError for what cannot be understood.
     """
     if path.suffix not in (".npz", ".npy"):
-        return as_pixels(read_idx(path), path), idx_labels(path)
+        pixels = as_pixels(read_idx(path), path)
+        return pixels, idx_labels(path, len(pixels))
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise StdacError(f"{path} is not a plain NumPy file: {error}") from error
-    if path.suffix == ".npy":
-        return as_pixels(loaded, path), None
+        images, labels = read_numpy(path)
+    except (OSError, ValueError, EOFError, MemoryError, BadZipFile, zlib.error) as error:
+        raise StdacError(f"{path} is not a plain NumPy file: {str(error).split('. ')[0]}") from error
+    pixels = as_pixels(images, path)
+    return pixels, None if labels is None else as_labels(labels, len(pixels), path)
+
+
+def read_numpy(path: Path) -> tuple[NDArray[np.generic], NDArray[np.generic] | None]:
+    """Images and labels as an .npz or .npy file has them; what it is, its content tells. Nothing is unpickled."""
+    loaded = np.load(path, allow_pickle=False)
+    if isinstance(loaded, np.ndarray):
+        return loaded, None
     with loaded:
-        images = first_of(loaded.files, ("images", "x"))
+        images, labels = first_of(loaded.files, ("images", "x")), first_of(loaded.files, ("labels", "y"))
         if images is None:
-            raise StdacError(f"{path} holds {', '.join(loaded.files) or 'nothing'}, expected an array named images (or x)")
-        labels = first_of(loaded.files, ("labels", "y"))
-        pixels = as_pixels(loaded[images], path)
-        return pixels, None if labels is None else as_labels(loaded[labels], len(pixels), path)
+            raise StdacError(
+                f"{path} holds {', '.join(loaded.files) or 'nothing'}, expected an array named images (or x)"
+            )
+        return loaded[images], None if labels is None else loaded[labels]
 
 
 def first_of(names: Iterable[str], wanted: Iterable[str]) -> str | None:
@@ -172,14 +186,14 @@ def first_of(names: Iterable[str], wanted: Iterable[str]) -> str | None:
     return next((name for name in wanted if name in there), None)
 
 
-def idx_labels(path: Path) -> NDArray[np.int64] | None:
-    """The labels beside an IDX file of images, or None."""
+def idx_labels(path: Path, n: int) -> NDArray[np.int64] | None:
+    """The n labels beside an IDX file of images, or None."""
     if "images-idx3" not in path.name:
         return None
     beside = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     if not beside.exists():
         return None
-    return as_labels(read_idx(beside), len(read_idx(path)), beside)
+    return as_labels(read_idx(beside), n, beside)
 
 
 def as_labels(labels: NDArray[np.generic], n: int, source: object) -> NDArray[np.int64]:
@@ -197,11 +211,17 @@ def as_pixels(images: NDArray[np.generic], source: object) -> Pixels:
     uint8 is taken as it is. Raises StdacError for other shapes and types: floats have no agreed range.
     """
     if images.dtype != np.uint8:
-        raise StdacError(f"{source} has images of type {images.dtype}, expected uint8 with values 0 to 255: scale and round them")
+        raise StdacError(
+            f"{source} has images of type {images.dtype}, expected uint8 with values 0 to 255: scale and round them"
+        )
+    if images.size == 0:
+        raise StdacError(f"{source} holds no images: its shape is {images.shape}")
     if images.ndim == 3:
         return np.ascontiguousarray(images[:, None])
     if images.ndim == 4 and images.shape[1] in (1, 3):
         return np.ascontiguousarray(images)
     if images.ndim == 4 and images.shape[3] in (1, 3):
         return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    raise StdacError(f"{source} has images of shape {images.shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3")
+    raise StdacError(
+        f"{source} has images of shape {images.shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3"
+    )

@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
+from stdac.cost import training_macs
 from stdac.data import Dataset, load
 from stdac.errors import StdacError
 from stdac.files import whole
@@ -167,7 +167,7 @@ def fit(trial: Trial, images: NDArray[np.uint8], scorer: Scorer, machine: Machin
         raise StdacError(f"got {k} clusters for {n} images: expected at most one cluster an image")
     method, device = METHODS[trial.method], machine.torch_device()
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    macs = training_macs(trial, method.build(k, shape, trial.params), shape, n) if method.build else 0.0
+    macs = training_macs(trial, shape, n)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         seed_everything(trial.seed)
         run = Run(trial.seed, trial.epochs, scorer, device, machine.compiles(device, macs), saved)
@@ -181,25 +181,6 @@ def fit(trial: Trial, images: NDArray[np.uint8], scorer: Scorer, machine: Machin
 def seed_everything(seed: int) -> None:
     """Seed torch on every device; numpy's and Python's generators are not used by any method."""
     torch.manual_seed(seed)
-
-
-def training_macs(trial: Trial, model: nn.Module, shape: tuple[int, int, int], n: int) -> float:
-    """A rough count of a trial's multiply-adds: three forward passes' worth an image an epoch."""
-    total = 0
-
-    def count(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        weight = getattr(_module, "weight", None)
-        if isinstance(_module, nn.Conv2d | nn.Linear) and weight is not None:
-            nonlocal total
-            total += weight.numel() * (output[0, 0].numel() if output.ndim == 4 else 1)
-
-    hooks = [m.register_forward_hook(count) for m in model.modules()]
-    with torch.no_grad():
-        model.eval()(torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    passes = getattr(trial.params, "passes", 1)
-    return 3.0 * total * n * trial.epochs * passes
 
 
 def write_results(path: Path, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:

@@ -1,0 +1,234 @@
+"""The figures of a run: accuracy by epoch, and what the spatial transformers do to images."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from analysis.published import published_curve
+from analysis.runs import finished, read_metrics, trial_id
+from analysis.table import Cell, datasets, results, show
+from stdac.errors import StdacError
+from stdac.files import whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = {
+    "ST-DAC, 0 STN": "#0072B2",
+    "ST-DAC, 1 STN": "#D55E00",
+    "ST-DAC, 2 STN": "#009E73",
+    "ST-DAC, 3 STN": "#882255",
+    "DAC*": "#444444",
+    "DEC": "#997700",
+}
+"""Told apart with every kind of colour vision, and dark enough for text."""
+
+SPARE = ("#56B4E9", "#CC6677", "#44AA99", "#AA4499", "#332288", "#6699CC")
+GREY = "#999999"
+SHOWN = 12  # images in a picture of the transformers
+STYLE: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "stdac"}
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def write_figures(run: Path, out: Path) -> list[Path]:
+    """Write all figures of a run to the folder `out`: the curves, and the transformers' pictures of the first seed.
+
+    run: see `analysis.runs.read_metrics`; a collected file has no pictures. Returns the paths. Raises StdacError as
+    `read_metrics` does, or where `out` cannot be written.
+    """
+    rows = read_metrics(run)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StdacError(f"cannot make the folder {out} ({error.strerror}): choose another place") from error
+    cells = results(rows)
+    paths = [curves(rows, out / "accuracy-by-epoch.png")] if any(trained(cell) for cell in cells) else []
+    attempts = {trial_id(trial): attempt for trial, attempt in finished(run)}
+    for cell in cells:
+        trace = attempts[cell.trial_ids[0]] / "stn.npz" if cell.trial_ids[0] in attempts else None
+        if trace is not None and trace.exists():
+            name = f"{slug(cell.dataset)}-{slug(cell.label)}.png"
+            paths.append(stn_pictures(trace, out / name, title=f"{cell.label} on {cell.dataset}"))
+    return paths
+
+
+def trained(cell: Cell) -> bool:
+    """Whether a cell has a curve: ACC at more than one epoch."""
+    return len(cell.curves) > 1
+
+
+def slug(text: str) -> str:
+    """Text as a part of a file's name: lower-case letters, digits, dots and hyphens."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"
+
+
+def curves(rows: pa.Table, path: Path) -> Path:
+    """Draw protocol ACC by epoch, one panel a data set: mean over seeds, range, published curve, k-means.
+
+    rows: a ROWS table. path: .png, .svg or .pdf. Raises StdacError for another suffix or rows without any curve.
+    """
+    cells = results(rows)
+    names = [name for name in datasets(cells) if any(trained(c) for c in cells if c.dataset == name)]
+    if not names:
+        raise StdacError("no trial has accuracies at more than one epoch: expected at least one of a learned method")
+    with figure(path, (6.4 * len(names), 4.2)) as fig:
+        for axes, name in zip(fig.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+            draw_panel(axes, [cell for cell in cells if cell.dataset == name])
+    return path
+
+
+def draw_panel(axes: "Axes", cells: list[Cell]) -> None:
+    """One data set's curves, each named at its right end with its last value."""
+    lines = [cell for cell in cells if trained(cell)]
+    ends: list[tuple[float, str, str]] = []
+    dashed = False
+    for cell, colour in zip(lines, colours(lines), strict=True):
+        epochs, accs = list(cell.curves), list(cell.curves.values())
+        mean = np.mean(accs, axis=1)
+        axes.fill_between(epochs, [min(a) for a in accs], [max(a) for a in accs], color=colour, alpha=0.13, linewidth=0)
+        axes.plot(epochs, mean, color=colour, linewidth=2, solid_capstyle="round")
+        ends.append((mean[-1], f"{cell.label}  {show(mean[-1])}", colour))
+        paper = published_curve(cell.label, cell.dataset) if cell.published else {}
+        axes.plot(list(paper), list(paper.values()), "--", color=colour, linewidth=1)
+        dashed = dashed or bool(paper)
+    floor = next((cell for cell in cells if cell.method == "kmeans" and "acc" in cell.scores), None)
+    if floor is not None:
+        acc = float(np.mean(floor.scores["acc"]))
+        axes.axhline(acc, color=GREY, linewidth=1.5, zorder=0)
+        ends.append((acc, f"{floor.label}  {show(acc)}", "#666666"))
+    finish_panel(axes, cells, ends, dashed)
+
+
+def finish_panel(axes: "Axes", cells: list[Cell], ends: list[tuple[float, str, str]], dashed: bool) -> None:
+    """Scales, title and the names at the lines' right ends, moved apart where they would overlap."""
+    from matplotlib.ticker import MaxNLocator
+
+    seeds = sorted({cell.n for cell in cells if trained(cell)})
+    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    band = "" if seeds[-1] == 1 else ", band: lowest to highest"
+    paper = "; dashed: paper" if dashed else ""
+    axes.set_title(f"{cells[0].dataset}\n", loc="left", fontweight="bold")
+    axes.text(
+        0,
+        1.02,
+        f"mean of {count} seed{'s' if seeds[-1] > 1 else ''}{band}{paper}",
+        transform=axes.transAxes,
+        color="#666666",
+        fontsize=9,
+    )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("ACC")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(0, 1)
+    axes.margins(x=0.01)
+    heights = spread_out([acc for acc, _, _ in ends], 0.062)
+    for (_, text, colour), height in zip(ends, heights, strict=True):
+        axes.text(1.02, height, text, color=colour, transform=axes.transAxes, va="center", fontsize=10)
+
+
+def colours(cells: Sequence[Cell]) -> list[str]:
+    """A colour a cell, the same in every panel for the methods in COLOURS."""
+    spare = iter(SPARE * len(cells))
+    return [COLOURS.get(cell.label) or next(spare) for cell in cells]
+
+
+def spread_out(heights: Sequence[float], least: float) -> list[float]:
+    """The heights, moved as little as a single sweep can so that all are `least` apart and none is above 1."""
+    order = sorted(range(len(heights)), key=lambda i: -heights[i])
+    placed = list(heights)
+    top = 1.0
+    for i in order:
+        placed[i] = min(placed[i], top)
+        top = placed[i] - least
+    return placed
+
+
+def stn_pictures(trace: Path, path: Path, *, title: str = "") -> Path:
+    """Draw images as they are and as the first transformer hands them on: untrained, after epoch 1, after the last.
+
+    trace: an attempt's folder or its stn.npz. path: .png, .svg or .pdf. Below, the mean scale theta_11 and theta_22 of
+    each transformer by epoch. Raises StdacError where there is no trace, as in a trial without transformers.
+    """
+    arrays = read_trace(trace / "stn.npz" if trace.is_dir() else trace)
+    last = len(arrays["straightened"]) - 1
+    chosen = np.linspace(0, len(arrays["images"]) - 1, min(SHOWN, len(arrays["images"]))).round().astype(int)
+    named = [("original", arrays["images"]), ("untrained", arrays["straightened"][0])]
+    named += [(f"epoch {epoch}", arrays["straightened"][epoch]) for epoch in sorted({1, last}) if epoch <= last]
+    with figure(path, (9.6, 0.78 * len(named) + 2.9)) as fig:
+        top, bottom = fig.subfigures(2, 1, squeeze=False, height_ratios=[0.78 * len(named) + 0.5, 2.4])[:, 0]
+        top.suptitle(
+            f"{title}: what the first transformer hands on".removeprefix(": "),
+            x=0.01,
+            ha="left",
+            fontweight="bold",
+            fontsize=12,
+        )
+        for axes, (name, images) in zip(top.subplots(len(named), 1), named, strict=True):
+            draw_strip(axes, name, images[chosen])
+        draw_scales(bottom.subplots(), arrays["theta_mean"])
+    return path
+
+
+def read_trace(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an stn.npz, see `stdac.methods.st_dac.StnTrace`. Raises StdacError where they are not there."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in ("theta_mean", "straightened", "images")}
+    except (OSError, ValueError, KeyError) as error:
+        raise StdacError(
+            f"cannot read {path} as a trace of transformers: expected the stn.npz of a finished ST-DAC trial with at least 1 STN"
+        ) from error
+
+
+def draw_strip(axes: "Axes", name: str, images: NDArray[np.uint8]) -> None:
+    """Images (n, C, H, W) uint8 side by side, named on the left; the first three channels are RGB, else grey."""
+    channels = 3 if images.shape[1] >= 3 else 1
+    padded = np.pad(images[:, :channels], ((0, 0), (0, 0), (0, 0), (1, 1)), constant_values=255)  # (n, C, H, W + 2)
+    strip = padded.transpose(2, 0, 3, 1).reshape(images.shape[2], -1, channels)  # (H, n (W + 2), C)
+    axes.imshow(strip if channels == 3 else strip[..., 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    axes.set_ylabel(name, rotation=0, ha="right", va="center")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def draw_scales(axes: "Axes", theta_mean: NDArray[np.float32]) -> None:
+    """Mean theta_11 (solid) and theta_22 (dashed) by epoch, theta_mean (E + 1, S, 6), one colour a transformer."""
+    from matplotlib.ticker import MaxNLocator
+
+    for number, colour in zip(range(theta_mean.shape[1]), COLOURS.values(), strict=False):
+        axes.plot(theta_mean[:, number, 0], color=colour, linewidth=2, label=rf"STN {number + 1}, $\theta_{{11}}$")
+        axes.plot(
+            theta_mean[:, number, 4], "--", color=colour, linewidth=2, label=rf"STN {number + 1}, $\theta_{{22}}$"
+        )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("mean scale")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.margins(x=0.01)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
+
+
+@contextmanager
+def figure(path: Path, size_inches: tuple[float, float]) -> Iterator["Figure"]:
+    """A figure to draw on, written to `path` whole or not at all. Raises StdacError for an unknown suffix."""
+    if path.suffix not in SUFFIXES:
+        raise StdacError(f"got a figure named {path.name}, expected one that ends in {', '.join(SUFFIXES)}")
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        fig = Figure(figsize=size_inches, layout="constrained")
+        yield fig
+        with whole(path) as file:
+            fig.savefig(
+                file,
+                format=path.suffix[1:],
+                dpi=150,
+                metadata={} if path.suffix == ".png" else {"CreationDate" if path.suffix == ".pdf" else "Date": None},
+            )

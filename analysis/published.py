@@ -1,0 +1,81 @@
+"""What the papers report, from published_results.csv; every value with its source."""
+
+import csv
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stdac.errors import StdacError
+
+DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
+"""The data sets of ours that have published values, and what the papers call them."""
+
+READINGS = ("stn", "preset", "architecture", "precision")
+"""Parameters that may differ from the defaults in a trial that is still compared with the paper: the cell, and the
+readings of an unclear text."""
+
+
+class Published(NamedTuple):
+    """A published score: mean and standard deviation in [0, 1] (std None where not given), and where it stands."""
+
+    mean: float
+    std: float | None
+    source: str
+
+    @property
+    def of_best_epoch(self) -> bool:
+        """Whether each run's epoch was chosen by its labels."""
+        return "best epoch" in self.source
+
+
+def published(label: str, dataset: str, metric: str) -> Published | None:
+    """The published value of a method, the first in the file, or None.
+
+    label: "ST-DAC, 2 STN", "DAC*", "DEC" … as the tables have it, or as the file has it. dataset: "mnist" or
+    "MNIST". metric: "acc", "nmi" or "ari".
+    """
+    method, dataset = label.replace(", ", "+").replace(" STN", "STN"), DATASETS.get(dataset, dataset)
+    for row in rows():
+        if (row["method"], row["dataset"], row["metric"]) == (method, dataset, metric.upper()):
+            return Published(float(row["mean"]), float(row["std"]) if row["std"] else None, row["source"])
+    return None
+
+
+def published_curve(label: str, dataset: str, metric: str = "acc") -> dict[int, float]:
+    """The published mean by epoch, {epoch: value in [0, 1]}; empty where there is none."""
+    method, dataset = label.replace(", ", "+").replace(" STN", "STN"), DATASETS.get(dataset, dataset)
+    start = f"{metric.upper()} at epoch "
+    return {
+        int(row["metric"].removeprefix(start)): float(row["mean"])
+        for row in rows()
+        if (row["method"], row["dataset"]) == (method, dataset) and row["metric"].startswith(start)
+    }
+
+
+def comparable(row: Mapping[str, Any]) -> bool:
+    """Whether the trial of a row of `analysis.runs.ROWS` follows the paper, so that its values stand beside ours.
+
+    That is: a data set of the paper, whole and at its own size, ten clusters, and the method's default epochs and
+    parameters (which are the paper's), but for READINGS.
+    """
+    if row["dataset"] not in DATASETS or row["limit"] is not None or row["image_size"] is not None:
+        return False
+    from stdac.methods import resolve  # needs torch: only where there is something to compare
+
+    params = json.loads(row["params"])
+    reading = {name: params[name] for name in READINGS if name in params}
+    try:
+        usual = resolve({"method": row["method"], "dataset": row["dataset"], "params": reading}).to_json()
+    except StdacError:
+        return False
+    same = all(usual["params"].get(name) == value for name, value in params.items())
+    return same and (usual["n_clusters"], usual["epochs"]) == (row["n_clusters"], row["epochs"])
+
+
+@cache
+def rows() -> list[dict[str, str]]:
+    """The rows of published_results.csv: method, dataset, metric, mean, std, source."""
+    with Path(__file__).with_name("published_results.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))

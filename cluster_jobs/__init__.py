@@ -1,0 +1,1 @@
+"""Many trials: from a grid to finished folders."""

@@ -1,0 +1,91 @@
+"""A grid: a TOML file whose list-valued keys are crossed into Trials."""
+
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stdac.errors import StdacError
+from stdac.trial import Trial
+
+PRESETS = Path(__file__).parent / "grids"
+
+
+class Grid(NamedTuple):
+    """A named set of trials. text: the TOML as it was written, kept with the run."""
+
+    name: str
+    trials: list[Trial]
+    text: str
+
+
+def preset_names() -> list[str]:
+    """The grids that come with stdac."""
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_grid(name: str) -> Grid:
+    """Read a preset or a TOML file and expand it.
+
+    The file has `[defaults]` and any number of `[[trials]]` blocks with the keys of a Trial; `params` is a table of the
+    method's hyperparameters. A list is an axis: a block is the product of its axes. `seeds = 10` is short for
+    `seed = [0, ..., 9]`. Equal trials are kept once, in the order of the file. Raises StdacError for an unknown preset
+    (the known ones are named), a file that is not TOML, or a trial that `stdac.methods.resolve` refuses.
+    """
+    from stdac.methods import resolve
+
+    path = PRESETS / f"{name}.toml" if name in preset_names() else Path(name)
+    if not path.is_file():
+        raise StdacError(f"unknown grid {name!r}: expected one of {', '.join(preset_names())}, or a TOML file")
+    text = path.read_text()
+    try:
+        spec = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise StdacError(f"{path} is not TOML: {error}") from error
+    check_keys(path, spec)
+    defaults = spec.get("defaults", {})
+    trials: dict[str, Trial] = {}
+    for number, block in enumerate(spec["trials"], 1):
+        for cell in expand(merge(defaults, block)):
+            try:
+                trial = resolve(cell)
+            except StdacError as error:
+                raise StdacError(f"{path}, block {number} of [[trials]]: {error}") from error
+            trials.setdefault(trial.id, trial)
+    return Grid(str(spec.get("name", path.stem)), list(trials.values()), text)
+
+
+def check_keys(path: Path, spec: Mapping[str, Any]) -> None:
+    """Raise StdacError where the file's shape is not a grid's."""
+    extra = set(spec) - {"name", "about", "defaults", "trials"}
+    if extra:
+        raise StdacError(f"{path} has an unknown key {min(extra)!r}: expected name, about, [defaults] and [[trials]]")
+    blocks = spec.get("trials")
+    if not isinstance(blocks, list) or not blocks or not all(isinstance(b, dict) for b in blocks):
+        raise StdacError(f"{path} has no trials: expected at least one [[trials]] block")
+
+
+def merge(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+    """The block over the defaults, parameter by parameter."""
+    params = {**defaults.get("params", {}), **block.get("params", {})}
+    return {**defaults, **block, **({"params": params} if params else {})}
+
+
+def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The product of a block's lists, the last key varying fastest and the seed slowest."""
+    block = dict(block)
+    if "seeds" in block:
+        count = block.pop("seeds")
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1 or "seed" in block:
+            raise StdacError(f"got seeds = {count!r}, expected a whole number of at least 1, and no seed beside it")
+        block["seed"] = list(range(count))
+    params = block.pop("params", {})
+    axes = {("seed",): block.pop("seed", 0)}
+    axes |= {(key,): value for key, value in block.items()}
+    axes |= {("params", key): value for key, value in params.items()}
+    for values in itertools.product(*(v if isinstance(v, list) else [v] for v in axes.values())):
+        cell: dict[str, Any] = {"params": {}}
+        for key, value in zip(axes, values, strict=True):
+            (cell["params"] if len(key) == 2 else cell)[key[-1]] = value
+        yield cell

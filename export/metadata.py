@@ -1,0 +1,67 @@
+"""What an ONNX file of ours says about itself, in its metadata_props: written by the export, read by the clusterer."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stdac.errors import StdacError
+
+COLOUR_MODES = {1: "L", 3: "RGB"}
+
+
+class ModelInfo(NamedTuple):
+    """The metadata of an ONNX file.
+
+    trial: the Trial as JSON values, a data set's local path cut to its last part. k: number of clusters. colour_mode:
+    "L" or "RGB". cluster_names: K names, or none. scores: the trial's deployed scores by metric. opset: of the graph.
+    """
+
+    stdac_version: str
+    trial_id: str
+    trial: Mapping[str, Any]
+    k: int
+    height: int
+    width: int
+    colour_mode: str
+    cluster_names: tuple[str, ...]
+    dataset: str
+    scores: Mapping[str, float | None]
+    opset: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that the model takes."""
+        return (1 if self.colour_mode == "L" else 3, self.height, self.width)
+
+    def to_props(self) -> dict[str, str]:
+        """The metadata as text: strings and numbers plain, everything else as JSON."""
+        return {
+            key: str(value) if isinstance(value, str | int) else to_json(value) for key, value in self._asdict().items()
+        }
+
+
+def to_json(value: Any) -> str:
+    """Sorted JSON: equal models give equal files."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def parse_props(path: Path, props: Mapping[str, str]) -> ModelInfo:
+    """The metadata from its text. Raises StdacError for a file that stdac did not write, or with damaged metadata."""
+    missing = [key for key in ModelInfo._fields if key not in props]
+    if missing:
+        raise StdacError(
+            f"{path} is an ONNX file, but not one of stdac (it has no {missing[0]} in its metadata): "
+            "make one with stdac export model.pt model.onnx"
+        )
+    try:
+        values: dict[str, Any] = dict(props)
+        values |= {key: int(props[key]) for key in ("k", "height", "width", "opset")}
+        values |= {key: json.loads(props[key]) for key in ("trial", "cluster_names", "scores")}
+        info = ModelInfo(**{key: values[key] for key in ModelInfo._fields})
+        info = info._replace(cluster_names=tuple(map(str, info.cluster_names)))
+        if info.colour_mode not in COLOUR_MODES.values() or len(info.cluster_names) not in (0, info.k):
+            raise ValueError("colour mode or cluster names")
+    except (ValueError, TypeError) as error:
+        raise StdacError(f"the metadata of {path} is damaged: export the model again with stdac export") from error
+    return info

@@ -1,0 +1,203 @@
+"""stdac: one trial, and what becomes of its model. Heavy imports live in the commands that need them."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from export.cli import cluster_command, export_command
+from stdac.command import Commands
+from stdac.errors import StdacError
+
+if TYPE_CHECKING:
+    from stdac.train import Progress
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(package_name="stdac")
+def main() -> None:
+    """Deep image clustering: train one model, export it to ONNX, sort pictures with it.
+
+    Grids of many trials are the business of stdac-grid.
+    """
+
+
+main.add_command(export_command)
+main.add_command(cluster_command)
+
+
+@main.command()
+@click.option("--dataset", required=True, help="A name (digits, mnist, fashion-mnist, ...) or a path to images.")
+@click.option("--method", default="st-dac", help="Clustering method.")
+@click.option("--stn", type=int, help="Number of spatial transformers, 0 to 3 (short for --set stn=N).")
+@click.option("--seed", type=int, default=0, help="Seed of every random number.")
+@click.option("--epochs", type=int, help="Epochs of the main phase; the method's own number if not given.")
+@click.option("--clusters", type=int, help="Number of clusters; 10 for data sets that have a name.")
+@click.option("--limit", type=int, help="Use a fixed random subset of this many images.")
+@click.option("--image-size", type=int, help="Resize images to this side in pixels.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the method.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("runs/one"), help="Run folder.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
+@click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
+@click.option("--compile", "compile_", type=click.Choice(["auto", "on", "off"]), default="auto", help="torch.compile.")
+@click.option("--threads", type=int, help="CPU threads; all cores if not given.")
+def train(
+    dataset: str,
+    method: str,
+    stn: int | None,
+    seed: int,
+    epochs: int | None,
+    clusters: int | None,
+    limit: int | None,
+    image_size: int | None,
+    settings: tuple[str, ...],
+    out: Path,
+    data_dir: Path | None,
+    device: str,
+    compile_: str,
+    threads: int | None,
+) -> None:
+    """Train one model; run again, it goes on where it stopped.
+
+    Writes OUT/trials/ID with the scores of every epoch, the cluster of every image, and model.pt.
+    """
+    from stdac.machine import Machine
+    from stdac.methods import resolve
+    from stdac.record import TrialFolder
+    from stdac.run import run_trial
+
+    params = dict(parse_setting(text) for text in settings) | ({} if stn is None else {"stn": stn})
+    spec = {"dataset": dataset, "method": method, "seed": seed, "epochs": epochs, "n_clusters": clusters}
+    trial = resolve(spec | {"limit": limit, "image_size": image_size, "params": params})
+    folder = TrialFolder(out / "trials" / trial.id)
+    click.echo(f"trial {trial.id}: {method} on {dataset}, {trial.n_clusters} clusters, seed {seed}", err=True)
+    display = TrainDisplay()
+    with display:
+        ran = run_trial(
+            trial,
+            folder,
+            machine=Machine(device, compile_, threads),
+            data_dir=data_dir,
+            on_progress=display.progress,
+            on_score=display.score,
+        )
+    done = folder.done()
+    if done is None:
+        raise StdacError(f"{folder.path} is being written by another process: wait for it, or choose another --out")
+    if not ran:
+        click.echo("already done: nothing to do", err=True)
+    click.echo(folder.path / f"attempt-{done['attempt']}")
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """A NAME=VALUE of the command line; values are TOML (numbers, true, false), bare words are strings."""
+    import tomllib
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise StdacError(f"got --set {text}, expected NAME=VALUE, as in --set width=0.5")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value
+
+
+class TrainDisplay:
+    """Scores as lines on stdout and, on a terminal, a bar on stderr that shows the epoch in progress."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.task: Any = None
+        self.shown = 0.0
+
+    def __enter__(self) -> "TrainDisplay":
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]:.0f} images/s"))
+            self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def progress(self, p: "Progress") -> None:
+        """Move the bar, at most ten times a second."""
+        if self.bar is None or time.monotonic() - self.shown < 0.1:
+            return
+        self.shown = time.monotonic()
+        if self.task is None:
+            self.task = self.bar.add_task("", rate=0.0)
+        text = f"{p.phase} {p.epoch}/{p.epochs}"
+        self.bar.update(self.task, description=text, completed=p.step, total=p.steps or None, rate=p.images_per_s)
+
+    def score(self, row: Any) -> None:
+        """Print one row of scores."""
+        names = (("ACC", "acc"), ("NMI", "nmi"), ("ARI", "ari"))
+        scores = "  ".join(f"{name} {row[key]:.4f}" for name, key in names if row.get(key) is not None)
+        loss = f"  loss {row['loss']:.4f}" if row.get("loss") is not None else ""
+        seconds = f"  {row['seconds']:.0f} s" if row.get("seconds") is not None else ""
+        click.echo(f"{row['phase']:>8} {row['epoch']:>3}  {scores or str(row['clusters_used']) + ' clusters'}{loss}{seconds}")
+
+
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path))
+def show(path: Path) -> None:
+    """Say what PATH is: a trial's folder, a model.pt, or an ONNX file."""
+    if not path.exists():
+        raise StdacError(f"there is no {path}: expected a trial's folder, a model.pt or an ONNX file")
+    if path.is_dir():
+        show_trial(path)
+    elif path.suffix == ".onnx":
+        show_onnx(path)
+    else:
+        show_model(path)
+
+
+def show_trial(path: Path) -> None:
+    """Print a trial's description and where it stands."""
+    from stdac.record import TrialFolder
+
+    folder = TrialFolder(path)
+    trial, done, holder = folder.trial(), folder.done(), folder.holder()
+    describe(trial)
+    if done is not None:
+        state = f"done in {done['seconds']:.0f} s by attempt {done['attempt']}, {done['finished']}, on {done['device']}"
+    elif holder is not None:
+        state = f"running on {holder['host']} (process {holder['pid']}) since {holder['began']}"
+    else:
+        error = folder.error()
+        state = f"failed: {error.splitlines()[0]}" if error else "waiting"
+    click.echo(f"state       {state}")
+
+
+def show_model(path: Path) -> None:
+    """Print a model file's trial, input and scores."""
+    from stdac.model_file import load_model
+
+    model, config = load_model(path)
+    describe(config.trial.to_json())
+    click.echo(f"input       (N, {', '.join(map(str, config.shape))}) uint8")
+    click.echo(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
+    click.echo(f"scores      {config.scores}")
+
+
+def show_onnx(path: Path) -> None:
+    """Print an ONNX file's metadata."""
+    from export import Clusterer
+
+    for name, value in sorted(Clusterer(path).metadata.items()):
+        click.echo(f"{name:<14}{value}")
+
+
+def describe(trial: dict[str, Any]) -> None:
+    """Print a trial's values, one a line."""
+    for name, value in trial.items():
+        if isinstance(value, dict):
+            value = " ".join(f"{key}={entry}" for key, entry in value.items())
+        click.echo(f"{name:<12}{value}")

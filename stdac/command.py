@@ -1,0 +1,30 @@
+"""What both command lines share: errors become one sentence and an exit code."""
+
+import os
+from typing import Any
+
+import click
+
+from stdac.errors import StdacError
+
+
+class Commands(click.Group):
+    """A click group from which no traceback reaches a user; STDAC_DEBUG=1 shows it."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; any error ends in one line on stderr and exit code 1."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except StdacError as error:
+            raise click.ClickException(str(error)) from error
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; leave quietly
+            raise click.exceptions.Exit(1) from None
+        except Exception as error:
+            if os.environ.get("STDAC_DEBUG"):
+                raise
+            raise click.ClickException(
+                f"{type(error).__name__}: {error} (unexpected: set STDAC_DEBUG=1 and run again for the traceback)"
+            ) from error

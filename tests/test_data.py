@@ -1,0 +1,290 @@
+"""Data sets by name, folder and file; whatever is wrong with one is told in one sentence."""
+
+import gzip
+import io
+import os
+import pickle
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from stdac.data import NAMES, Dataset, load
+from stdac.errors import StdacError
+
+TORCHVISION_DIR = Path(os.environ.get("STDAC_DATA") or Path(__file__).parents[2] / "shared" / "data")
+IMAGES = np.arange(5 * 8 * 6, dtype=np.uint8).reshape(5, 8, 6)
+LABELS = np.array([0, 1, 2, 1, 0], dtype=np.uint8)
+
+
+def idx(array: NDArray[Any], code: int = 8) -> bytes:
+    """An array as an IDX file's bytes."""
+    return bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    """An array as an .npy file's bytes."""
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npz(**arrays: NDArray[Any]) -> bytes:
+    """Arrays as an .npz file's bytes."""
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=True, **arrays)
+    return file.getvalue()
+
+
+def save_picture(path: Path, height: int = 10, width: int = 12, mode: str = "L", value: int = 100) -> None:
+    """A picture of one colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, (width, height), value if mode == "L" else (value, 0, 0)).save(path)
+
+
+# --- by name
+
+
+def test_digits_are_1797_images_of_28_by_28() -> None:
+    digits = load("digits")
+    assert digits.images.shape == (1797, 1, 28, 28) and digits.images.dtype == np.uint8
+    assert digits.images.min() == 0 and digits.images.max() == 255
+    assert digits.labels is not None and digits.labels.dtype == np.int64 and set(digits.labels) == set(range(10))
+    assert digits.class_names == tuple("0123456789")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "mean", "counts"),
+    [
+        ("mnist", "MNIST", 0.13093, [6903, 7877, 6990, 7141, 6824, 6313, 6876, 7293, 6825, 6958]),
+        ("fashion-mnist", "FashionMNIST", 0.28616, [7000] * 10),
+    ],
+)
+def test_torchvision_sets_are_train_and_test_together(name: str, folder: str, mean: float, counts: list[int]) -> None:
+    if not (TORCHVISION_DIR / folder / "raw").is_dir():
+        pytest.skip(f"no {folder} in {TORCHVISION_DIR}: set STDAC_DATA to a folder in torchvision's layout")
+    dataset = load(name, data_dir=TORCHVISION_DIR)
+    assert dataset.images.shape == (70_000, 1, 28, 28) and dataset.images.dtype == np.uint8
+    assert dataset.images.mean() / 255 == pytest.approx(mean, abs=1e-5)
+    assert dataset.labels is not None and np.bincount(dataset.labels).tolist() == counts
+
+
+def test_an_unknown_name_is_told_the_valid_ones() -> None:
+    with pytest.raises(StdacError, match=f"'minst'.*{', '.join(NAMES)}"):
+        load("minst")
+
+
+def test_image_size_resizes_every_image() -> None:
+    assert load("digits", image_size=16).images.shape == (1797, 1, 16, 16)
+
+
+# --- a fixed subset
+
+
+def test_limit_is_a_fixed_subset_that_mixes_the_classes() -> None:
+    few, again, all_of_it = load("digits", limit=200), load("digits", limit=200), load("digits")
+    assert few.labels is not None and all_of_it.labels is not None
+    assert few.fingerprint == again.fingerprint
+    assert np.bincount(few.labels, minlength=10).min() >= 5
+    rows = {image.tobytes(): label for image, label in zip(all_of_it.images, all_of_it.labels, strict=True)}
+    assert all(rows[x.tobytes()] == label for x, label in zip(few.images, few.labels, strict=True))
+    assert len(load("digits", limit=5000).images) == 1797
+
+
+def test_a_smaller_limit_is_part_of_a_larger_one() -> None:
+    small, large = ({x.tobytes() for x in load("digits", limit=n).images} for n in (100, 300))
+    assert small <= large
+
+
+def test_fingerprint_tells_pixels_and_shape_but_not_labels() -> None:
+    x = IMAGES[:, None]
+    changed = x.copy()
+    changed[0, 0, 0, 0] ^= 1
+    assert Dataset(x, None).fingerprint == Dataset(x.copy(), LABELS.astype(np.int64)).fingerprint
+    others = {Dataset(y, None).fingerprint for y in (x, changed, x[::-1], x.transpose(0, 1, 3, 2))}
+    assert len(others) == 4 and len({Dataset(x.reshape(5, 1, 6, 8), None).fingerprint} | others) == 5
+
+
+# --- folders
+
+
+def test_sub_folders_are_classes(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/deep/2.PNG", "dog, old/3.bmp"):
+        save_picture(tmp_path / name)
+    dataset = load(str(tmp_path))
+    assert dataset.images.shape == (3, 1, 10, 12)
+    assert dataset.labels is not None and dataset.labels.tolist() == [0, 0, 1]
+    assert dataset.class_names == ("cat", "dog, old")
+
+
+def test_a_flat_folder_has_no_labels(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png")
+    save_picture(tmp_path / "b" / "c.png")
+    assert load(str(tmp_path)).labels is None
+
+
+def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
+    for name in ("a/1.png", "b/2.png", ".checkpoints/3.png", "a/._1.png"):
+        save_picture(tmp_path / name)
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    assert load(str(tmp_path)).class_names == ("a", "b")
+    assert len(load(str(tmp_path)).images) == 2
+
+
+def test_one_picture_in_colour_makes_all_rgb(tmp_path: Path) -> None:
+    save_picture(tmp_path / "gray.png", value=7)
+    save_picture(tmp_path / "red.png", mode="RGB", value=9)
+    images = load(str(tmp_path)).images
+    assert images.shape == (2, 3, 10, 12)
+    assert images[:, :, 0, 0].tolist() == [[7, 7, 7], [9, 0, 0]]
+
+
+def test_mixed_sizes_are_an_error_that_an_image_size_cures(tmp_path: Path) -> None:
+    save_picture(tmp_path / "a.png", 10, 12)
+    save_picture(tmp_path / "b.png", 20, 22)
+    with pytest.raises(StdacError, match=r"mixed sizes, a\.png has 10x12 pixels and b\.png 20x22.*--image-size"):
+        load(str(tmp_path))
+    assert load(str(tmp_path), image_size=16).images.shape == (2, 1, 16, 16)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture", None])
+def test_a_broken_picture_is_named(tmp_path: Path, content: bytes | None) -> None:
+    save_picture(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    with pytest.raises(StdacError, match=r"broken\.png"):
+        load(str(tmp_path))
+
+
+def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("nothing here")
+    with pytest.raises(StdacError, match=r"holds no images.*\.png"):
+        load(str(tmp_path))
+
+
+# --- arrays
+
+
+@pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW", "NHWC rgb", "NCHW rgb"])
+def test_npz_takes_every_layout(tmp_path: Path, layout: str) -> None:
+    rgb = np.stack([IMAGES, 2 * IMAGES, 3 * IMAGES], axis=1)
+    stored, expected = {
+        "NHW": (IMAGES, IMAGES[:, None]),
+        "NHWC": (IMAGES[..., None], IMAGES[:, None]),
+        "NCHW": (IMAGES[:, None], IMAGES[:, None]),
+        "NHWC rgb": (rgb.transpose(0, 2, 3, 1), rgb),
+        "NCHW rgb": (rgb, rgb),
+    }[layout]
+    (tmp_path / "set.npz").write_bytes(npz(images=stored, labels=LABELS))
+    dataset = load(str(tmp_path / "set.npz"))
+    np.testing.assert_array_equal(dataset.images, expected)
+    assert dataset.labels is not None and dataset.labels.tolist() == LABELS.tolist()
+
+
+def test_npz_may_call_them_x_and_y_and_npy_has_no_labels(tmp_path: Path) -> None:
+    (tmp_path / "set.npz").write_bytes(npz(x=IMAGES, y=LABELS))
+    (tmp_path / "set.npy").write_bytes(npy(IMAGES))
+    with_labels, without = load(str(tmp_path / "set.npz")), load(str(tmp_path / "set.npy"))
+    assert with_labels.labels is not None and without.labels is None
+    assert with_labels.fingerprint == without.fingerprint
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_finds_its_labels_beside_it(tmp_path: Path, suffix: str) -> None:
+    pack: Callable[[bytes], bytes] = gzip.compress if suffix else bytes
+    path = tmp_path / f"t10k-images-idx3-ubyte{suffix}"
+    path.write_bytes(pack(idx(IMAGES)))
+    assert load(str(path)).labels is None
+    (tmp_path / f"t10k-labels-idx1-ubyte{suffix}").write_bytes(pack(idx(LABELS)))
+    dataset = load(str(path))
+    np.testing.assert_array_equal(dataset.images, IMAGES[:, None])
+    assert dataset.labels is not None and dataset.labels.tolist() == LABELS.tolist()
+
+
+def test_idx_labels_of_another_length_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a-images-idx3-ubyte").write_bytes(idx(IMAGES))
+    (tmp_path / "a-labels-idx1-ubyte").write_bytes(idx(LABELS[:4]))
+    with pytest.raises(StdacError, match="5 images but 4 labels"):
+        load(str(tmp_path / "a-images-idx3-ubyte"))
+
+
+def flipped(data: bytes, position: int) -> bytes:
+    """The bytes with one of them inverted."""
+    return data[:position] + bytes([data[position] ^ 255]) + data[position + 1 :]
+
+
+OBJECTS = np.array([{"a": 1}], dtype=object)
+NOISE = np.random.default_rng(0).integers(0, 256, (9, 16, 16), dtype=np.uint8)
+BAD_FILES = {
+    "cut.idx": (idx(IMAGES)[:-1], "cut short"),
+    "header-cut.idx": (idx(IMAGES)[:7], "cut short"),
+    "too-long.idx": (idx(IMAGES) + b"0", "damaged"),
+    "huge.idx": (b"\0\0\x08\x03" + b"\xff" * 12, "damaged"),
+    "255-dimensions.idx": (b"\0\0\x08\xff" + b"\0" * 1020, "not an IDX"),
+    "no-dimension.idx": (b"\0\0\x08\0\1", "not an IDX"),
+    "no-images.idx": (b"\0\0\x08\x03" + b"\0" * 12, "no images"),
+    "text.txt": (b"hello", "not an IDX"),
+    "empty.idx": (b"", "not an IDX"),
+    "labels.idx": (idx(LABELS), "shape"),
+    "floats.idx": (idx(IMAGES.astype(">f4"), 13), "expected uint8"),
+    "cut.idx.gz": (gzip.compress(idx(IMAGES))[:-9], "end-of-stream"),
+    "damaged.idx.gz": (flipped(gzip.compress(idx(NOISE)), 16), "gz"),
+    "not-gzip.gz": (b"hello", "Not a gzipped"),
+    "cut.npz": (npz(images=NOISE)[:-30], "not a plain NumPy file"),
+    "damaged.npz": (flipped(npz(images=NOISE), 400), "not a plain NumPy file"),
+    "text.npz": (b"hello", "not a plain NumPy file"),
+    "empty.npz": (b"", "not a plain NumPy file"),
+    "objects.npz": (npz(images=OBJECTS), "not a plain NumPy file"),
+    "pickle.npy": (pickle.dumps(IMAGES), "not a plain NumPy file"),
+    "other-names.npz": (npz(pictures=IMAGES), "holds pictures, expected an array named images"),
+    "fewer-labels.npz": (npz(images=IMAGES, labels=LABELS[:4]), "5 images but 4 labels"),
+    "wide-labels.npz": (npz(images=IMAGES, labels=np.eye(5, dtype=int)), "labels of shape"),
+    "float-labels.npz": (npz(images=IMAGES, labels=LABELS / 2), "type float64"),
+    "cut.npy": (npy(IMAGES)[:-5], "not a plain NumPy file"),
+    "huge.npy": (npy(IMAGES).replace(b"(5, 8, 6), }        ", b"(5000000000000,8,6)}"), "not a plain NumPy file"),
+    "floats.npy": (npy(IMAGES / 255), "expected uint8"),
+    "one-image.npy": (npy(IMAGES[0]), "shape"),
+    "five-channels.npy": (npy(np.zeros((4, 8, 8, 5), np.uint8)), "shape"),
+    "no-images.npy": (npy(IMAGES[:0]), "no images"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_told_in_one_sentence(tmp_path: Path, name: str) -> None:
+    content, message = BAD_FILES[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(StdacError, match=message) as caught:
+        load(str(path))
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+class Bomb:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["hostile.npy", "hostile.npz", "pickle.npy"])
+def test_nothing_is_ever_unpickled(tmp_path: Path, name: str) -> None:
+    bombs = np.array([Bomb(tmp_path / "exploded")], dtype=object)
+    content = {"hostile.npy": npy, "hostile.npz": lambda a: npz(images=a), "pickle.npy": pickle.dumps}[name](bombs)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(StdacError):
+        load(str(tmp_path / name))
+    assert not (tmp_path / "exploded").exists()
+
+
+def test_a_file_named_as_the_other_kind_is_read_by_its_content(tmp_path: Path) -> None:
+    (tmp_path / "array.npz").write_bytes(npy(IMAGES))
+    (tmp_path / "archive.npy").write_bytes(npz(images=IMAGES, labels=LABELS))
+    assert load(str(tmp_path / "array.npz")).fingerprint == load(str(tmp_path / "archive.npy")).fingerprint
