@@ -232,6 +232,19 @@ def results(run: Path, markdown: bool, figures: Path | None) -> None:
 
 @main.command()
 @RUN
+@click.option("--method", default="st-dac", help="Among this method's trials.")
+def best(run: Path, method: str) -> None:
+    """Print the model file of the trial with the lowest final training loss: a choice that needs no labels.
+
+    Losses compare within one method only, and best where its trials share their loss's parameters.
+    """
+    from cluster_jobs.ledger import Ledger
+
+    click.echo(Ledger(run).best_model(method))
+
+
+@main.command()
+@RUN
 def collect(run: Path) -> None:
     """Write RUN/metrics.parquet with the rows of all done trials."""
     from cluster_jobs.ledger import Ledger

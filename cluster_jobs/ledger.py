@@ -109,6 +109,21 @@ class Ledger:
             self.folder(trial_id).clear_error()
         return failed
 
+    def best_model(self, method: str) -> Path:
+        """The model.pt of the method's done trial with the lowest loss in its last epoch. Raises StdacError for none."""
+        losses: dict[Path, float] = {}
+        for trial_id, trial in self.trials().items():
+            done = self.folder(trial_id).done()
+            if done is not None and trial["method"] == method:
+                path = self.folder(trial_id).path / f"attempt-{done['attempt']}"
+                rows = pq.read_table(path / "metrics.parquet", columns=["phase", "epoch", "loss"]).to_pylist()
+                last = max((r for r in rows if r["phase"] == "cluster"), key=lambda r: r["epoch"])
+                if last["loss"] is not None and (path / "model.pt").exists():
+                    losses[path / "model.pt"] = last["loss"]
+        if not losses:
+            raise StdacError(f"{self.path} has no done {method} trial with a loss and a model: launch its grid first")
+        return min(losses, key=losses.__getitem__)
+
     def collect(self) -> Path:
         """Write RUN/metrics.parquet: the rows of all done trials, sorted by trial, phase and epoch."""
         tables = [METRICS.empty_table()]

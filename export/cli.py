@@ -1,6 +1,7 @@
 """The commands `stdac export` and `stdac cluster`. Heavy imports stay inside: `stdac --help` is instant."""
 
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,8 @@ import click
 if TYPE_CHECKING:
     from export.cluster import Progress, Summary
     from export.to_onnx import ExportReport
+
+LINE_EVERY_S = 10
 
 
 @click.command("export")
@@ -78,23 +81,18 @@ def cluster_command(model: Path, inputs: tuple[str, ...], output: Path, provider
         warnings.simplefilter("ignore")  # Pillow's remarks on odd files
         summary = cluster_files(model, inputs, output, provider, show)
     if not summary.images:
-        found = (
-            f"none of {summary.errors} could be read, the first: {summary.first_error}"
-            if summary.errors
-            else "none found"
-        )
-        raise StdacError(f"no image was sorted ({found}); see {output}")
+        raise StdacError(f"no image was sorted: {unread_text(summary)}")
     if not quiet:
         click.echo(sizes_text(summary))
     if summary.errors:
-        click.echo(f"{counted(summary.errors, 'file')} could not be read, the first: {summary.first_error}", err=True)
+        click.echo(unread_text(summary), err=True)
 
 
 @contextmanager
 def progress_shown(quiet: bool) -> Iterator["Callable[[Progress], None] | None"]:
-    """A progress bar on stderr where it is a terminal, else nothing."""
+    """A progress bar on stderr where it is a terminal, else a line now and then."""
     if quiet or not sys.stderr.isatty():
-        yield None
+        yield None if quiet else progress_lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -118,9 +116,23 @@ def progress_shown(quiet: bool) -> Iterator["Callable[[Progress], None] | None"]
         yield show
 
 
+def progress_lines() -> "Callable[[Progress], None]":
+    """A function that tells the progress as a line on stderr, at most one in LINE_EVERY_S."""
+    last = time.monotonic()
+
+    def show(progress: "Progress") -> None:
+        nonlocal last
+        if time.monotonic() - last >= LINE_EVERY_S:
+            last = time.monotonic()
+            total = "" if progress.total is None else f" of {progress.total:,}"
+            click.echo(f"{progress.done:,}{total} images", err=True)
+
+    return show
+
+
 def sizes_text(summary: "Summary") -> str:
     """A table of the clusters, and what was written."""
-    names = summary.cluster_names or ("",) * len(summary.sizes)
+    names = [one_line(name) for name in summary.cluster_names] or [""] * len(summary.sizes)
     wide = max(map(len, ("name", *names)))
     lines = [f"cluster  {'name':{wide}}  {'images':>9}  mean confidence"]
     for k, (name, size, mean) in enumerate(zip(names, summary.sizes, summary.mean_confidence, strict=True)):
@@ -131,14 +143,16 @@ def sizes_text(summary: "Summary") -> str:
 
 
 def unread_text(summary: "Summary") -> str:
-    """How many files could not be read and why the first could not, in one line whatever its name."""
-    first = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in summary.first_error or "")
-    where = f"; the column error of {summary.output} says why"
-    return (
-        f"{counted(summary.errors, 'file')} could not be read (the first: {first}){where}"
-        if first
-        else "no image found"
-    )
+    """How many files could not be read, and why the first could not."""
+    if summary.first_error is None:
+        return "the inputs hold none"
+    files, first = counted(summary.errors, "file"), one_line(summary.first_error)
+    return f"{files} could not be read (the first: {first}); the column error of {summary.output} says why"
+
+
+def one_line(text: str) -> str:
+    """The text without line breaks or control characters, which a file's or cluster's name may hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def counted(n: int, noun: str) -> str:

@@ -42,8 +42,8 @@ CLUSTERS = pa.schema(
 
 source: the file or data set; index: the image's place in it (0 for a picture file). cluster: its id; name: the
 cluster's name, null where the model has none. confidence: the score of the cluster; runner_up: the cluster with the
-next score; margin: confidence minus that score. error: why the image could not be read (then all but source and index are
-null), null for one that was.
+next score; margin: confidence minus that score. error: why the image could not be read (then all but source and index
+are null), null for one that was.
 """
 
 
@@ -100,8 +100,12 @@ class Clusterer:
         images: (N, H, W), (N, H, W, C) or (N, C, H, W) uint8, of the model's size and channels (`info.shape`); N may be
         0. Raises StdacError for another shape or type.
         """
-        given = np.asarray(images)
-        pixels = as_pixels(given, "predict") if len(given) else np.zeros((0, *self.info.shape), np.uint8)
+        try:
+            given = np.asarray(images)
+        except ValueError as error:
+            raise StdacError("got images of several shapes, expected one array: resize them first") from error
+        none = given.shape[:1] == (0,)
+        pixels = np.zeros((0, *self.info.shape), np.uint8) if none else as_pixels(given, "the input")
         if pixels.shape[1:] != self.info.shape:
             raise StdacError(
                 f"got images of shape (C, H, W) = {pixels.shape[1:]}, expected {self.info.shape} for {self.path.name}: "
@@ -146,12 +150,13 @@ def open_session(model: bytes, path: Path, provider: str) -> tuple[Any, str]:
         session = start_session(ort, model, path, "cuda")
         if session is not None and session.get_providers()[0] == PROVIDERS["cuda"]:
             return session, "cuda"
-        if provider == "cuda":
-            raise StdacError(
-                "provider cuda did not come up: onnxruntime found no GPU, or no CUDA and cuDNN libraries that fit it; "
-                "install them or use --provider cpu"
-            )
-    return start_session(ort, model, path, "cpu"), "cpu"
+    session = start_session(ort, model, path, "cpu")
+    if provider == "cuda":
+        raise StdacError(
+            "provider cuda did not come up: onnxruntime found no GPU, or no CUDA and cuDNN libraries that fit it; "
+            "install them or use --provider cpu"
+        )
+    return session, "cpu"
 
 
 def import_onnxruntime() -> Any:

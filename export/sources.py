@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from stdac.data import NAMES, load
 from stdac.errors import StdacError
 from stdac.images import IDX_TYPES, SUFFIXES, Pixels, as_pixels, read_arrays, read_idx, read_image, resize
 
@@ -57,14 +58,12 @@ Source = Files | Array
 
 
 def open_source(text: str) -> Source:
-    """What an INPUT is: the name of a data set, a folder, an array file, or else one picture.
+    """What an INPUT is: the name of a data set (./digits is a folder), a folder, an array file, or else one picture.
 
     Raises StdacError for what is not there and for a folder without images. Nothing is decoded yet.
     """
-    from stdac.data import NAMES, load
-
     if text in NAMES:
-        return Array(text, lambda: load(text).images)
+        return Array(text, lambda: load_named(text))
     path = Path(text).expanduser()
     if path.is_dir():
         return open_folder(path)
@@ -79,6 +78,16 @@ def open_source(text: str) -> Source:
     if is_idx(path):
         return Array(str(path), lambda: as_pixels(read_idx(path), path))
     return Files(1, lambda: [str(path)])
+
+
+def load_named(name: str) -> Pixels:
+    """A data set by name, (N, C, H, W) uint8. Raises StdacError where the package that has it is not installed."""
+    try:
+        return load(name).images
+    except ImportError as error:
+        raise StdacError(
+            f"this data set needs {error.name}, which is not installed: pip install {error.name}"
+        ) from error
 
 
 def is_idx(path: Path) -> bool:
@@ -105,18 +114,31 @@ def walk(folder: str) -> Iterator[str]:
     Hidden ones are left out, links to folders not followed. A folder that cannot be listed is itself yielded, to end up
     as a row with an error.
     """
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError:
-        yield folder
-        return
-    for entry in entries:
-        if entry.name.startswith("."):
+    waiting = [(folder, True)]
+    while waiting:
+        path, is_folder = waiting.pop()
+        if not is_folder:
+            yield path
             continue
-        if entry.is_dir(follow_symlinks=False):
-            yield from walk(entry.path)
-        elif Path(entry.name).suffix.lower() in SUFFIXES and os.path.isfile(entry.path):  # noqa: PTH113  # never raises
-            yield entry.path
+        try:
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True)
+        except OSError:
+            yield path
+            continue
+        waiting += [(e.path, e.is_dir(follow_symlinks=False)) for e in entries if is_wanted(e)]
+
+
+def is_wanted(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a visible folder, or a visible file, or link to one, with an image's suffix."""
+    if entry.name.startswith("."):
+        return False
+    if entry.is_dir(follow_symlinks=False):
+        return True
+    if Path(entry.name).suffix.lower() not in SUFFIXES:
+        return False
+    if entry.is_symlink():
+        return os.path.isfile(entry.path)  # noqa: PTH113  # Path.is_file raises where a folder is closed
+    return entry.is_file()
 
 
 def stream(sources: Sequence[Source], shape: tuple[int, int, int]) -> Iterator[Batch]:

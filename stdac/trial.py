@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
+
+from stdac.errors import StdacError
 
 SCHEMA_VERSION = 1
 
@@ -51,3 +54,13 @@ class Trial:
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: the same text for equal values on every Python version."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def check_ranges(params: Params, least: Mapping[str, int], positive: Iterable[str] = ("width", "lr")) -> None:
+    """Raise StdacError where a parameter is below its least value, or one that must be positive and finite is not."""
+    for name, number in least.items():
+        if getattr(params, name) < number:
+            raise StdacError(f"got {name} = {getattr(params, name)}, expected at least {number}")
+    for name in positive:
+        if not 0 < getattr(params, name) < float("inf"):
+            raise StdacError(f"got {name} = {getattr(params, name)}, expected a number above 0")

@@ -28,7 +28,7 @@ NOT_FOR_IMAGES = {
     + "; with two clusters: test_an_image_is_scored_alone_as_among_others",
     "check_fit2d_1feature": ONE_CLUSTER,
     "check_fit2d_predict1d": ONE_CLUSTER,
-    "check_methods_sample_order_invariance": "scores are float32 and equal to 1e-6, not to 1e-9",
+    "check_methods_sample_order_invariance": "float32 scores: the last digits depend on the place in the batch",
 }
 
 
@@ -63,6 +63,7 @@ def fitted(x: NDArray[np.uint8]) -> STDAC:
 @parametrize_with_checks(
     [STDAC(2, stn=1, width=0.1, epochs=5, device="cpu")],
     expected_failed_checks=lambda _: NOT_FOR_IMAGES,
+    xfail_strict=False,  # the order of images may happen not to change any rounding
 )
 def test_scikit_learn_estimator_check(estimator: STDAC, check: Callable[[STDAC], None]) -> None:
     check(estimator)

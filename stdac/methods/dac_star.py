@@ -23,7 +23,7 @@ from stdac.methods.pairwise import (
 )
 from stdac.networks import AllConvNet
 from stdac.train import Assignment, Run, phase
-from stdac.trial import Params
+from stdac.trial import Params, check_ranges
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class DACStarParams(Params):
             raise StdacError(f"got augmentation = {self.augmentation!r}, expected one of {', '.join(AUGMENTATIONS)}")
         if self.precision not in ("float32", "bfloat16"):
             raise StdacError(f"got precision = {self.precision!r}, expected float32 or bfloat16")
+        check_ranges(self, {"passes": 1, "batch": 2, "label_batch": 2, "eval_batch": 2, "macro_batch": 2})
         return self
 
 

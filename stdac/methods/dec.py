@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from stdac.methods.kmeans import kmeans_centres
 from stdac.methods.method import Fitted, Method, Shape
 from stdac.networks import SoftAssignment, Standardize, mlp, scaled
 from stdac.train import Assignment, Run, phase
-from stdac.trial import Params
+from stdac.trial import Params, check_ranges
 
 EVAL_BATCH = 1000
 
@@ -31,6 +32,12 @@ class DECParams(Params):
     lr: float = 0.01  # SGD, momentum .9
     update_interval: int = 160  # mini-batches between two updates of the target distribution
     tolerance: float = 0.001  # ends when a smaller share of images changes cluster between two updates
+
+    def resolved(self, dataset: str) -> Self:
+        """Check the ranges. Raises StdacError for a value out of its range."""
+        least = dict.fromkeys(("dimensions", "pretrain_epochs", "batch", "restarts", "update_interval"), 1)
+        check_ranges(self, least | {"tolerance": 0}, ("width", "lr", "pretrain_lr", "scale"))
+        return self
 
 
 def build(k: int, shape: Shape, params: DECParams) -> nn.Sequential:

@@ -15,7 +15,7 @@ from stdac.errors import StdacError
 from stdac.methods.method import Fitted, Method, Shape
 from stdac.networks import SoftAssignment
 from stdac.train import Run
-from stdac.trial import Params
+from stdac.trial import Params, check_ranges
 
 BATCH = 1000
 
@@ -26,6 +26,11 @@ class KMeansParams(Params):
 
     restarts: int = 20
     max_iterations: int = 300
+
+    def resolved(self, dataset: str) -> Self:
+        """Check the ranges. Raises StdacError for a value out of its range."""
+        check_ranges(self, {"restarts": 1, "max_iterations": 1}, ())
+        return self
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class PCAKMeansParams(KMeansParams):
         """Check the number of components. Raises StdacError where it is neither a share nor a whole number."""
         if self.components <= 0 or (self.components >= 1 and self.components % 1):
             raise StdacError(f"got components = {self.components}, expected a whole number, or a share in (0, 1)")
-        return self
+        return super().resolved(dataset)
 
 
 def build(k: int, shape: Shape, params: KMeansParams) -> nn.Sequential:

@@ -100,7 +100,7 @@ def pair_batches(
     y (b, K) and the threshold, a 0-d tensor. `drop_last` skips a pass's shorter last batch (fewer than 2 images always).
     """
     tau = torch.tensor(threshold, device=images.device)
-    for chunk in order.split(macro_batch):
+    for chunk in tail_joined(order, macro_batch):
         clean = standardized(images[chunk], mean)
         labels = label_pass(clean)
         label_pass.net.train()

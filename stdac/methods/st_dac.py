@@ -26,7 +26,7 @@ from stdac.methods.pairwise import (
 )
 from stdac.networks import STDACNet
 from stdac.train import Assignment, Run, phase
-from stdac.trial import Params
+from stdac.trial import Params, check_ranges
 
 # Threshold range and augmentation: the paper's text and the released code have the two data sets' ranges swapped.
 PRESETS: dict[tuple[str, str], tuple[float, float, str]] = {
@@ -77,6 +77,7 @@ class STDACParams(Params):
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise StdacError(f"got {name} = {value!r}, expected one of {', '.join(map(str, allowed))}")
+        check_ranges(self, {"passes": 1, "batch": 2, "eval_batch": 2, "macro_batch": self.batch})
         start, end, augmentation = PRESETS[self.preset, known]
         undropped = self.preset == "code" and dataset == "mnist" and self.stn == 0
         return replace(

@@ -1,0 +1,40 @@
+# Two commands do everything on a fresh machine: make demo, make test.
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := runs/quick
+
+.PHONY: demo test test-slow lint lock clean
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,test]'
+	touch $@
+
+# The main job on the embedded data: the ablation table, the figures, one model exported, and images sorted with it.
+demo: .venv/installed
+	$(BIN)/stdac-grid launch quick --out $(RUN)
+	$(BIN)/stdac-grid results $(RUN) --figures $(RUN)/figures
+	$(BIN)/stdac export "$$($(BIN)/stdac-grid best $(RUN))" $(RUN)/model.onnx
+	$(BIN)/stdac cluster $(RUN)/model.onnx digits -o $(RUN)/clusters.parquet
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Write constraints.txt anew from the newest versions that pyproject.toml allows.
+lock:
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet '.[cpu,test]' 'torch==2.13.0'
+	( echo '# The versions that the tests ran with; make lock writes this file.'; \
+	  .venv-lock/bin/python -m pip freeze --exclude stdac | sed 's/+cpu//' ) > constraints.txt
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

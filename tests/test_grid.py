@@ -1,0 +1,116 @@
+"""Grids: TOML files, the presets, and what is wrong with a bad one."""
+
+from pathlib import Path
+
+import pytest
+
+from cluster_jobs.grid import load_grid, preset_names
+from cluster_jobs.ledger import Ledger
+from stdac.errors import StdacError
+from stdac.files import write_json
+from stdac.methods import resolve
+from stdac.record import TrialFolder
+from tests.conftest import small
+
+
+def write(folder: Path, text: str) -> str:
+    (folder / "grid.toml").write_text(text)
+    return str(folder / "grid.toml")
+
+
+def test_paper_is_table_6() -> None:
+    trials = load_grid("paper").trials
+    assert len(trials) == 100
+    cells = {(t.dataset, t.method, getattr(t.params, "stn", None)) for t in trials}
+    assert len(cells) == 10 and {t.seed for t in trials} == set(range(10))
+    assert {t.epochs for t in trials if t.method == "st-dac"} == {10}
+    assert {t.epochs for t in trials if t.method == "dac-star"} == {20}
+
+
+def test_quick_has_every_ablation_cell_twice() -> None:
+    trials = load_grid("quick").trials
+    assert {getattr(t.params, "stn", None) for t in trials if t.method == "st-dac"} == {0, 1, 2, 3}
+    assert {"kmeans", "dac-star", "st-dac"} == {t.method for t in trials}
+    assert all(t.dataset == "digits" for t in trials) and len({t.seed for t in trials}) >= 2
+
+
+def test_every_preset_expands() -> None:
+    assert {"quick", "paper"} <= set(preset_names())
+    assert all(load_grid(name).trials for name in preset_names())
+
+
+def test_lists_are_axes_and_equal_trials_are_kept_once(tmp_path: Path) -> None:
+    grid = load_grid(
+        write(
+            tmp_path,
+            """
+            [defaults]
+            dataset = ["digits", "mnist"]
+            params = { width = 0.5 }
+            [[trials]]
+            seeds = 3
+            params = { stn = [0, 1] }
+            [[trials]]
+            seed = 0
+            params = { stn = 1, lr = 0.001 }
+            [[trials]]
+            dataset = "digits"
+            params = { stn = 1 }
+            """,
+        )
+    )
+    assert len(grid.trials) == 2 * 3 * 2 + 2 and grid.name == "grid"
+    assert {t.params.width for t in grid.trials} == {0.5}
+    assert [t.seed for t in grid.trials[:5]] == [0, 0, 0, 0, 1]  # a cut-off grid has whole seeds
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("trials = 3", ["no trials", "[[trials]]"]),
+        ("[[trials]]\ndataset='mnist'\nmethod='x'", ["block 1", "'x'", "st-dac"]),
+        ("[[trials]]\ndataset='mnist'\nparams={stx=1}", ["stx", "stn"]),
+        ("[[trials]]\ndataset='mnist'\nseeds=0", ["seeds = 0"]),
+        ("[[trials]]\ndataset='mnist'\n[default]\nseed=1", ["'default'", "[defaults]"]),
+        ("[[trials", ["not TOML"]),
+    ],
+)
+def test_a_bad_grid_says_what_is_wrong(tmp_path: Path, text: str, words: list[str]) -> None:
+    with pytest.raises(StdacError) as caught:
+        load_grid(write(tmp_path, text))
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_an_unknown_grid_names_the_presets() -> None:
+    with pytest.raises(StdacError, match="papre.*paper, quick"):
+        load_grid("papre")
+
+
+def test_a_changed_grid_adds_and_keeps(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "run")
+    old, new = [resolve(small("kmeans", seed=s)) for s in (0, 1)], [resolve(small("kmeans", seed=s)) for s in (1, 2)]
+    assert ledger.plan(old, "old") == []
+    assert ledger.plan(new, "new") == [old[0].id]
+    assert set(ledger.trials()) == {t.id for t in old + new}
+    assert (tmp_path / "run" / "grid.toml").read_text() == "new"
+
+
+def test_states_are_read_from_the_files_alone(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    trials = [resolve(small("kmeans", seed=s)) for s in range(4)]
+    ledger.plan(trials, "")
+    folders = [TrialFolder(tmp_path / "trials" / t.id) for t in trials]
+    for folder, trial in zip(folders[:3], trials, strict=False):
+        folder.create(trial.to_json())
+    write_json(folders[0].path / "done.json", {"attempt": 1, "seconds": 1.0, "attempts": 1})
+    folders[1].claim({})
+    (folders[2].path / "error.txt").write_text("it broke\ndetails")
+    assert [s.state for s in ledger.statuses()] == ["done", "running", "failed", "waiting"]
+    assert ledger.statuses()[2].detail["reason"] == "it broke"
+    assert ledger.retry() == [trials[2].id]
+    assert [s.state for s in ledger.statuses()] == ["done", "running", "waiting", "waiting"]
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StdacError, match="not a run folder"):
+        Ledger(tmp_path).statuses()

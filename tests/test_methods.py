@@ -1,0 +1,162 @@
+"""One contract over all methods."""
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from stdac.data import Dataset, load
+from stdac.methods import METHODS, resolve
+from stdac.model_file import load_model
+from stdac.record import ASSIGNMENTS, METRICS, Attempt, TrialFolder
+from stdac.run import Scorer, fit, run_trial
+from stdac.train import Progress
+from tests.conftest import CPU, SMALL, results_of, small
+
+Folders = Callable[[str], TrialFolder]
+
+
+class PowerCut(BaseException):
+    """Ends a trial where it stands."""
+
+
+def test_every_method_has_a_small_trial() -> None:
+    assert set(SMALL) == set(METHODS)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrialFolder]:
+    folders = {}
+    for method in METHODS:
+        folders[method] = TrialFolder(tmp_path_factory.mktemp(method) / "trial")
+        assert run_trial(resolve(small(method)), folders[method], machine=CPU)
+    return folders
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_trial_leaves_rows_assignments_and_a_model_that_agree(
+    method: str, undisturbed: dict[str, TrialFolder]
+) -> None:
+    _, path = results_of(undisturbed[method])
+    rows = pq.read_table(path / "metrics.parquet")
+    assert rows.schema.equals(METRICS)
+    keys = list(zip(rows["phase"].to_pylist(), rows["epoch"].to_pylist(), strict=True))
+    assert len(set(keys)) == len(keys)
+    assert keys[-1][0] == "deployed" and "cluster" in {phase for phase, _ in keys}
+    assigned = pq.read_table(path / "assignments.parquet")
+    assert assigned.schema.equals(ASSIGNMENTS) and assigned.num_rows == 200
+    model, config = load_model(path / "model.pt")
+    images = torch.from_numpy(load("digits", limit=200).images)
+    with torch.no_grad():
+        scores = model(images.float() / 255)
+    assert scores.shape == (200, 10) and scores.dtype == torch.float32
+    assert torch.allclose(scores.sum(1), torch.ones(200), atol=1e-5)
+    np.testing.assert_array_equal(scores.argmax(1).numpy(), assigned["cluster"].to_numpy())
+    assert config.trial == resolve(small(method)) and config.shape == (1, 28, 28)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_same_trial_gives_the_same_bytes(method: str, undisturbed: dict[str, TrialFolder], tmp_path) -> None:
+    again = TrialFolder(tmp_path / "again")
+    torch.rand(7)  # the caller's random state must not matter
+    run_trial(resolve(small(method)), again, machine=CPU)
+    assert_equal(again, undisturbed[method])
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].epochs])
+@pytest.mark.parametrize("stop_at", [1, 2])
+def test_stopped_and_resumed_equals_uninterrupted(
+    method: str, stop_at: int, undisturbed: dict[str, TrialFolder], new_folder: Folders
+) -> None:
+    folder = new_folder("cut")
+
+    def cut(progress: Progress) -> None:
+        if progress.epoch == stop_at and progress.step == 2 and progress.phase == "cluster":
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        run_trial(resolve(small(method)), folder, machine=CPU, on_progress=cut)
+    assert folder.done() is None
+    assert run_trial(resolve(small(method)), folder, machine=CPU)
+    assert_equal(folder, undisturbed[method])
+
+
+def test_a_two_phase_trial_stopped_while_pretraining_resumes_too(
+    undisturbed: dict[str, TrialFolder], new_folder: Folders
+) -> None:
+    folder = new_folder("cut")
+
+    def cut(progress: Progress) -> None:
+        if (progress.phase, progress.epoch) == ("pretrain", 2):
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        run_trial(resolve(small("dec")), folder, machine=CPU, on_progress=cut)
+    run_trial(resolve(small("dec")), folder, machine=CPU)
+    assert_equal(folder, undisturbed["dec"])
+
+
+def assert_equal(folder: TrialFolder, other: TrialFolder) -> None:
+    rows, path = results_of(folder)
+    other_rows, other_path = results_of(other)
+    assert rows.equals(other_rows)
+    for name in ("model.pt", "assignments.parquet", "stn.npz"):
+        assert (path / name).exists() == (other_path / name).exists()
+        if (path / name).exists():
+            assert digest(path / name) == digest(other_path / name), name
+
+
+def digest(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_ground_truth_changes_no_weight(method: str) -> None:
+    dataset, trial = load("digits", limit=200), resolve(small(method))
+    permuted = Dataset(dataset.images, np.random.default_rng(0).permutation(dataset.labels))
+    models = []
+    for data in (dataset, permuted, Dataset(dataset.images, None)):
+        scorer = Scorer(trial, data, "cpu")
+        models.append(fit(trial, data.images, scorer, CPU, {}).model.state_dict())
+    for name, tensor in models[0].items():
+        assert torch.equal(tensor, models[1][name]) and torch.equal(tensor, models[2][name]), name
+
+
+def test_seeds_differ() -> None:
+    images, trials = load("digits", limit=200).images, [resolve(small("st-dac", seed=s)) for s in (0, 1)]
+    dataset = Dataset(images, None)
+    a, b = (fit(t, images, Scorer(t, dataset, "cpu"), CPU, {}).model.state_dict() for t in trials)
+    assert not torch.equal(a["net.conv1.weight"], b["net.conv1.weight"])
+
+
+def test_a_resumed_trial_refuses_other_images(new_folder: Folders, tmp_path) -> None:
+    images = load("digits", limit=120).images
+    np.save(tmp_path / "set.npy", images)
+    spec = small("st-dac", dataset=str(tmp_path / "set.npy"), n_clusters=10, limit=None)
+    folder = new_folder("cut")
+
+    def cut(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        run_trial(resolve(spec), folder, machine=CPU, on_progress=cut)
+    np.save(tmp_path / "set.npy", images[::-1])
+    with pytest.raises(Exception, match="are not those that trial"):
+        run_trial(resolve(spec), folder, machine=CPU)
+    assert "are not those" in folder.error()
+
+
+def test_an_attempt_that_was_superseded_stops_writing(new_folder: Folders) -> None:
+    folder, trial = new_folder("split"), resolve(small("st-dac"))
+
+    def supersede(progress: Progress) -> None:
+        if progress.epoch == 2 and progress.step == 1 and len(folder.leases()) == 1:
+            (folder.path / "lease-2.json").write_text((folder.path / "lease-1.json").read_text())
+            Attempt(folder, 2)
+
+    assert not run_trial(trial, folder, machine=CPU, on_progress=supersede)
+    assert folder.done() is None and folder.error() is None

@@ -1,0 +1,85 @@
+"""Trials: resolution, ids, and the frozen files that others rely on."""
+
+import json
+from dataclasses import FrozenInstanceError
+from pathlib import Path
+
+import pytest
+
+from stdac.errors import StdacError
+from stdac.methods import METHODS, resolve
+from stdac.record import ASSIGNMENTS, METRICS
+from stdac.trial import canonical_json
+
+FROZEN = Path(__file__).parent / "frozen"
+
+
+def frozen_trials() -> dict[str, str]:
+    specs = [{"dataset": d, "method": m, "seed": s} for d in ("digits", "mnist") for m in METHODS for s in (0, 7)]
+    specs += [{"dataset": d, "params": {"stn": n, "preset": p}} for d in ("mnist", "fashion-mnist")
+              for n in range(4) for p in ("code", "text")]  # fmt: skip
+    return {canonical_json(spec): resolve(spec).id for spec in specs}
+
+
+def test_ids_are_frozen(request: pytest.FixtureRequest) -> None:
+    """Regenerate with: python -m tests.test_trial."""
+    assert frozen_trials() == json.loads((FROZEN / "trial_ids.json").read_text())
+
+
+def test_the_parquet_schemas_are_frozen() -> None:
+    assert schemas() == json.loads((FROZEN / "schemas.json").read_text())
+
+
+def schemas() -> dict[str, dict[str, str]]:
+    tables = {"metrics": METRICS, "assignments": ASSIGNMENTS}
+    return {name: {field.name: str(field.type) for field in schema} for name, schema in tables.items()}
+
+
+def test_a_trial_survives_its_json() -> None:
+    trial = resolve({"dataset": "mnist", "params": {"stn": 3, "lr": 1}, "limit": 500})
+    assert resolve(json.loads(json.dumps(trial.to_json()))) == trial
+    assert isinstance(trial.params.lr, float)
+    with pytest.raises(FrozenInstanceError):
+        trial.seed = 3  # type: ignore[misc]
+
+
+def test_presets_follow_the_released_code_and_the_text() -> None:
+    def preset(dataset: str, name: str, stn: int = 2) -> tuple[object, ...]:
+        p = resolve({"dataset": dataset, "params": {"preset": name, "stn": stn}}).params
+        return p.threshold_start, p.threshold_end, p.augmentation, p.dropout
+
+    assert preset("mnist", "code") == (0.99, 0.80, "dac-mnist", 0.5)
+    assert preset("fashion-mnist", "code") == (0.99, 0.90, "dac-cifar", 0.5)
+    assert preset("mnist", "text") == (0.99, 0.90, "dac-mnist", 0.5)
+    assert preset("fashion-mnist", "text") == (0.99, 0.80, "dac-mnist", 0.5)
+    assert preset("mnist", "code", stn=0)[3] == 0.0  # the one released script without dropout
+    assert preset("fashion-mnist", "code", stn=0)[3] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"dataset": "mnist", "method": "kmeens"}, ["kmeens", "kmeans", "st-dac"]),
+        ({"dataset": "mnist", "params": {"stm": 2}}, ["stm", "stn", "macro_batch"]),
+        ({"dataset": "mnist", "sed": 2}, ["sed", "seed"]),
+        ({"dataset": "mnist", "params": {"stn": 4}}, ["stn = 4", "0, 1, 2, 3"]),
+        ({"dataset": "mnist", "params": {"stn": "two"}}, ["stn = 'two'", "int"]),
+        ({"dataset": "mnist", "params": {"lr": "fast"}}, ["lr", "float"]),
+        ({"dataset": "mnist", "n_clusters": 1}, ["n_clusters = 1", "at least 2"]),
+        ({"dataset": "mnist", "epochs": 0}, ["epochs = 0", "at least 1"]),
+        ({"dataset": "photos"}, ["photos", "--clusters"]),
+        ({}, ["dataset", "digits"]),
+        ({"dataset": "mnist", "schema_version": 99}, ["99", "reads 1"]),
+        ({"dataset": "mnist", "method": "pca-kmeans", "params": {"components": 1.5}}, ["components = 1.5"]),
+    ],
+)
+def test_what_cannot_be_resolved_says_what_was_got_and_expected(spec: dict, words: list[str]) -> None:
+    with pytest.raises(StdacError) as caught:
+        resolve(spec)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+if __name__ == "__main__":
+    FROZEN.mkdir(exist_ok=True)
+    (FROZEN / "trial_ids.json").write_text(json.dumps(frozen_trials(), indent=1) + "\n")
+    (FROZEN / "schemas.json").write_text(json.dumps(schemas(), indent=1) + "\n")
