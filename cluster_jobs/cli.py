@@ -222,9 +222,12 @@ def status(run: Path, watch: bool, as_json: bool) -> None:
 @click.option("--figures", type=click.Path(path_type=Path), help="Also write the figures into this folder.")
 def results(run: Path, markdown: bool, figures: Path | None) -> None:
     """Print mean ± std (n) of every cell of RUN beside the published value."""
-    from analysis import results_text, write_figures
+    from analysis.figures import write_figures
+    from analysis.runs import read_metrics
+    from analysis.table import format_results
+    from analysis.table import results as cells_of
 
-    click.echo(results_text(run, markdown=markdown))
+    click.echo(format_results(cells_of(read_metrics(run)), markdown=markdown))
     if figures is not None:
         for path in write_figures(run, figures):
             click.echo(f"wrote {path}", err=True)

@@ -92,7 +92,7 @@ class Clusterer:
         self.path = Path(path)
         self._session, self.provider = open_session(read_model(self.path), self.path, provider)
         self.info: ModelInfo = parse_props(self.path, self._session.get_modelmeta().custom_metadata_map)
-        check_signature(self.path, self._session)
+        check_signature(self.path, self._session, self.info)
 
     def predict(self, images: ArrayLike) -> Prediction:
         """The cluster of each image.
@@ -195,11 +195,13 @@ def available_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def check_signature(path: Path, session: Any) -> None:
+def check_signature(path: Path, session: Any, info: ModelInfo) -> None:
     """Raise StdacError where the graph's inputs and outputs are not those that its metadata promises."""
-    inputs = [(x.name, x.type) for x in session.get_inputs()]
-    outputs = {y.name for y in session.get_outputs()}
-    if inputs != [("images", "tensor(uint8)")] or not {"cluster", "confidence", "scores"} <= outputs:
+    inputs = [(x.name, x.type, x.shape[1:]) for x in session.get_inputs()]
+    outputs = {y.name: y.shape[1:] for y in session.get_outputs()}
+    promised: dict[str, list[int]] = {"cluster": [], "confidence": [], "scores": [info.k]}
+    missing = any(outputs.get(name) != shape for name, shape in promised.items())
+    if missing or inputs != [("images", "tensor(uint8)", list(info.shape))]:
         raise StdacError(f"the graph of {path} does not fit its metadata: export the model again with stdac export")
 
 
@@ -216,16 +218,15 @@ def cluster_files(
     used, before anything is read; an image that cannot be read is a row with an error.
     """
     began = time.perf_counter()
-    if output.is_dir():
+    if os.path.isdir(output):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
         raise StdacError(
             f"cannot write {output}: it is a folder; name a file, for example {output / 'clusters.parquet'}"
         )
     clusterer = Clusterer(model, provider)
     info = clusterer.info
     sources = [open_source(text) for text in inputs]
-    total = (
-        sum(s.count for s in sources if isinstance(s, Files)) if all(isinstance(s, Files) for s in sources) else None
-    )
+    known = [s.count for s in sources if isinstance(s, Files)]
+    total = sum(known) if len(known) == len(sources) else None
     counts, confidence, errors, first_error = np.zeros(info.k, np.int64), np.zeros(info.k), 0, None
     with whole(output) as file, pq.ParquetWriter(file, CLUSTERS, compression="zstd") as writer:
         rows = rows_of(clusterer, stream(sources, info.shape))

@@ -65,6 +65,14 @@ def open_source(text: str) -> Source:
     if text in NAMES:
         return Array(text, lambda: load_named(text))
     path = Path(text).expanduser()
+    try:
+        return open_path(path)
+    except OSError as error:
+        raise StdacError(f"cannot read {path}: {error.strerror}") from error
+
+
+def open_path(path: Path) -> Source:
+    """What a path is, see `open_source`."""
     if path.is_dir():
         return open_folder(path)
     if not path.is_file():
@@ -122,10 +130,9 @@ def walk(folder: str) -> Iterator[str]:
             continue
         try:
             entries = sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True)
+            waiting += [(e.path, e.is_dir(follow_symlinks=False)) for e in entries if is_wanted(e)]
         except OSError:
             yield path
-            continue
-        waiting += [(e.path, e.is_dir(follow_symlinks=False)) for e in entries if is_wanted(e)]
 
 
 def is_wanted(entry: os.DirEntry[str]) -> bool:
@@ -184,7 +191,7 @@ def decode_run(paths: Sequence[str], shape: tuple[int, int, int]) -> Batch:
         try:
             images[i] = read_image(Path(path), shape[0], shape[1:])
         except Exception as error:  # noqa: BLE001  # decoders raise anything on hostile files; the others go on
-            errors[i] = "this folder cannot be listed" if Path(path).is_dir() else reason(error, path)
+            errors[i] = "this folder cannot be listed" if os.path.isdir(path) else reason(error, path)  # noqa: PTH112
     return Batch([printable(path) for path in paths], np.zeros(len(paths), np.int64), images, errors)
 
 

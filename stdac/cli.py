@@ -191,7 +191,7 @@ def show_onnx(path: Path) -> None:
     """Print an ONNX file's metadata."""
     from export import Clusterer
 
-    for name, value in sorted(Clusterer(path).metadata.items()):
+    for name, value in sorted(Clusterer(path).info.to_props().items()):
         click.echo(f"{name:<14}{value}")
 
 

@@ -50,6 +50,10 @@ def temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
             yield file, name
     except OSError as error:
         raise StdacError(explain(error, path)) from error
+    except RuntimeError as error:  # torch.save closes its archive after the disk has refused a write, and fails anew
+        if isinstance(error.__context__, OSError):
+            raise StdacError(explain(error.__context__, path)) from error
+        raise
     finally:
         if name is not None:
             with suppress(OSError):

@@ -1,6 +1,7 @@
 """model.pt: a trained model with everything that is needed to rebuild it; loading one never runs code from it."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -56,7 +57,9 @@ def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
     if not path.is_file():
         raise StdacError(f"there is no model file {path}: expected the model.pt of a finished trial")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickles, which are refused below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise StdacError(f"{path} holds pickled objects, which are not executed: expected a model.pt of stdac") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:

@@ -189,6 +189,18 @@ def test_metadata_of_ours_on_a_foreign_graph_is_one_sentence(model: Path, tmp_pa
         Clusterer(tmp_path / "m.onnx", "cpu")
 
 
+@pytest.mark.parametrize(("key", "value"), [("k", "9"), ("height", "27"), ("colour_mode", "RGB")])
+def test_metadata_that_does_not_fit_the_graph_is_one_sentence(
+    model: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    proto = onnx.load(model)
+    for prop in proto.metadata_props:
+        prop.value = value if prop.key == key else "[]" if prop.key == "cluster_names" else prop.value
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(StdacError, match="does not fit its metadata"):
+        Clusterer(tmp_path / "m.onnx", "cpu")
+
+
 def test_a_provider_that_is_not_there_is_one_sentence(model: Path) -> None:
     with pytest.raises(StdacError, match="expected auto, cpu or cuda"):
         Clusterer(model, "tpu")
@@ -344,12 +356,23 @@ def test_a_folder_is_walked_as_training_walks_it(tmp_path: Path, digits: Pixels)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
-def test_a_folder_that_cannot_be_listed_is_a_row(model: Path, digits: Pixels, tmp_path: Path) -> None:
-    (tmp_path / "in" / "closed").mkdir(parents=True)
-    Image.fromarray(digits[0, 0]).save(tmp_path / "in" / "a.png")
-    (tmp_path / "in" / "closed").chmod(0)
+def test_a_folder_without_permission_is_a_row(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    for name, mode in (("closed", 0), ("listable", 0o400), ("open", 0o700)):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.fromarray(digits[0, 0]).save(tmp_path / "in" / name / "a.png")
+        (tmp_path / "in" / name).chmod(mode)
+    (tmp_path / "in" / "z.png").symlink_to("listable/a.png")
     rows = rows_of(model, tmp_path / "in", output=tmp_path / "out.parquet")
-    assert [row["error"] for row in rows] == [None, "this folder cannot be listed"]
+    assert rows[0]["error"] == "this folder cannot be listed"
+    assert "Permission denied" in str(rows[1]["error"])
+    assert [row["error"] for row in rows[2:]] == [None]
+    with pytest.raises(StdacError, match="cannot read"):
+        open_source(str(tmp_path / "in" / "closed" / "a.png"))
+
+
+def test_a_name_that_is_too_long_is_one_sentence() -> None:
+    with pytest.raises(StdacError, match=r"cannot read a{300}: File name too long"):
+        open_source("a" * 300)
 
 
 @pytest.mark.parametrize("what", ["missing", "empty folder", "pipe"])
