@@ -19,7 +19,7 @@ from stdac.data import Dataset, load
 from stdac.machine import Machine
 from stdac.methods import resolve
 from stdac.methods.dac_star import fit_model
-from stdac.methods.pairwise import deployed
+from stdac.methods.pairwise import Deployed
 from stdac.networks import AllConvNet, BatchNorm
 from stdac.run import Scorer, seed_everything
 from stdac.stn import SpatialTransformer
@@ -68,13 +68,15 @@ class Straightened(nn.Module):
 
 def trial(dataset: Dataset, epochs: int, seed: int, *, bounded: bool, lr: float) -> dict[str, Any]:
     """Train one; its ACC by epoch, and the first transformer's scale and how much of the image variance it leaves."""
-    description = resolve({"dataset": "mnist", "method": "dac-star", "seed": seed, "epochs": epochs, "params": {"lr": lr}})
+    description = resolve(
+        {"dataset": "mnist", "method": "dac-star", "seed": seed, "epochs": epochs, "params": {"lr": lr}}
+    )
     scorer = Scorer(description, dataset, "cpu")
     images = torch.from_numpy(dataset.images)
     with torch.random.fork_rng():
         seed_everything(seed)
         net = Straightened((1, 28, 28), bounded)
-        fit_model(deployed(net), images, description.params, Run(seed, epochs, scorer))  # type: ignore[arg-type]
+        fit_model(Deployed(net), images, description.params, Run(seed, epochs, scorer))  # type: ignore[arg-type]
     with torch.no_grad():
         sample = images[:500].float() / 255
         shown = net.eval().stn(sample - sample.mean())

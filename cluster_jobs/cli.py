@@ -12,6 +12,7 @@ from stdac.errors import StdacError
 
 if TYPE_CHECKING:
     from cluster_jobs.grid import Grid
+    from cluster_jobs.worker import Options
 
 HOURS_TO_CONFIRM = 3.0
 RUN = click.argument("run", type=click.Path(path_type=Path))
@@ -38,7 +39,9 @@ def plan(grid: str, device: str) -> None:
     for trial in loaded.trials:
         click.echo(f"{trial.id}  {label(trial.to_json()):<44} {duration(estimate(trial, device)):>14}")
     total, workers = grid_estimate(loaded, device)
-    click.echo(f"{len(loaded.trials)} trials, roughly {duration(total)} with {workers} at a time on {device_word(device)}")
+    click.echo(
+        f"{len(loaded.trials)} trials, roughly {duration(total)} with {workers} at a time on {device_word(device)}"
+    )
 
 
 def device_word(device: str) -> str:
@@ -103,6 +106,7 @@ def launch(
     from cluster_jobs.display import Display, duration
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
+    from cluster_jobs.worker import Options
 
     loaded = load_grid(grid)
     backend, why = choose_backend(backend, nodes)
@@ -122,9 +126,11 @@ def launch(
     for trial_id in ledger.retry():
         click.echo(f"trying {trial_id} again, which had failed", err=True)
     workers = workers or at_once * trials_per_gpu
-    click.echo(f"{len(loaded.trials)} trials in {ledger.path}, backend {backend} ({why}), {workers} at a time", err=True)
+    click.echo(
+        f"{len(loaded.trials)} trials in {ledger.path}, backend {backend} ({why}), {workers} at a time", err=True
+    )
     with Display(ledger) as display:
-        run_backend(backend, ledger.path, workers, device, data_dir, keep, display.tick)
+        run_backend(backend, ledger.path, workers, Options(device, None, absolute(data_dir), keep), display.tick)
     finish(ledger)
 
 
@@ -142,18 +148,21 @@ def choose_backend(backend: str, nodes: int) -> tuple[str, str]:
     return "local", "no cluster was found: RAY_ADDRESS is not set"
 
 
-def run_backend(
-    backend: str, run: Path, workers: int, device: str, data_dir: Path | None, keep: str, tick: Callable[[], None]
-) -> None:
+def absolute(path: Path | None) -> Path | None:
+    """The path from the root, as processes that start elsewhere need it."""
+    return None if path is None else path.resolve()
+
+
+def run_backend(backend: str, run: Path, workers: int, options: "Options", tick: Callable[[], None]) -> None:
     """Start the workers and wait until nothing is left to do."""
     if backend == "ray":
         from cluster_jobs.ray_tune import run_workers
 
-        run_workers(run, workers, device, data_dir, keep, tick)
+        run_workers(run, workers, options, tick)
     else:
         from cluster_jobs.local import LocalWorkers
 
-        LocalWorkers(run, workers, device, data_dir, keep).watch(tick)
+        LocalWorkers(run, workers, options).watch(tick)
 
 
 def finish(ledger: Any) -> None:
@@ -181,7 +190,7 @@ def work(run: Path, device: str, threads: int | None, data_dir: Path | None, kee
     from cluster_jobs import worker
 
     signal.signal(signal.SIGTERM, worker.interrupt)
-    done, failed = worker.work(run, device=device, threads=threads, data_dir=data_dir, keep=keep)
+    done, failed = worker.work(run, worker.Options(device, threads, data_dir, keep))
     click.echo(f"{done} trials done, {failed} failed")
     if failed:
         raise click.exceptions.Exit(1)

@@ -81,7 +81,7 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             raise StdacError(f"got seeds = {count!r}, expected a whole number of at least 1, and no seed beside it")
         block["seed"] = list(range(count))
     params = block.pop("params", {})
-    axes = {("seed",): block.pop("seed", 0)}
+    axes: dict[tuple[str, ...], Any] = {("seed",): block.pop("seed", 0)}
     axes |= {(key,): value for key, value in block.items()}
     axes |= {("params", key): value for key, value in params.items()}
     for values in itertools.product(*(v if isinstance(v, list) else [v] for v in axes.values())):

@@ -55,7 +55,9 @@ class Ledger:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StdacError(f"cannot make the run folder {self.path}: {error.strerror}; choose another --out") from error
+            raise StdacError(
+                f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
+            ) from error
         planned = {trial.id: trial.to_json() for trial in trials}
         earlier = {row["trial_id"]: json.loads(row["trial"]) for row in self.rows()} if self.exists() else {}
         vanished = [trial_id for trial_id in earlier if trial_id not in planned]
@@ -69,7 +71,7 @@ class Ledger:
         if not self.exists():
             raise StdacError(f"{self.path} is not a run folder: it has no trials.parquet; stdac-grid launch makes one")
         try:
-            rows = pq.read_table(self.path / "trials.parquet").to_pylist()
+            rows: list[dict[str, Any]] = pq.read_table(self.path / "trials.parquet").to_pylist()
         except (pa.ArrowInvalid, OSError) as error:
             raise StdacError(f"{self.path / 'trials.parquet'} is damaged ({error}): launch its grid again") from error
         version = next((r.get("schema_version") for r in rows if r.get("schema_version") != SCHEMA_VERSION), None)
@@ -110,7 +112,7 @@ class Ledger:
         return failed
 
     def best_model(self, method: str) -> Path:
-        """The model.pt of the method's done trial with the lowest loss in its last epoch. Raises StdacError for none."""
+        """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none."""
         losses: dict[Path, float] = {}
         for trial_id, trial in self.trials().items():
             done = self.folder(trial_id).done()

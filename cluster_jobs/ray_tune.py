@@ -8,12 +8,15 @@ import os
 import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster_jobs.worker import Options
 from stdac.errors import StdacError
 
 CONNECT_S = 60
+SCRATCH = ".ray"
 
 
 def reachable_address() -> str | None:
@@ -47,53 +50,54 @@ def connect() -> Any:
         thread.start()
         thread.join(CONNECT_S)
         if thread.is_alive():
-            raise StdacError(f"no Ray cluster answered at RAY_ADDRESS={address} within {CONNECT_S} s: unset it to run here")
+            raise StdacError(
+                f"no Ray cluster answered at RAY_ADDRESS={address} within {CONNECT_S} s: unset it to run here"
+            )
     if failure:
         raise StdacError(f"Ray could not be started or joined ({str(failure[0]).splitlines()[0]})") from failure[0]
     return ray
 
 
-def run_workers(
-    run: Path, workers: int, device: str, data_dir: Path | None, keep: str, tick: Callable[[], None]
-) -> None:
-    """Run `workers` workers as one Tune experiment until the run folder has no waiting trial, calling `tick` meanwhile."""
+def run_workers(run: Path, workers: int, options: Options, tick: Callable[[], None]) -> None:
+    """Run `workers` workers as one Tune experiment until no trial is waiting, calling `tick` meanwhile."""
     ray = connect()
     run = run.resolve()
-    scratch = run / ".ray"
     try:
         resources = ray.cluster_resources()
         cpus = max(1, int(resources.get("CPU", 1)))
         gpus = resources.get("GPU", 0)
         workers = min(workers, cpus)
-        share = {"cpu": max(1, cpus // workers)} | ({"gpu": gpus / workers} if gpus and device != "cpu" else {})
-        thread = threading.Thread(
-            target=tune_workers, args=(run, scratch, workers, share, device, data_dir, keep), daemon=True
-        )
+        share = {"cpu": max(1, cpus // workers)} | ({"gpu": gpus / workers} if gpus and options.device != "cpu" else {})
+        options = replace(options, threads=options.threads or int(share["cpu"]))
+        thread = threading.Thread(target=tune_workers, args=(run, workers, share, options), daemon=True)
         thread.start()
         while thread.is_alive():
             tick()
             thread.join(0.5)
     finally:
         ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(run / SCRATCH, ignore_errors=True)
 
 
-def tune_workers(
-    run: Path, scratch: Path, workers: int, share: dict[str, float], device: str, data_dir: Path | None, keep: str
-) -> None:
+def tune_workers(run: Path, workers: int, share: dict[str, float], options: Options) -> None:
     """The Tune experiment itself: a grid search over worker numbers."""
     from ray import tune
+
+    here = Path.cwd()  # Tune starts a trial in a folder of its own: relative paths to data sets would break
 
     def worker(_config: dict[str, Any]) -> None:
         from cluster_jobs.worker import work
 
-        os.chdir(run)
-        work(run, device=device, threads=int(share["cpu"]), data_dir=data_dir, keep=keep)
+        os.chdir(here)
+        work(run, options)
 
     tune.Tuner(
         tune.with_resources(worker, share),
         param_space={"worker": tune.grid_search(list(range(workers)))},
         run_config=tune.RunConfig(
-            name="workers", storage_path=str(scratch), verbose=0, failure_config=tune.FailureConfig(max_failures=3)
+            name="workers",
+            storage_path=str(run / SCRATCH),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=3),
         ),
     ).fit()

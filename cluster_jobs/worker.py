@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
@@ -14,9 +15,17 @@ from cluster_jobs.ledger import Ledger
 from stdac.errors import StdacError
 
 
-def work(
-    run: Path, *, device: str = "auto", threads: int | None = None, data_dir: Path | None = None, keep: str = "all"
-) -> tuple[int, int]:
+@dataclass(frozen=True)
+class Options:
+    """How a worker runs its trials; see `stdac.machine.Machine` and `stdac.run.run_trial`."""
+
+    device: str = "auto"
+    threads: int | None = None
+    data_dir: Path | None = None
+    keep: str = "all"
+
+
+def work(run: Path, options: Options) -> tuple[int, int]:
     """Run trials of the run folder until none is waiting; returns how many were done and how many failed here.
 
     One process runs many trials, so that torch is imported and a network compiled once. A trial that fails leaves
@@ -28,7 +37,7 @@ def work(
     from stdac.run import run_trial
 
     ledger = Ledger(run)
-    machine = Machine(device, threads=threads)
+    machine = Machine(options.device, threads=options.threads)
     trials = ledger.trials()
     done = failed = 0
     settled: set[str] = set()
@@ -36,7 +45,8 @@ def work(
         print(f"trial {trial_id}", flush=True)
         try:
             trial = resolve(trials[trial_id])
-            done += run_trial(trial, ledger.folder(trial_id), machine=machine, data_dir=data_dir, keep=keep)
+            folder = ledger.folder(trial_id)
+            done += run_trial(trial, folder, machine=machine, data_dir=options.data_dir, keep=options.keep)
         except Exception as error:  # noqa: BLE001 - whatever it was, error.txt has it and the grid goes on
             print(f"trial {trial_id} failed: {error}", file=sys.stderr, flush=True)
             settled.add(trial_id)
@@ -85,7 +95,7 @@ def main(run: Path, device: str, threads: int | None, data_dir: Path | None, kee
     if os.getppid() != parent:
         sys.exit(1)
     try:
-        work(run, device=device, threads=threads, data_dir=data_dir, keep=keep)
+        work(run, Options(device, threads, data_dir, keep))
     except KeyboardInterrupt:
         sys.exit(143)
     except StdacError as error:

@@ -142,7 +142,9 @@ class TrainDisplay:
         scores = "  ".join(f"{name} {row[key]:.4f}" for name, key in names if row.get(key) is not None)
         loss = f"  loss {row['loss']:.4f}" if row.get("loss") is not None else ""
         seconds = f"  {row['seconds']:.0f} s" if row.get("seconds") is not None else ""
-        click.echo(f"{row['phase']:>8} {row['epoch']:>3}  {scores or str(row['clusters_used']) + ' clusters'}{loss}{seconds}")
+        click.echo(
+            f"{row['phase']:>8} {row['epoch']:>3}  {scores or str(row['clusters_used']) + ' clusters'}{loss}{seconds}"
+        )
 
 
 @main.command()
@@ -198,6 +200,5 @@ def show_onnx(path: Path) -> None:
 def describe(trial: dict[str, Any]) -> None:
     """Print a trial's values, one a line."""
     for name, value in trial.items():
-        if isinstance(value, dict):
-            value = " ".join(f"{key}={entry}" for key, entry in value.items())
-        click.echo(f"{name:<12}{value}")
+        text = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{name:<12}{text}")

@@ -44,8 +44,11 @@ def training_macs(trial: Trial, shape: Shape, images: int) -> float:
     if not trial.epochs:
         return 0.0
     passes = getattr(trial.params, "passes", 1)
-    return float(forward_macs(trial.method, trial.n_clusters, shape, trial.params)) * images * trial.epochs * (
-        3 * passes + 2
+    return (
+        float(forward_macs(trial.method, trial.n_clusters, shape, trial.params))
+        * images
+        * trial.epochs
+        * (3 * passes + 2)
     )
 
 

@@ -70,7 +70,10 @@ def umask() -> int:
 def explain(error: OSError, path: Path) -> str:
     """One sentence for an OS error while writing `path`: what happened, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space left for {path}: nothing was half-written and earlier results are untouched; free some space and run the same command again"
+        return (
+            f"no space left for {path}: nothing was half-written and earlier results are untouched; "
+            "free some space and run the same command again"
+        )
     if isinstance(error, FileNotFoundError):
         return f"cannot write {path}: there is no folder {path.parent}; create it or choose another place"
     if isinstance(error, PermissionError):

@@ -16,13 +16,13 @@ import torch
 
 from stdac.errors import StdacError
 
-# Above this many forward passes' worth of multiply-adds a trial on the CPU repays the ~30 s that compiling takes.
+# A trial of more multiply-adds than this repays the half minute that compiling takes, on the CPU.
 COMPILE_PAYS_MACS = 2e13
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a trial runs. device: "cpu", "cuda", "cuda:1". compile: "auto", "on" or "off". threads: None = all cores."""
+    """Where a trial runs. device: "cpu", "cuda", "cuda:1". compile: "auto", "on" or "off". threads: None = all."""
 
     device: str = "auto"
     compile: str = "auto"
@@ -101,13 +101,18 @@ def package_version(name: str) -> str | None:
 
 def git_commit() -> str | None:
     """The commit of the checkout that this code lies in, with "+" where files differ from it; None outside of one."""
-    here = Path(__file__).parent
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
-        dirty = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, timeout=10)
+        head = git("rev-parse", "HEAD")
+        dirty = git("status", "--porcelain", "-uno")
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout else "") if head.returncode == 0 else None
+
+
+def git(*words: str) -> subprocess.CompletedProcess[str]:
+    """Run git in the folder of this code."""
+    here = Path(__file__).parent
+    return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
 
 
 def cpu_name() -> str:

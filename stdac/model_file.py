@@ -61,7 +61,9 @@ def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
             warnings.simplefilter("ignore")  # about pickles, which are refused below
             content = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
-        raise StdacError(f"{path} holds pickled objects, which are not executed: expected a model.pt of stdac") from error
+        raise StdacError(
+            f"{path} holds pickled objects, which are not executed: expected a model.pt of stdac"
+        ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         raise StdacError(f"{path} is cut short or not a model file: expected a model.pt of stdac") from error
     if not isinstance(content, dict) or not isinstance(content.get("stdac"), str) or "state" not in content:

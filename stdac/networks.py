@@ -1,6 +1,7 @@
 """The networks that the methods train: the DAC family's convnets and the fully connected autoencoder."""
 
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,7 @@ def glorot_uniform(layer: nn.Linear) -> nn.Linear:
 
 
 class Standardize(nn.Module):
-    """(B, C, H, W) float32 in [0, 1] -> (x - mean) * factor: every model's first layer, its constants with the weights."""
+    """(B, C, H, W) float32 in [0, 1] -> (x - mean) * factor: a model's first layer, its constants with the weights."""
 
     mean: Tensor
     factor: Tensor
@@ -111,7 +112,8 @@ class Standardize(nn.Module):
         self.register_buffer("factor", torch.tensor(factor))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) * self.factor
+        y: Tensor = (x - self.mean) * self.factor
+        return y
 
 
 class STDACNet(nn.Module):
@@ -249,7 +251,7 @@ class SoftAssignment(nn.Module):
 def mlp(sizes: list[int]) -> nn.Sequential:
     """Dense layers with ReLU between them and none at the end, weights U(+-1/sqrt(fan_in)), zero bias."""
     layers: list[nn.Module] = []
-    for i, o in zip(sizes, sizes[1:], strict=False):
+    for i, o in pairwise(sizes):
         dense = nn.Linear(i, o)
         nn.init.uniform_(dense.weight, -(i**-0.5), i**-0.5)
         nn.init.zeros_(dense.bias)

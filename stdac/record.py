@@ -147,7 +147,7 @@ class TrialFolder:
             return False
         if lease["host"] == socket.gethostname() and lease["boot"] == boot_id():
             return process_start(lease["pid"]) == lease["process_start"]
-        return file_system_time(self.path) - renewed < LEASE_S
+        return bool(file_system_time(self.path) - renewed < LEASE_S)
 
     def claim(self, about: Mapping[str, Any]) -> "Attempt | None":
         """Take the next attempt's number, or None where the trial is done or another attempt is running.
@@ -173,7 +173,7 @@ class TrialFolder:
 
 
 class Attempt:
-    """One attempt at a trial: the only one that writes below attempt-<n>. Use as a context manager: renews its lease."""
+    """One attempt at a trial: alone in writing below attempt-<n>. As a context manager it renews its lease."""
 
     def __init__(self, folder: TrialFolder, number: int) -> None:
         self.folder, self.number = folder, number
@@ -234,7 +234,7 @@ class Attempt:
             pq.write_table(table, file, compression="zstd")
 
     def finish(self, summary: Mapping[str, Any]) -> bool:
-        """Make done.json, naming this attempt: True if it won. Then sweep what only a resume would have needed."""
+        """Make done.json, naming this attempt: True if it won. Then sweep what only a resume needs."""
         done = {"attempt": self.number, "finished": timestamp(), **summary}
         won = link_once(self.folder.path / "done.json", json_bytes(done))
         if won:
@@ -278,7 +278,7 @@ def boot_id() -> str | None:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process of this host started, in clock ticks since boot: with the pid it names the process. None if gone."""
+    """When a process of this host started, in clock ticks since boot: names it together with the pid. None if gone."""
     with suppress(OSError, IndexError, ValueError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return None if fields[0] in "ZX" else int(fields[19])

@@ -15,7 +15,7 @@ from stdac.data import Dataset, load
 from stdac.errors import StdacError
 from stdac.files import whole
 from stdac.machine import Machine, device_name, provenance
-from stdac.methods import METHODS, resolve
+from stdac.methods import METHODS
 from stdac.methods.method import Fitted
 from stdac.metrics import scores
 from stdac.model_file import ModelConfig, save_model
@@ -48,7 +48,8 @@ class Scorer:
     def score(self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float]) -> None:
         """Add the row (phase, epoch)."""
         if phase == "cluster":
-            self.protocol = Assignment(*(None if t is None else t.cpu() for t in assignment))
+            confidence = assignment.confidence
+            self.protocol = Assignment(assignment.labels.cpu(), None if confidence is None else confidence.cpu())
         confidence = assignment.confidence
         row = {
             "trial_id": self.trial.id,

@@ -98,7 +98,7 @@ def phase(
             optimizer.zero_grad()
             with torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 value, log = loss(*batch)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             optimizer.step()
             for key, term in {"loss": value, **log}.items():
                 totals[key] = totals[key] + term.detach() if key in totals else term.detach().clone()

@@ -82,7 +82,7 @@ def test_a_bad_grid_says_what_is_wrong(tmp_path: Path, text: str, words: list[st
 
 
 def test_an_unknown_grid_names_the_presets() -> None:
-    with pytest.raises(StdacError, match="papre.*paper, quick"):
+    with pytest.raises(StdacError, match=r"papre.*paper, quick"):
         load_grid("papre")
 
 

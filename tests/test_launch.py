@@ -36,7 +36,7 @@ def command(*words: object) -> list[str]:
 
 def run(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), **environment}
-    return subprocess.run(command(*words), cwd=cwd, env=env, capture_output=True, text=True, timeout=400)
+    return subprocess.run(command(*words), cwd=cwd, env=env, capture_output=True, text=True, timeout=400, check=False)
 
 
 def launched(cwd: Path, *words: str) -> dict[str, object]:
@@ -145,7 +145,8 @@ def test_several_nodes_without_a_cluster_say_how_to_get_one(tmp_path: Path) -> N
 @pytest.mark.parametrize("tool", ["stdac", "stdac-grid"])
 def test_help_costs_less_than_three_tenths_of_a_second(tool: str, tmp_path: Path) -> None:
     """CPU time, not the clock: what is counted is what is imported."""
-    heavy = "import sys; import atexit; atexit.register(lambda: print(len({'torch', 'ray', 'sklearn', 'pyarrow'} & set(sys.modules))))"
+    heavy = "import atexit, sys\nslow = {'torch', 'ray', 'sklearn', 'pyarrow', 'numpy'}\n"
+    heavy += "atexit.register(lambda: print(len(slow & set(sys.modules))))"
     code = command(tool)[2]
     done = subprocess.run(
         [sys.executable, "-c", f"{heavy}\n{code}", "--help"],
@@ -153,5 +154,6 @@ def test_help_costs_less_than_three_tenths_of_a_second(tool: str, tmp_path: Path
         capture_output=True,
         text=True,
         timeout=60,
+        check=False,
     )
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "0"

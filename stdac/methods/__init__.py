@@ -29,7 +29,7 @@ KEYS = ("method", "dataset", "seed", "n_clusters", "epochs", "params", "limit", 
 def resolve(spec: Mapping[str, Any]) -> Trial:
     """A Trial from plain values: what a grid cell, a command line or a trial.json says.
 
-    spec: KEYS, of which only `dataset` must be there; schema_version is checked if it is. Everything left out takes its
+    spec: KEYS, of which only `dataset` must be there; schema_version is checked. Everything left out takes its
     default: method st-dac, seed 0, the method's own epochs and parameters, K = 10 for the data sets that have a name.
     Raises StdacError that names the valid keys, methods or parameters where one is unknown or of a wrong type.
     """
@@ -59,7 +59,7 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
 
 
 def resolve_params(kind: type[Params], values: Mapping[str, Any]) -> Params:
-    """The dataclass from plain values, each checked against its field's type; an int serves where a float is expected."""
+    """The dataclass from plain values, each checked against its field's type; an int serves as a float."""
     hints = typing.get_type_hints(kind)
     unknown(set(values), [f.name for f in fields(kind)], f"parameter of {kind.__name__.removesuffix('Params')}")
     return kind(**{name: typed(name, value, hints[name]) for name, value in values.items()})

@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from stdac.augment import AUGMENTATIONS
 from stdac.errors import StdacError
 from stdac.methods.method import Fitted, Method, Shape
 from stdac.methods.pairwise import (
+    Deployed,
     LabelPass,
     calibrate_and_assign,
-    deployed,
     pair_batches,
     pair_labels,
     pixel_mean,
@@ -52,23 +52,21 @@ class DACStarParams(Params):
         return self
 
 
-def build(k: int, shape: Shape, params: DACStarParams) -> nn.Sequential:
+def build(k: int, shape: Shape, params: DACStarParams) -> Deployed:
     """The untrained deployed model."""
-    return deployed(AllConvNet(k, shape, params.width))
+    return Deployed(AllConvNet(k, shape, params.width))
 
 
 def fit(images: Tensor, k: int, params: DACStarParams, run: Run) -> Fitted:
-    """Train DAC* as METHODS' section 2 has it."""
+    """Train the authors' network by their recipe."""
     model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params)
     return fit_model(model, images, params, run)
 
 
-def fit_model(model: nn.Sequential, images: Tensor, params: DACStarParams, run: Run) -> Fitted:
-    """Train any `deployed` model by DAC*'s recipe."""
+def fit_model(model: Deployed, images: Tensor, params: DACStarParams, run: Run) -> Fitted:
+    """Train any network by DAC*'s recipe."""
     mean = pixel_mean(images)
-    model = model.to(run.device, memory_format=torch.channels_last)
-    model.standardize.mean.fill_(mean)
-    net = model.net
+    net = model.prepare(mean, run.device)
     optimizer = torch.optim.RMSprop(net.parameters(), lr=params.lr, alpha=0.9, eps=1e-8)
     # paper: file order, the same in every epoch; here: one shuffle, the same in every epoch, because folders are
     # sorted by class, which batch statistics do not survive

@@ -1,6 +1,5 @@
 """DEC: Deep Embedded Clustering (Xie et al. 2016), pre-trained end to end (as FcDEC of Guo et al. 2018)."""
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
@@ -40,17 +39,33 @@ class DECParams(Params):
         return self
 
 
-def build(k: int, shape: Shape, params: DECParams) -> nn.Sequential:
-    """The untrained deployed model: scale, encode, soft assignment."""
-    pixels = shape[0] * shape[1] * shape[2]
-    return nn.Sequential(
-        OrderedDict(
-            standardize=Standardize(0.0, params.scale),
-            flatten=nn.Flatten(),
-            encoder=mlp([pixels, *hidden(params), params.dimensions]),
-            assign=SoftAssignment(k, params.dimensions),
-        )
-    )
+class DECModel(nn.Module):
+    """Scale, encode, soft assignment: (B, C, H, W) float32 in [0, 1] -> q (B, K)."""
+
+    def __init__(self, k: int, pixels: int, params: DECParams) -> None:
+        super().__init__()
+        self.standardize = Standardize(0.0, params.scale)
+        self.encoder = mlp([pixels, *hidden(params), params.dimensions])
+        self.assign = SoftAssignment(k, params.dimensions)
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """What the autoencoder reconstructs: (B, C, H, W) -> (B, CHW)."""
+        y: Tensor = self.standardize(x).flatten(1)
+        return y
+
+    def codes(self, x: Tensor) -> Tensor:
+        """The embedding: (B, C, H, W) -> (B, d)."""
+        z: Tensor = self.encoder(self.scaled(x))
+        return z
+
+    def forward(self, x: Tensor) -> Tensor:
+        q: Tensor = self.assign(self.codes(x))
+        return q
+
+
+def build(k: int, shape: Shape, params: DECParams) -> DECModel:
+    """The untrained deployed model."""
+    return DECModel(k, shape[0] * shape[1] * shape[2], params)
 
 
 def hidden(params: DECParams) -> list[int]:
@@ -96,9 +111,8 @@ def fit(images: Tensor, k: int, params: DECParams, run: Run) -> Fitted:
     return Fitted(soft_assignments(model, images).argmax(1), model.eval())
 
 
-def pretrain(model: nn.Sequential, decoder: nn.Module, images: Tensor, params: DECParams, run: Run) -> None:
+def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECParams, run: Run) -> None:
     """Phase "pretrain": mean squared reconstruction error, shuffled mini-batches."""
-    coder = nn.Sequential(model.standardize, model.flatten, model.encoder)
     layers = nn.ModuleDict({"encoder": model.encoder, "decoder": decoder})
     optimizer = torch.optim.SGD(layers.parameters(), lr=params.pretrain_lr, momentum=0.9)
 
@@ -107,17 +121,16 @@ def pretrain(model: nn.Sequential, decoder: nn.Module, images: Tensor, params: D
             yield (images[index].float() / 255,)
 
     def loss(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        reconstruction = (decoder(coder(x)) - model.flatten(model.standardize(x))).square().mean()
+        reconstruction = (decoder(model.codes(x)) - model.scaled(x)).square().mean()
         return reconstruction, {"loss_reconstruction": reconstruction}
 
     phase(run, "pretrain", layers, optimizer, epochs=params.pretrain_epochs, batches=batches, loss=loss)
 
 
 @torch.no_grad()
-def initial_centres(model: nn.Sequential, images: Tensor, k: int, params: DECParams, run: Run) -> Tensor:
+def initial_centres(model: DECModel, images: Tensor, k: int, params: DECParams, run: Run) -> Tensor:
     """k-means on the codes of all images: (K, d)."""
-    coder = nn.Sequential(model.standardize, model.flatten, model.encoder)
-    codes = torch.cat([coder(x.float() / 255) for x in images.split(EVAL_BATCH)])
+    codes = torch.cat([model.codes(x.float() / 255) for x in images.split(EVAL_BATCH)])
     return torch.from_numpy(kmeans_centres(codes.cpu().numpy(), k, run.seed, params.restarts))
 
 
@@ -127,7 +140,7 @@ def soft_assignments(model: nn.Module, images: Tensor) -> Tensor:
     return torch.cat([model(x.float() / 255) for x in images.split(EVAL_BATCH)])
 
 
-def cluster(model: nn.Sequential, images: Tensor, params: DECParams, run: Run) -> None:
+def cluster(model: DECModel, images: Tensor, params: DECParams, run: Run) -> None:
     """Phase "cluster": self-training on the target distribution, mini-batches in a fixed order that wraps around."""
     learned = nn.ModuleDict({"encoder": model.encoder, "assign": model.assign})
     optimizer = torch.optim.SGD(learned.parameters(), lr=params.lr, momentum=0.9)

@@ -1,6 +1,5 @@
 """k-means on pixels, and on their principal components: the floor that every learned method has to beat."""
 
-from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -46,17 +45,27 @@ class PCAKMeansParams(KMeansParams):
         return super().resolved(dataset)
 
 
-def build(k: int, shape: Shape, params: KMeansParams) -> nn.Sequential:
-    """The unfitted model: flatten, project where there are components, nearest centre."""
+class NearestCentre(nn.Module):
+    """Flatten, project where there are components, nearest centre: (B, C, H, W) float32 in [0, 1] -> (B, K)."""
+
+    def __init__(self, k: int, pixels: int, components: int | None) -> None:
+        super().__init__()
+        self.project = None if components is None else nn.Linear(pixels, components)
+        self.assign = SoftAssignment(k, components or pixels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        q: Tensor = self.assign(x if self.project is None else self.project(x))
+        return q
+
+
+def build(k: int, shape: Shape, params: KMeansParams) -> NearestCentre:
+    """The unfitted model."""
     pixels = shape[0] * shape[1] * shape[2]
-    layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
-    dimensions = pixels
-    if isinstance(params, PCAKMeansParams):
-        # a share of variance decides the number of components only when fitted: unused rows stay 0 and add no distance
-        dimensions = int(params.components) if params.components >= 1 else pixels
-        layers["project"] = nn.Linear(pixels, dimensions)
-    layers["assign"] = SoftAssignment(k, dimensions)
-    return nn.Sequential(layers)
+    if not isinstance(params, PCAKMeansParams):
+        return NearestCentre(k, pixels, None)
+    # a share of variance decides the number of components only when fitted: unused rows stay 0 and add no distance
+    return NearestCentre(k, pixels, int(params.components) if params.components >= 1 else pixels)
 
 
 @torch.no_grad()
@@ -64,7 +73,7 @@ def fit(images: Tensor, k: int, params: KMeansParams, run: Run) -> Fitted:
     """Fit on all images at once, on the CPU."""
     pixels: NDArray[Any] = images.flatten(1).cpu().numpy().astype(np.float32) / 255
     model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params)
-    if isinstance(params, PCAKMeansParams):
+    if model.project is not None and isinstance(params, PCAKMeansParams):
         pixels = project(pixels, params, model.project, run.seed)
     centres = kmeans_centres(pixels, k, run.seed, params.restarts, params.max_iterations)
     model.assign.centres.zero_()
@@ -74,7 +83,7 @@ def fit(images: Tensor, k: int, params: KMeansParams, run: Run) -> Fitted:
     return Fitted(labels, model)
 
 
-def project(pixels: NDArray[Any], params: PCAKMeansParams, layer: nn.Module, seed: int) -> NDArray[Any]:
+def project(pixels: NDArray[Any], params: PCAKMeansParams, layer: nn.Linear, seed: int) -> NDArray[Any]:
     """Fit PCA, put it into the layer, and return the components (N, d) float32."""
     components = int(params.components) if params.components >= 1 else params.components
     if components > min(pixels.shape):
@@ -85,7 +94,6 @@ def project(pixels: NDArray[Any], params: PCAKMeansParams, layer: nn.Module, see
     pca = PCA(components, random_state=seed)
     projected: NDArray[Any] = pca.fit_transform(pixels).astype(np.float32)
     rows = torch.from_numpy(pca.components_)
-    assert isinstance(layer, nn.Linear)
     layer.weight.zero_()
     layer.bias.zero_()
     layer.weight[: len(rows)] = rows

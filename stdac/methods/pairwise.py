@@ -4,7 +4,6 @@ Deep Adaptive Clustering (Chang et al. 2017) trains a network on whether two ima
 two images are a positive pair where the cosine of their label features exceeds a threshold.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
 import torch
@@ -18,9 +17,23 @@ from stdac.train import Assignment, Run
 CALIBRATION_BATCH = 1000
 
 
-def deployed(net: nn.Module) -> nn.Sequential:
-    """The network behind its own mean subtraction: (B, C, H, W) float32 in [0, 1] -> (B, K) label features."""
-    return nn.Sequential(OrderedDict(standardize=Standardize(), net=net))
+class Deployed(nn.Module):
+    """A network behind its own mean subtraction: (B, C, H, W) float32 in [0, 1] -> (B, K) label features."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.standardize = Standardize()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.net(self.standardize(x))
+        return y
+
+    def prepare(self, mean: float, device: torch.device) -> nn.Module:
+        """Set the mean, move to the device in channels-last layout, and return the network, which is what trains."""
+        self.standardize.mean.fill_(mean)
+        self.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        return self.net
 
 
 def pixel_mean(images: Tensor) -> float:
@@ -58,7 +71,7 @@ def in_groups(predict: Callable[[Tensor, int], Tensor], x: Tensor, group: int) -
 
 
 class LabelPass:
-    """Label features of clean images by the protocol: no augmentation, no dropout, batch statistics of `group` images."""
+    """Label features of clean images by the protocol: no augmentation or dropout, batch statistics of `group`."""
 
     def __init__(self, net: nn.Module, group: int, run: Run) -> None:
         self.net, self.group = net, group
@@ -97,7 +110,7 @@ def pair_batches(
     """One epoch of mini-batches: label features once a macro-batch, then `passes` shuffled passes of augmented images.
 
     images: (N, C, H, W) uint8. order: (N,) int64. Yields x (b, C, H, W) float32 augmented, the clean label features
-    y (b, K) and the threshold, a 0-d tensor. `drop_last` skips a pass's shorter last batch (fewer than 2 images always).
+    y (b, K) and the threshold, a 0-d tensor. `drop_last` skips a pass's shorter last batch, 1 image always.
     """
     tau = torch.tensor(threshold, device=images.device)
     for chunk in tail_joined(order, macro_batch):
@@ -120,7 +133,7 @@ def pair_labels(y: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def protocol_assignment(label_pass: LabelPass, images: Tensor, mean: float, order: Tensor, chunk: int) -> Assignment:
-    """Clusters of all images by the protocol: argmax of label features with batch statistics, in a fixed shuffled order.
+    """Clusters of all images by the protocol: argmax of label features with batch statistics, in a fixed order.
 
     order: (N,) int64 permutation: class-sorted batches would destroy the statistics. chunk: images a forward pass.
     """
@@ -141,8 +154,8 @@ def tail_joined(order: Tensor, chunk: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def calibrate_and_assign(model: nn.Sequential, images: Tensor) -> Tensor:
-    """Fill in the population statistics from all clean images, then the deployed model's cluster of each: (N,) int64."""
+def calibrate_and_assign(model: nn.Module, images: Tensor) -> Tensor:
+    """Fill in the population statistics from all clean images, then cluster them as deployed: (N,) int64."""
     parts = torch.randperm(len(images), device=images.device)
     calibrate(model, (images[index].float() / 255 for index in tail_joined(parts, CALIBRATION_BATCH)))
     model.eval()

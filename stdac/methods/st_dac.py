@@ -13,9 +13,9 @@ from stdac.augment import AUGMENTATIONS
 from stdac.errors import StdacError
 from stdac.methods.method import Fitted, Method, Shape
 from stdac.methods.pairwise import (
+    Deployed,
     LabelPass,
     calibrate_and_assign,
-    deployed,
     pair_batches,
     pair_labels,
     pixel_mean,
@@ -89,10 +89,15 @@ class STDACParams(Params):
         )
 
 
-def build(k: int, shape: Shape, params: STDACParams) -> nn.Sequential:
+def build(k: int, shape: Shape, params: STDACParams) -> Deployed:
     """The untrained deployed model."""
+    return Deployed(network(k, shape, params))
+
+
+def network(k: int, shape: Shape, params: STDACParams) -> STDACNet:
+    """The untrained network."""
     assert params.dropout is not None, "resolve the parameters first"
-    net = STDACNet(
+    return STDACNet(
         k,
         shape,
         stn=params.stn,
@@ -101,18 +106,16 @@ def build(k: int, shape: Shape, params: STDACParams) -> nn.Sequential:
         dropout=params.dropout,
         theta_bias=params.theta_bias,
     )
-    return deployed(net)
 
 
 def fit(images: Tensor, k: int, params: STDACParams, run: Run) -> Fitted:
-    """Train by METHODS' algorithm 1.5: label a macro-batch, take Adam steps on its augmented mini-batches, anneal tau."""
+    """Label a macro-batch, take Adam steps on its augmented mini-batches; the threshold falls from epoch to epoch."""
     assert params.threshold_start is not None and params.threshold_end is not None and params.augmentation is not None
     start, end, augmentation = params.threshold_start, params.threshold_end, AUGMENTATIONS[params.augmentation]
     mean = pixel_mean(images)
-    model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params)
-    model = model.to(run.device, memory_format=torch.channels_last)
-    model.standardize.mean.fill_(mean)
-    net = model.net
+    net = network(k, (images.shape[1], images.shape[2], images.shape[3]), params)
+    model = Deployed(net)
+    model.prepare(mean, run.device)
     optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True)
     order = torch.randperm(len(images), device=images.device)
     trace = StnTrace(net, images, mean, run.epochs).to(images.device)
@@ -189,6 +192,7 @@ class StnTrace(nn.Module):
     theta_std: Tensor  # (E + 1, S, 6) float32
     saturated: Tensor  # (E + 1, S) float32: share of the scale entries theta_ii with |theta_ii| > 0.98
     shown: Tensor  # (E + 1, n, C, H, W) uint8: the first transformer's output, the mean added again
+    originals: Tensor  # (n, C, H, W) uint8: the same images as they are
     index: Tensor  # (n,) int64: which images are shown
 
     def __init__(self, net: STDACNet, images: Tensor, mean: float, epochs: int) -> None:
