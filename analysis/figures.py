@@ -32,6 +32,7 @@ COLOURS = {
 
 SPARE = ("#56B4E9", "#CC6677", "#44AA99", "#AA4499", "#332288", "#6699CC")
 GREY = "#999999"
+LEAST_SPAN = 0.2  # of the axis of mean scales
 SHOWN = 12  # images in a picture of the transformers
 STYLE: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "stdac"}
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -55,7 +56,7 @@ def write_figures(run: Path, out: Path) -> list[Path]:
         trace = attempts[cell.trial_ids[0]] / "stn.npz" if cell.trial_ids[0] in attempts else None
         if trace is not None and trace.exists():
             name = f"{slug(cell.dataset)}-{slug(cell.label)}.png"
-            paths.append(stn_pictures(trace, out / name, title=f"{cell.label} on {cell.dataset}"))
+            paths.append(stn_pictures(trace, out / name, title=f"{cell.label} on {cell.dataset}, seed {cell.seeds[0]}"))
     return paths
 
 
@@ -115,14 +116,8 @@ def finish_panel(axes: "Axes", cells: list[Cell], ends: list[tuple[float, str, s
     band = "" if seeds[-1] == 1 else ", band: lowest to highest"
     paper = "; dashed: paper" if dashed else ""
     axes.set_title(f"{cells[0].dataset}\n", loc="left", fontweight="bold")
-    axes.text(
-        0,
-        1.02,
-        f"mean of {count} seed{'s' if seeds[-1] > 1 else ''}{band}{paper}",
-        transform=axes.transAxes,
-        color="#666666",
-        fontsize=9,
-    )
+    note = f"mean of {count} seed{'s' if seeds[-1] > 1 else ''}{band}{paper}"
+    axes.text(0, 1.02, note, transform=axes.transAxes, color="#666666", fontsize=9)
     axes.set_xlabel("epoch")
     axes.set_ylabel("ACC")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -163,13 +158,8 @@ def stn_pictures(trace: Path, path: Path, *, title: str = "") -> Path:
     named += [(f"epoch {epoch}", arrays["straightened"][epoch]) for epoch in sorted({1, last}) if epoch <= last]
     with figure(path, (9.6, 0.78 * len(named) + 2.9)) as fig:
         top, bottom = fig.subfigures(2, 1, squeeze=False, height_ratios=[0.78 * len(named) + 0.5, 2.4])[:, 0]
-        top.suptitle(
-            f"{title}: what the first transformer hands on".removeprefix(": "),
-            x=0.01,
-            ha="left",
-            fontweight="bold",
-            fontsize=12,
-        )
+        heading = f"{title}: what the first transformer hands on".removeprefix(": ")
+        top.suptitle(heading, x=0.01, ha="left", fontweight="bold", fontsize=12)
         for axes, (name, images) in zip(top.subplots(len(named), 1), named, strict=True):
             draw_strip(axes, name, images[chosen])
         draw_scales(bottom.subplots(), arrays["theta_mean"])
@@ -183,7 +173,8 @@ def read_trace(path: Path) -> dict[str, NDArray[Any]]:
             return {name: arrays[name] for name in ("theta_mean", "straightened", "images")}
     except (OSError, ValueError, KeyError) as error:
         raise StdacError(
-            f"cannot read {path} as a trace of transformers: expected the stn.npz of a finished ST-DAC trial with at least 1 STN"
+            f"cannot read {path} as a trace of transformers: "
+            "expected the stn.npz of a finished ST-DAC trial with at least 1 STN"
         ) from error
 
 
@@ -202,15 +193,17 @@ def draw_scales(axes: "Axes", theta_mean: NDArray[np.float32]) -> None:
     """Mean theta_11 (solid) and theta_22 (dashed) by epoch, theta_mean (E + 1, S, 6), one colour a transformer."""
     from matplotlib.ticker import MaxNLocator
 
-    for number, colour in zip(range(theta_mean.shape[1]), COLOURS.values(), strict=False):
-        axes.plot(theta_mean[:, number, 0], color=colour, linewidth=2, label=rf"STN {number + 1}, $\theta_{{11}}$")
-        axes.plot(
-            theta_mean[:, number, 4], "--", color=colour, linewidth=2, label=rf"STN {number + 1}, $\theta_{{22}}$"
-        )
+    for number, colour in zip(range(theta_mean.shape[1]), list(COLOURS.values())[1:], strict=False):
+        for entry, style, name in ((0, "-", "11"), (4, "--", "22")):
+            label = rf"STN {number + 1}, $\theta_{{{name}}}$"
+            axes.plot(theta_mean[:, number, entry], style, color=colour, linewidth=2, label=label)
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean scale")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.margins(x=0.01)
+    low, high = axes.get_ylim()
+    room = max(0.0, LEAST_SPAN - (high - low)) / 2  # tiny drifts should look tiny
+    axes.set_ylim(low - room, high + room)
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
 
 
@@ -222,13 +215,10 @@ def figure(path: Path, size_inches: tuple[float, float]) -> Iterator["Figure"]:
     import matplotlib
     from matplotlib.figure import Figure
 
+    kind = path.suffix[1:]
+    dated = {"svg": "Date", "pdf": "CreationDate"}  # left out, so that equal figures are equal files
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=size_inches, layout="constrained")
         yield fig
         with whole(path) as file:
-            fig.savefig(
-                file,
-                format=path.suffix[1:],
-                dpi=150,
-                metadata={} if path.suffix == ".png" else {"CreationDate" if path.suffix == ".pdf" else "Date": None},
-            )
+            fig.savefig(file, format=kind, dpi=150, metadata={dated[kind]: None} if kind in dated else {})

@@ -28,10 +28,10 @@ Settings = dict[str, Any]
 class Cell:
     """One method on one data set with one setting of its parameters, over seeds; all scores in [0, 1].
 
-    label: unique within the data set. settings: parameters and SETTINGS. seeds: ascending, and trial_ids with them. scores: for "acc", "nmi",
-    "ari" (protocol, last epoch), "acc_best" (protocol, best epoch by labels) and "acc_deployed" one value a seed;
-    without those that do not exist. curves: by epoch one protocol ACC a seed, a seed that stopped early keeping its
-    last. published: by metric, where comparable.
+    label: unique within the data set. settings: parameters and SETTINGS. seeds: ascending, and trial_ids with them.
+    scores: for "acc", "nmi", "ari" (protocol, last epoch), "acc_best" (protocol, best epoch by labels) and
+    "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol ACC a seed, a seed
+    that stopped early keeping its last. published: by metric, where comparable.
     """
 
     dataset: str
@@ -133,7 +133,7 @@ def by_name(scores: list[dict[str, float | None]]) -> dict[str, list[float]]:
 
 
 def by_epoch(trials: list[dict[tuple[str, int], dict[str, Any]]]) -> dict[int, list[float]]:
-    """Protocol ACC by epoch, one value a trial; a trial that stopped early keeps its last. Empty without ground truth."""
+    """Protocol ACC by epoch, one value a trial; one that stopped early keeps its last. Empty without ground truth."""
     curves = [{epoch: row["acc"] for (phase, epoch), row in t.items() if phase == "cluster"} for t in trials]
     if any(acc is None for curve in curves for acc in curve.values()):
         return {}
@@ -200,7 +200,7 @@ def format_results(cells: list[Cell], *, markdown: bool = False) -> str:
 
 
 HEADING = (
-    "Mean ± standard deviation over seeds (n), after the last epoch, with the batch statistics of the paper's protocol.\n"
+    "Mean ± standard deviation over seeds (n), after the last epoch, by the paper's protocol (batch statistics).\n"
     "deployed: ACC of the model as it is exported. best epoch: chosen by labels, for comparison only."
 )
 
@@ -294,7 +294,8 @@ def winner(cells: list[Cell]) -> str | None:
     other = next((c for c in scored if (c.method in FLOOR) == learned), None)
     if other is None:
         return f"{text}."
-    return f"{text}; {'' if learned else 'the best learned method is '}{other.label}{' has' if learned else ' with'} {show(other.mean('acc'))}."
+    who, acc = other.label, show(other.mean("acc"))
+    return f"{text}; " + (f"{who} has {acc}." if learned else f"the best learned method is {who} with {acc}.")
 
 
 def unsettled(cells: list[Cell]) -> str | None:
@@ -313,7 +314,8 @@ def gaps(cells: list[Cell]) -> str | None:
     wide = [f"{c.label} ({show_signed(c.gap)})" for c in cells if abs(c.gap) > GAP]
     if not wide:
         return None
-    return f"Deployed and protocol ACC differ by more than {show_number(GAP)} (deployed less protocol, widest seed): {'; '.join(wide)}."
+    what = f"Deployed and protocol ACC differ by more than {show_number(GAP)} (deployed less protocol, widest seed)"
+    return f"{what}: {'; '.join(wide)}."
 
 
 def best_epoch(cells: list[Cell]) -> str | None:

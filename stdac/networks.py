@@ -48,7 +48,8 @@ class BatchNorm(nn.Module):
         var, mean = torch.var_mean(grouped, dims, correction=0, keepdim=True)
         affine = (1, 1, -1) + (1,) * (x.ndim - 2)
         scale = self.weight.view(affine) * torch.rsqrt(var + self.eps)
-        return ((grouped - mean) * scale + self.bias.view(affine)).flatten(0, 1)
+        y: Tensor = ((grouped - mean) * scale + self.bias.view(affine)).flatten(0, 1)
+        return y
 
 
 def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:

@@ -146,7 +146,7 @@ class TrialFolder:
         if renewed == 0:  # given back
             return False
         if lease["host"] == socket.gethostname() and lease["boot"] == boot_id():
-            return process_start(lease["pid"]) == lease["process_start"]
+            return bool(process_start(lease["pid"]) == lease["process_start"])
         return bool(file_system_time(self.path) - renewed < LEASE_S)
 
     def claim(self, about: Mapping[str, Any]) -> "Attempt | None":

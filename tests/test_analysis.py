@@ -1,0 +1,263 @@
+"""Tables and figures from finished folders: against numbers worked out by hand."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from analysis.figures import curves, spread_out, stn_pictures, write_figures
+from analysis.published import published, published_curve
+from analysis.runs import ROWS, read_metrics
+from analysis.table import format_results, results, show, show_signed
+from stdac.errors import StdacError
+from stdac.methods import resolve
+from stdac.record import METRICS, metrics_table
+from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
+
+
+def rows_of(trial: Trial, accs: list[float | None], deployed: float | None = None) -> list[dict[str, Any]]:
+    common = {name: getattr(trial, name) for name in ("method", "dataset", "seed")}
+    common |= {"trial_id": trial.id, "params": canonical_json(trial.to_json()["params"])}
+    common |= {"schema_version": SCHEMA_VERSION}
+    rows = [
+        common | {"phase": "cluster", "epoch": e, "acc": acc, "nmi": acc and acc / 2, "ari": acc and acc / 5}
+        for e, acc in enumerate(accs)
+    ]
+    return [*rows, common | {"phase": "deployed", "epoch": len(accs) - 1, "acc": deployed}]
+
+
+def write_trial(
+    run: Path, spec: dict[str, Any], accs: list[float | None], deployed: float | None = None, *, attempt: int = 1
+) -> Path:
+    """A finished trial's folder; returns that of its attempt."""
+    trial = resolve(spec)
+    folder = run / "trials" / trial.id
+    (folder / f"attempt-{attempt}").mkdir(parents=True)
+    (folder / "trial.json").write_text(json.dumps(trial.to_json()))
+    rows = rows_of(trial, accs, deployed)
+    pq.write_table(metrics_table(rows), folder / f"attempt-{attempt}" / "metrics.parquet")
+    (folder / "done.json").write_text(json.dumps({"attempt": attempt, "trial_id": trial.id}))
+    return folder / f"attempt-{attempt}"
+
+
+def write_trace(attempt: Path, epochs: int = 3, stn: int = 2, channels: int = 1) -> Path:
+    rng = np.random.default_rng(0)
+    np.savez_compressed(
+        attempt / "stn.npz",
+        theta_mean=rng.random((epochs + 1, stn, 6), np.float32),
+        straightened=rng.integers(0, 256, (epochs + 1, 5, channels, 8, 8), np.uint8),
+        images=rng.integers(0, 256, (5, channels, 8, 8), np.uint8),
+        index=np.arange(5),
+    )
+    return attempt / "stn.npz"
+
+
+def digits(stn: int, seed: int = 0, epochs: int = 2, **params: Any) -> dict[str, Any]:
+    return {"dataset": "digits", "seed": seed, "epochs": epochs, "params": {"stn": stn, **params}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Digits: k-means over 2 seeds, 0 STN over 1, 2 STN over 2."""
+    path = tmp_path / "a run"
+    for seed, acc in enumerate((0.78, 0.80)):
+        write_trial(path, {"dataset": "digits", "method": "kmeans", "seed": seed}, [acc], acc)
+    write_trial(path, digits(0), [0.2, 0.5, 0.6], 0.6)
+    write_trace(write_trial(path, digits(2, 0), [0.2, 0.9, 0.8], 0.81))
+    write_trial(path, digits(2, 1), [0.3, 0.7, 0.9], 0.88)
+    return path
+
+
+def test_mean_std_and_best_are_those_worked_out_by_hand(run: Path) -> None:
+    cells = results(read_metrics(run))
+    assert [cell.label for cell in cells] == ["k-means", "ST-DAC, 0 STN", "ST-DAC, 2 STN"]
+    cell = cells[2]
+    assert (cell.n, cell.seeds) == (2, (0, 1))
+    assert cell.mean("acc") == pytest.approx(0.85)  # last epochs .8 and .9
+    assert cell.std("acc") == pytest.approx(0.05)  # ddof = 0
+    assert cell.mean("nmi") == pytest.approx(0.425) and cell.std("ari") == pytest.approx(0.01)
+    assert cell.mean("acc_best") == pytest.approx(0.9)  # .9 and .9
+    assert cell.mean("acc_deployed") == pytest.approx(0.845)
+    assert cell.gap == pytest.approx(-0.02)
+    assert cell.curves == {0: [0.2, 0.3], 1: [0.9, 0.7], 2: [0.8, 0.9]}
+    assert cells[0].mean("acc_best") is None and not cell.published
+
+
+def test_the_table_says_who_wins_and_what_is_not_settled(run: Path) -> None:
+    write_trial(run, digits(1), [0.2, 0.5, 0.5], 0.5)
+    text = format_results(results(read_metrics(run)))
+    row = next(line for line in text.splitlines() if line.startswith("ST-DAC, 2 STN"))
+    expected = ["ST-DAC, 2 STN", ".850 ± .050 (2)", ".425 ± .025", ".170 ± .010", ".845", ".900"]
+    assert re.split(r" {2,}", row) == expected
+    assert "Highest mean ACC on digits: ST-DAC, 2 STN, .850 (n = 2); k-means has .790." in text
+    assert "With fewer than 10 seeds the ranking of 1 and 2 STN is not settled." in text
+    assert "differ by more than .005 (deployed less protocol, widest seed): ST-DAC, 2 STN (-.020)." in text
+    assert "paper " not in row and "†" not in text
+    markdown = format_results(results(read_metrics(run)), markdown=True)
+    assert "| ST-DAC, 2 STN | .850 ± .050 (2) |" in markdown
+
+
+def test_the_table_admits_that_k_means_wins(tmp_path: Path) -> None:
+    write_trial(tmp_path, {"dataset": "digits", "method": "kmeans"}, [0.8], 0.8)
+    write_trial(tmp_path, digits(2), [0.2, 0.5, 0.6], 0.6)
+    text = format_results(results(read_metrics(tmp_path)))
+    assert "Highest mean ACC on digits: k-means, .800 (n = 1); the best learned method is ST-DAC, 2 STN with .600" in text
+    assert "not settled" not in text and "differ by more" not in text
+
+
+def test_published_values_and_curves() -> None:
+    value = published("ST-DAC, 2 STN", "mnist", "acc")
+    assert value is not None and (value.mean, value.std) == (0.980, 0.007) and "Table 6" in value.source
+    assert published("ST-DAC+3STN", "Fashion-MNIST", "ari") is not None
+    dac = published("DAC*", "mnist", "acc")
+    assert dac is not None and dac.of_best_epoch and not value.of_best_epoch
+    dec = published("DEC", "fashion-mnist", "acc")
+    assert dec is not None and (dec.mean, dec.std) == (0.518, None)
+    assert published("ST-DAC, 2 STN", "digits", "acc") is None and published("k-means", "mnist", "acc") is None
+    curve = published_curve("ST-DAC, 2 STN", "mnist")
+    assert (curve[0], curve[1], curve[10]) == (0.22, 0.75, 0.98) and list(curve) == sorted(curve)
+    assert published_curve("DAC*", "mnist") == {}
+
+
+def test_the_published_value_stands_beside_the_papers_recipe_only(tmp_path: Path) -> None:
+    full: list[float | None] = [0.2] + [0.9] * 9 + [0.975]
+    mnist = {"dataset": "mnist", "params": {"stn": 2}}
+    write_trial(tmp_path, mnist, full, 0.975)
+    write_trial(tmp_path, mnist | {"limit": 5000}, full, 0.975)
+    write_trial(tmp_path, mnist | {"epochs": 3}, full[:4], 0.9)
+    write_trial(tmp_path, {"dataset": "mnist", "params": {"stn": 2, "width": 0.5}}, full, 0.975)
+    write_trial(tmp_path, {"dataset": "mnist", "params": {"stn": 2, "preset": "text"}}, full, 0.975)
+    cells = results(read_metrics(tmp_path))
+    assert {cell.label: bool(cell.published) for cell in cells} == {
+        "ST-DAC, 2 STN, preset code, width 1, epochs 10, limit none": True,
+        "ST-DAC, 2 STN, preset code, width 1, epochs 10, limit 5000": False,
+        "ST-DAC, 2 STN, preset code, width 1, epochs 3, limit none": False,
+        "ST-DAC, 2 STN, preset code, width 0.5, epochs 10, limit none": False,
+        "ST-DAC, 2 STN, preset text, width 1, epochs 10, limit none": True,
+    }
+    text = format_results(cells)
+    assert ".975 (1)  .980 ± .007  -.005" in text
+
+
+def test_dac_star_is_compared_by_its_best_epoch_as_the_paper_did(tmp_path: Path) -> None:
+    trial = {"dataset": "mnist", "method": "dac-star"}
+    write_trial(tmp_path, trial, [0.2] + [0.984] + [0.96] * (resolve(trial).epochs - 1), 0.96)
+    (cell,) = results(read_metrics(tmp_path))
+    assert cell.mean("acc") == pytest.approx(0.96) and cell.mean("acc_best") == pytest.approx(0.984)
+    assert cell.difference == pytest.approx(0.984 - 0.974)
+    text = format_results([cell])
+    assert ".974 ± .004 †" in text and "+.010" in text and "† The paper took the best epoch" in text
+
+
+def test_unfinished_trials_and_losing_attempts_are_left_out(run: Path) -> None:
+    unfinished = write_trial(run, digits(3), [0.2, 0.1, 0.1])
+    (unfinished.parent / "done.json").unlink()
+    winner = write_trial(run, digits(1), [0.1, 0.4, 0.5], attempt=2)
+    (winner.parent / "attempt-1").mkdir()
+    loser = rows_of(resolve(digits(1)), [0.1, 0.4, 0.99])
+    pq.write_table(metrics_table(loser), winner.parent / "attempt-1" / "metrics.parquet")
+    cells = {cell.label: cell for cell in results(read_metrics(run))}
+    assert "ST-DAC, 3 STN" not in cells
+    assert cells["ST-DAC, 1 STN"].mean("acc") == 0.5
+
+
+def test_a_collected_file_gives_the_same_table(run: Path, tmp_path: Path) -> None:
+    rows = read_metrics(run)
+    assert rows.schema.equals(ROWS)
+    collected = tmp_path / "collected"
+    collected.mkdir()
+    pq.write_table(rows.select(METRICS.names), collected / "metrics.parquet")
+    expected = format_results(results(rows))
+    assert format_results(results(read_metrics(collected))) == expected
+    assert format_results(results(read_metrics(collected / "metrics.parquet"))) == expected
+
+
+def test_a_collected_trial_whose_size_is_unknown_has_no_published_value(tmp_path: Path) -> None:
+    accs: list[float | None] = [0.9] * 11
+    for limit in (None, 1000):
+        rows = rows_of(resolve({"dataset": "mnist", "params": {"stn": 2}, "limit": limit}), accs)
+        pq.write_table(metrics_table(rows), tmp_path / "metrics.parquet")
+        (cell,) = results(read_metrics(tmp_path))
+        assert bool(cell.published) is (limit is None)
+
+
+def test_one_trials_folder_is_a_run_of_one(run: Path) -> None:
+    folder = next((run / "trials").iterdir())
+    assert set(read_metrics(folder)["trial_id"].to_pylist()) == {folder.name}
+
+
+def test_images_without_ground_truth_have_a_row_without_scores(tmp_path: Path) -> None:
+    write_trial(tmp_path, {"dataset": "/photos", "n_clusters": 3, "epochs": 1}, [None, None])
+    cells = results(read_metrics(tmp_path))
+    assert cells[0].mean("acc") is None and "ST-DAC, 2 STN" in format_results(cells)
+    with pytest.raises(StdacError, match="no trial has accuracies"):
+        curves(read_metrics(tmp_path), tmp_path / "curves.png")
+
+
+def test_a_seed_that_stopped_early_keeps_its_last_score(tmp_path: Path) -> None:
+    write_trial(tmp_path, digits(2, 0), [0.2, 0.4])
+    write_trial(tmp_path, digits(2, 1), [0.2, 0.5, 0.6])
+    (cell,) = results(read_metrics(tmp_path))
+    assert cell.curves[2] == [0.4, 0.6] and cell.mean("acc") == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("what", ["missing", "no run", "unfinished", "version", "not Parquet", "not ours"])
+def test_what_is_no_run_is_told_in_one_sentence(what: str, tmp_path: Path) -> None:
+    path, expected = tmp_path / "run", "is not a run: expected a folder"
+    if what == "no run":
+        path.mkdir()
+    if what == "unfinished":
+        (write_trial(path, digits(2), [0.1, 0.2]).parent / "done.json").unlink()
+        expected = "no finished trial"
+    if what in ("version", "not Parquet", "not ours"):
+        path = tmp_path / "metrics.parquet"
+        rows = [row | {"schema_version": 99} for row in rows_of(resolve(digits(2)), [0.1])]
+        pq.write_table(metrics_table(rows), path)
+        expected = "schema version 99, expected"
+    if what == "not Parquet":
+        path.write_text("trial_id,acc")
+        expected = "cannot read .* as Parquet"
+    if what == "not ours":
+        pq.write_table(pq.read_table(path).select(["acc"]), path)
+        expected = "schema version None"
+    with pytest.raises(StdacError, match=expected) as caught:
+        read_metrics(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_figures_are_written_and_hold_something(run: Path, tmp_path: Path) -> None:
+    write_trial(run, {"dataset": "mnist", "params": {"stn": 2}}, [0.2] + [0.9] * 10, 0.9)
+    paths = write_figures(run, tmp_path / "new" / "figures")
+    assert [path.name for path in paths] == ["accuracy-by-epoch.png", "digits-st-dac-2-stn.png"]
+    for path in paths:
+        assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
+    svg = curves(read_metrics(run), tmp_path / "curves.svg")
+    assert b"<svg" in svg.read_bytes()
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_pictures_of_one_epoch_and_in_colour(tmp_path: Path) -> None:
+    trace = write_trace(tmp_path, epochs=1, stn=3, channels=3)
+    assert stn_pictures(trace, tmp_path / "a.png").stat().st_size > 5_000
+    assert stn_pictures(tmp_path, tmp_path / "b.svg").stat().st_size > 5_000
+
+
+def test_figures_refuse_what_they_cannot_draw(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(StdacError, match=r"ends in .png, .svg, .pdf"):
+        curves(read_metrics(run), tmp_path / "curves.bmp")
+    with pytest.raises(StdacError, match="trace of transformers"):
+        stn_pictures(tmp_path, tmp_path / "a.png")
+    (tmp_path / "stn.npz").write_bytes(b"not a zip")
+    with pytest.raises(StdacError, match="trace of transformers"):
+        stn_pictures(tmp_path, tmp_path / "a.png")
+    assert not (tmp_path / "a.png").exists()
+
+
+def test_numbers_as_the_tables_print_them() -> None:
+    assert show(0.98, 0.007) == ".980 ± .007" and show(0.9996) == "1.000" and show(0.0) == ".000" and show(None) == "-"
+    assert show_signed(0.003) == "+.003" and show_signed(-0.0123) == "-.012" and show_signed(-0.0001) == "+.000"
+    assert spread_out([0.5, 0.98, 0.97], 0.1) == pytest.approx([0.5, 0.98, 0.88])
