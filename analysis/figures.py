@@ -120,7 +120,7 @@ def finish_panel(axes: "Axes", cells: list[Cell], ends: list[tuple[float, str, s
     axes.text(0, 1.02, note, transform=axes.transAxes, color="#666666", fontsize=9)
     axes.set_xlabel("epoch")
     axes.set_ylabel("ACC")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.set_ylim(0, 1)
     axes.margins(x=0.01)
     heights = spread_out([acc for acc, _, _ in ends], 0.062)
@@ -135,14 +135,16 @@ def colours(cells: Sequence[Cell]) -> list[str]:
 
 
 def spread_out(heights: Sequence[float], least: float) -> list[float]:
-    """The heights, moved as little as a single sweep can so that all are `least` apart and none is above 1."""
+    """The heights moved, by least squares, to be at least `least` apart; the topmost not above 1."""
     order = sorted(range(len(heights)), key=lambda i: -heights[i])
-    placed = list(heights)
-    top = 1.0
-    for i in order:
-        placed[i] = min(placed[i], top)
-        top = placed[i] - least
-    return placed
+    blocks: list[list[float]] = []  # isotonic regression: pool what would be closer than allowed
+    for rank, i in enumerate(order):
+        blocks.append([heights[i] + rank * least])
+        while len(blocks) > 1 and np.mean(blocks[-2]) < np.mean(blocks[-1]):
+            blocks[-2:] = [blocks[-2] + blocks[-1]]
+    tops = [min(1.0, float(np.mean(block))) for block in blocks for _ in block]
+    placed = {i: top - rank * least for rank, (i, top) in enumerate(zip(order, tops, strict=True))}
+    return [placed[i] for i in range(len(heights))]
 
 
 def stn_pictures(trace: Path, path: Path, *, title: str = "") -> Path:
@@ -199,7 +201,7 @@ def draw_scales(axes: "Axes", theta_mean: NDArray[np.float32]) -> None:
             axes.plot(theta_mean[:, number, entry], style, color=colour, linewidth=2, label=label)
     axes.set_xlabel("epoch")
     axes.set_ylabel("mean scale")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     axes.margins(x=0.01)
     low, high = axes.get_ylim()
     room = max(0.0, LEAST_SPAN - (high - low)) / 2  # tiny drifts should look tiny

@@ -94,12 +94,16 @@ def subset(dataset: Dataset, n: int) -> Dataset:
 
 
 def load_digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits: 8x8 with 17 gray levels, upsampled bilinearly to 28x28."""
+    """scikit-learn's 1,797 handwritten digits: 8x8 with 17 gray levels, upsampled to 20x20 in a 28x28 frame as MNIST's.
+
+    The frame matters: a spatial transformer that starts by zooming in would cut into digits that fill the picture.
+    """
     from sklearn.datasets import load_digits as bundled
 
     digits = bundled()
     small = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
-    return Dataset(resize(small, (28, 28)), digits.target.astype(np.int64), tuple("0123456789"))
+    images = np.pad(resize(small, (20, 20)), ((0, 0), (0, 0), (4, 4), (4, 4)))
+    return Dataset(images, digits.target.astype(np.int64), tuple("0123456789"))
 
 
 def load_torchvision(name: str, data_dir: Path) -> Dataset:

@@ -105,7 +105,9 @@ def test_the_table_admits_that_k_means_wins(tmp_path: Path) -> None:
     write_trial(tmp_path, {"dataset": "digits", "method": "kmeans"}, [0.8], 0.8)
     write_trial(tmp_path, digits(2), [0.2, 0.5, 0.6], 0.6)
     text = format_results(results(read_metrics(tmp_path)))
-    assert "Highest mean ACC on digits: k-means, .800 (n = 1); the best learned method is ST-DAC, 2 STN with .600" in text
+    assert (
+        "Highest mean ACC on digits: k-means, .800 (n = 1); the best learned method is ST-DAC, 2 STN with .600" in text
+    )
     assert "not settled" not in text and "differ by more" not in text
 
 
@@ -260,4 +262,5 @@ def test_figures_refuse_what_they_cannot_draw(run: Path, tmp_path: Path) -> None
 def test_numbers_as_the_tables_print_them() -> None:
     assert show(0.98, 0.007) == ".980 ± .007" and show(0.9996) == "1.000" and show(0.0) == ".000" and show(None) == "-"
     assert show_signed(0.003) == "+.003" and show_signed(-0.0123) == "-.012" and show_signed(-0.0001) == "+.000"
-    assert spread_out([0.5, 0.98, 0.97], 0.1) == pytest.approx([0.5, 0.98, 0.88])
+    assert spread_out([0.5, 0.98, 0.97], 0.1) == pytest.approx([0.5, 1.0, 0.9])
+    assert spread_out([0.79, 0.8], 0.1) == pytest.approx([0.745, 0.845])
