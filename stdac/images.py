@@ -42,7 +42,8 @@ def read_image(path: Path, channels: int | None = None, size: tuple[int, int] | 
                 )
             pixels = np.asarray(flat, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, EOFError) as error:
-        reason = "not a readable image" if isinstance(error, UnidentifiedImageError) else f"{error}"
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "not a readable image" if unknown else getattr(error, "strerror", None) or str(error)
         raise StdacError(f"{path}: {reason}") from error
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
