@@ -162,7 +162,8 @@ def run_backend(backend: str, run: Path, workers: int, options: "Options", tick:
     else:
         from cluster_jobs.local import LocalWorkers
 
-        LocalWorkers(run, workers, options).watch(tick)
+        gpus = default_workers(options.device) if uses_gpu(options.device) else 0
+        LocalWorkers(run, workers, options, gpus).watch(tick)
 
 
 def finish(ledger: Any) -> None:

@@ -37,10 +37,12 @@ class Status(NamedTuple):
 
 
 class Ledger:
-    """The run folder at `path`. Holds no state of its own: any number of processes may have one open."""
+    """The run folder at `path`. Any number of processes may have one open: it remembers only what is final."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._done: dict[str, Status] = {}
+        self._planned: tuple[int, dict[str, dict[str, Any]]] | None = None
 
     def exists(self) -> bool:
         """Whether a run was planned here."""
@@ -84,14 +86,21 @@ class Ledger:
 
     def trials(self) -> dict[str, dict[str, Any]]:
         """Planned trials: id -> its JSON, in order."""
-        return {row["trial_id"]: json.loads(row["trial"]) for row in self.rows()}
+        written = self.path / "trials.parquet"
+        stamp = written.stat().st_mtime_ns if written.exists() else 0
+        if self._planned is None or self._planned[0] != stamp:
+            self._planned = (stamp, {row["trial_id"]: json.loads(row["trial"]) for row in self.rows()})
+        return self._planned[1]
 
     def status(self, trial_id: str) -> Status:
         """Where one trial stands."""
+        if trial_id in self._done:
+            return self._done[trial_id]
         folder = self.folder(trial_id)
         done = folder.done()
         if done is not None:
-            return Status(trial_id, "done", done)
+            self._done[trial_id] = Status(trial_id, "done", done)
+            return self._done[trial_id]
         holder = folder.holder()
         if holder is not None:
             return Status(trial_id, "running", holder | {"progress": folder.progress()})

@@ -6,6 +6,7 @@ import platform
 import shutil
 import socket
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -47,8 +48,8 @@ class Machine:
             wanted = self.compile == "on"
         else:
             wanted = device.type == "cuda" or macs > COMPILE_PAYS_MACS
-        if wanted and device.type == "cpu" and c_compiler() is None:
-            print("no C++ compiler found (g++, clang++ or $CXX): training without torch.compile, slower but the same")
+        if wanted and c_compiler() is None:
+            print("no C++ compiler found (g++, clang++ or $CXX): training without torch.compile", file=sys.stderr)
             return False
         return wanted
 

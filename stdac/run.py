@@ -147,7 +147,7 @@ def finish_attempt(
     saved = {}
     checkpoint = attempt.newest_checkpoint()
     if checkpoint is not None:
-        saved = scorer.resume(torch.load(checkpoint, map_location=device, weights_only=True))
+        saved = scorer.resume(torch.load(checkpoint, map_location="cpu", weights_only=True))
     fitted = fit(trial, dataset.images, scorer, machine, saved)
     if scorer.protocol is None:
         scorer.score("cluster", 0, Assignment(fitted.labels), {})

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cluster_jobs.grid import load_grid, preset_names
 from cluster_jobs.ledger import Ledger
+from cluster_jobs.local import visible_gpu
 from stdac.errors import StdacError
 from stdac.files import write_json
 from stdac.methods import resolve
@@ -109,6 +112,24 @@ def test_states_are_read_from_the_files_alone(tmp_path: Path) -> None:
     assert ledger.statuses()[2].detail["reason"] == "it broke"
     assert ledger.retry() == [trials[2].id]
     assert [s.state for s in ledger.statuses()] == ["done", "running", "waiting", "waiting"]
+
+
+def test_workers_share_the_gpus_in_turn() -> None:
+    assert visible_gpu(0, 1, None) == {} == visible_gpu(3, 0, "0,1")
+    assert [visible_gpu(slot, 2, None)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    assert visible_gpu(1, 2, "4,7") == {"CUDA_VISIBLE_DEVICES": "7"}
+
+
+def test_a_run_of_another_schema_version_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.plan([resolve(small("kmeans"))], "")
+    table = pq.read_table(tmp_path / "trials.parquet")
+    column = table.schema.get_field_index("schema_version")
+    pq.write_table(table.set_column(column, "schema_version", pa.array([99], pa.int32())), tmp_path / "trials.parquet")
+    with pytest.raises(StdacError, match="schema version 99, this stdac reads 1"):
+        Ledger(tmp_path).statuses()
+    with pytest.raises(StdacError, match="schema version 99"):
+        Ledger(tmp_path).plan([resolve(small("kmeans", seed=1))], "")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:

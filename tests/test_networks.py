@@ -17,7 +17,10 @@ def parameters(module: torch.nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-@pytest.mark.parametrize(("stn", "millions", "macs"), [(0, 39.25, 68.2), (1, 39.31, 68.9), (2, 39.39, 72.1), (3, 39.53, 73.3)])  # fmt: skip
+RELEASED = [(0, 39.25, 68.2), (1, 39.31, 68.9), (2, 39.39, 72.1), (3, 39.53, 73.3)]
+
+
+@pytest.mark.parametrize(("stn", "millions", "macs"), RELEASED)
 def test_st_dac_has_the_released_size(stn: int, millions: float, macs: float) -> None:
     assert parameters(STDACNet(10, MNIST, stn=stn)) / 1e6 == pytest.approx(millions, abs=0.01)
     params = resolve({"dataset": "mnist", "params": {"stn": stn}}).params
@@ -37,9 +40,9 @@ def test_dac_star_has_the_authors_size() -> None:
 
 
 def test_too_small_images_say_how_large_they_must_be() -> None:
-    with pytest.raises(StdacError, match="12x12 pixels.*16x16"):
+    with pytest.raises(StdacError, match=r"12x12 pixels.*16x16"):
         STDACNet(10, (1, 12, 12), stn=3)
-    with pytest.raises(StdacError, match="20x20 pixels.*22x22"):
+    with pytest.raises(StdacError, match=r"20x20 pixels.*22x22"):
         AllConvNet(10, (1, 20, 20))
 
 
