@@ -73,7 +73,8 @@ def phase(
     """Train for `epochs` epochs, or resume where the checkpoint stands; scores and a checkpoint after every epoch.
 
     state: every parameter and buffer that must survive a restart. batches(epoch) yields the arguments of `loss`, which
-    returns the scalar to minimise and 0-d tensors to log, averaged over the epoch. evaluate(epoch) clusters all images;
+    returns the scalar to minimise and 0-d tensors to log, averaged over the epoch; what the generator does after a
+    `yield` happens after that step. evaluate(epoch) clusters all images;
     it also runs before the first epoch, as epoch 0. finished() ends the phase early after an epoch. What follows a
     phase may rely on `state` and the random generators alone: stopped anywhere and resumed equals uninterrupted.
     Raises StdacError when the loss is no longer finite.
@@ -87,42 +88,62 @@ def phase(
         start = saved["epoch"] + 1
     elif evaluate is not None:
         run.recorder.score(name, 0, evaluate(0), {})
-    loss = run.compiled(loss)
+    compiled = run.compiled(loss)
     images_seen = saved["images_seen"] if saved is not None else 0
     steps = 0
+
+    def forward(*batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+            value: tuple[Tensor, dict[str, Tensor]] = compiled(*batch)
+            return value
+
     for epoch in range(start, epochs + 1):
         began = time.perf_counter()
-        totals: dict[str, Tensor] = {}
-        step, images = 0, 0
-        for batch in batches(epoch):
-            optimizer.zero_grad()
-            with torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-                value, log = loss(*batch)
-            value.backward()
-            optimizer.step()
-            for key, term in {"loss": value, **log}.items():
-                totals[key] = totals[key] + term.detach() if key in totals else term.detach().clone()
-            step, images = step + 1, images + len(batch[0])
+
+        def tick(step: int, images: int, epoch: int = epoch, began: float = began, steps: int = steps) -> None:
             rate = images / (time.perf_counter() - began)
             run.recorder.progress(Progress(name, epoch, epochs, step, steps, rate))
-        means = {key: float(total) / step for key, total in totals.items()}
+
+        means, steps, images = train_epoch(batches(epoch), forward, optimizer, tick)
         seconds = time.perf_counter() - began
         if not all(abs(mean) < float("inf") for mean in means.values()):
             raise StdacError(f"the loss of phase {name} is not finite in epoch {epoch}: lower the learning rate")
-        images_seen, steps = images_seen + images, step
+        images_seen += images
         means |= {"images_seen": images_seen, "seconds": seconds, "images_per_s": images / seconds}
-        assignment = evaluate(epoch) if evaluate is not None else None
+        if evaluate is not None:
+            run.recorder.score(name, epoch, evaluate(epoch), means)
         done = epoch == epochs or finished()
-        if assignment is not None:
-            run.recorder.score(name, epoch, assignment, means)
-        run.saved[name] = capture(state, None if done else optimizer) | {
-            "epoch": epoch,
-            "finished": done,
-            "images_seen": images_seen,
-        }
+        progress = {"epoch": epoch, "finished": done, "images_seen": images_seen}
+        run.saved[name] = capture(state, None if done else optimizer) | progress
         run.recorder.checkpoint(run.saved)
         if done:
             return
+
+
+def train_epoch(
+    batches: Iterable[tuple[Tensor, ...]],
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    optimizer: torch.optim.Optimizer,
+    tick: Callable[[int, int], None],
+) -> tuple[dict[str, float], int, int]:
+    """One optimiser step a mini-batch; the mean of every logged term, the number of steps, and of images.
+
+    The terms are added up on the device: the host waits for it only at the end. tick: called with steps and images.
+    """
+    totals: dict[str, Tensor] = {}
+    step, images = 0, 0
+    for step, batch in enumerate(batches, 1):
+        optimizer.zero_grad()
+        value, log = loss(*batch)
+        value.backward()
+        optimizer.step()
+        for key, term in {"loss": value, **log}.items():
+            totals[key] = totals[key] + term.detach() if key in totals else term.detach().clone()
+        images += len(batch[0])
+        tick(step, images)
+    if not step:
+        raise StdacError("an epoch has no mini-batch: there are fewer images than a mini-batch takes")
+    return {key: float(total) / step for key, total in totals.items()}, step, images
 
 
 def capture(state: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
