@@ -19,6 +19,10 @@ class Commands(click.Group):
             raise
         except StdacError as error:
             raise click.ClickException(str(error)) from error
+        except ModuleNotFoundError as error:
+            raise click.ClickException(
+                f"this command needs {error.name}, which is not installed: pip install stdac"
+            ) from error
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; leave quietly
             raise click.exceptions.Exit(1) from None

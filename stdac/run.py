@@ -1,6 +1,7 @@
 """run_trial: a Trial in, a finished folder out. The only place where ground truth and training meet, after the fact."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,7 @@ def fit(trial: Trial, images: NDArray[np.uint8], scorer: Scorer, machine: Machin
             import torch._inductor.config as inductor
 
             inductor.fallback_random = True  # the same random stream as without compilation
+            warnings.filterwarnings("ignore", module=r"torch\._inductor")  # its own deprecations, not the user's
         return method.fit(torch.from_numpy(np.ascontiguousarray(images)).to(device), k, trial.params, run)
 
 

@@ -10,7 +10,8 @@ import cluster_jobs.cli
 import stdac.cli
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
-BLOCKS = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+BLOCKS = [block for language, block in FENCED if not language]
 COMMANDS = sorted({line for block in BLOCKS for line in block.splitlines() if re.match(r"stdac(-grid)? ", line)})
 
 
