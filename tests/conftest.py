@@ -1,6 +1,5 @@
-"""What the tests share: small trials, and where the real data sets are."""
+"""What the tests share: small trials and their results."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,16 +36,6 @@ def results_of(folder: TrialFolder) -> tuple[pa.Table, Path]:
     assert done is not None
     path = folder.path / f"attempt-{done['attempt']}"
     return pq.read_table(path / "metrics.parquet").drop_columns(list(TIMINGS)), path
-
-
-@pytest.fixture(scope="session")
-def data_dir() -> Path:
-    """Where MNIST and Fashion-MNIST lie, in torchvision's layout."""
-    beside = Path(__file__).parents[2] / "shared" / "data"
-    path = Path(os.environ.get("STDAC_DATA") or beside)
-    if not (path / "MNIST").is_dir():
-        pytest.skip(f"no MNIST in {path}: set STDAC_DATA to run this test")
-    return path
 
 
 @pytest.fixture
