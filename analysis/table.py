@@ -283,11 +283,11 @@ def remarks(cells: list[Cell]) -> list[str]:
     return [remark for remark in (winner(cells), unsettled(cells), gaps(cells), best_epoch(cells)) if remark]
 
 
-def winner(cells: list[Cell]) -> str | None:
-    """Who has the highest mean ACC, against the floor; None where nothing was scored."""
+def winner(cells: list[Cell]) -> str:
+    """Who has the highest mean ACC, against the floor; or that there is no ground truth to score against."""
     scored = sorted((c for c in cells if "acc" in c.scores), key=lambda c: -(c.mean("acc") or 0))
     if not scored:
-        return None
+        return f"{cells[0].dataset} has no ground truth: nothing is scored. The clusters are in assignments.parquet."
     best = scored[0]
     text = f"Highest mean ACC on {best.dataset}: {best.label}, {show(best.mean('acc'))} (n = {best.n})"
     learned = best.method not in FLOOR
