@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
-from stdac.files import whole, write_whole
+from stdac.files import whole
 from stdac.record import METRICS, TrialFolder
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
@@ -65,7 +65,8 @@ class Ledger:
         vanished = [trial_id for trial_id in earlier if trial_id not in planned]
         if set(planned) - set(earlier) or not self.exists():
             write_trials(self.path / "trials.parquet", planned | earlier)
-        write_whole(self.path / "grid.toml", lambda file: file.write(grid_text.encode()))
+        with whole(self.path / "grid.toml") as file:
+            file.write(grid_text.encode())
         return vanished
 
     def rows(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.worker import Options
 from stdac.errors import StdacError
-from stdac.files import write_whole
+from stdac.files import whole
 
 DEATHS = 3  # a trial whose process dies this often has failed
 POLL_S = 0.5
@@ -69,7 +69,7 @@ class LocalWorkers:
         free = [slot for slot in range(self.workers) if slot not in self.processes]
         if free:
             waiting = sum(status.state == "waiting" for status in ledger.statuses())
-            for slot in free[: max(waiting, 0)]:
+            for slot in free[:waiting]:
                 self.start(slot)
         return bool(self.processes)
 
@@ -84,7 +84,8 @@ class LocalWorkers:
             if self.deaths[trial_id] >= DEATHS:
                 reason = f"its process ended {DEATHS} times ({describe_exit(process.returncode)})"
                 text = f"{reason}: see {self.run / 'logs' / f'worker-{slot}.log'}\n"
-                write_whole(folder.path / "error.txt", lambda file, text=text: file.write(text.encode()))  # type: ignore[misc]
+                with whole(folder.path / "error.txt") as file:
+                    file.write(text.encode())
             return
         self.deaths[""] += 1
         if self.deaths[""] >= DEATHS:

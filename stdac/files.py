@@ -4,7 +4,7 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -81,15 +81,10 @@ def explain(error: OSError, path: Path) -> str:
     return f"cannot write {path}: {error.strerror or error}"
 
 
-def write_whole(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    """Call `write` with a file that appears at `path` whole or not at all."""
-    with whole(path) as file:
-        write(file)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
-    write_whole(path, lambda file: file.write(json_bytes(value)))
+    with whole(path) as file:
+        file.write(json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:

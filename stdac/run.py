@@ -157,7 +157,7 @@ def finish_attempt(
     attempt.check()
     attempt.write_table("metrics.parquet", metrics_table(scorer.rows))
     if keep == "all":
-        write_results(attempt.path, trial, dataset, fitted, scorer)
+        write_results(attempt, trial, dataset, fitted, scorer)
     summary = {"seconds": time.perf_counter() - began, "fingerprint": scorer.fingerprint, "device": scorer.device}
     attempt.finish(summary | {"trial_id": trial.id, "attempts": attempt.number})
 
@@ -186,19 +186,16 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def write_results(path: Path, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:
+def write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:
     """Assignments, the model, and the figures' data."""
-    with whole(path / "assignments.parquet") as file:
-        import pyarrow.parquet as pq
-
-        pq.write_table(assignments_table(dataset, fitted, scorer), file, compression="zstd")
+    attempt.write_table("assignments.parquet", assignments_table(dataset, fitted, scorer))
     if fitted.model is not None:
         _, channels, height, width = dataset.images.shape
         deployed = {key: scorer.rows[-1][key] for key in ("acc", "nmi", "ari")}
         config = ModelConfig(trial, (channels, height, width), dataset.class_names, deployed)
-        save_model(path / "model.pt", fitted.model, config)
+        save_model(attempt.path / "model.pt", fitted.model, config)
     if fitted.stn is not None:
-        with whole(path / "stn.npz") as file:
+        with whole(attempt.path / "stn.npz") as file:
             np.savez_compressed(file, allow_pickle=False, **fitted.stn)
 
 
