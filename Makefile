@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quick
 
-.PHONY: demo test test-slow lint lock clean
+.PHONY: demo test test-slow test-cluster chaos lint lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -21,7 +21,18 @@ test: .venv/installed lint
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not cluster"
+
+# A real SLURM and a real Ray of four nodes each, on this machine, the long tests too.
+test-cluster: .venv/installed
+	$(BIN)/python -m pytest -m cluster
+
+# Kill what can be killed while a grid runs, then compare with an undisturbed one: make chaos BACKEND=ray N=50 SEED=1
+BACKEND ?= local
+N ?= 50
+SEED ?= 0
+chaos: .venv/installed
+	$(BIN)/python -m tests.chaos --backend $(BACKEND) --faults $(N) --seed $(SEED)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

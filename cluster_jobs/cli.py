@@ -1,6 +1,5 @@
 """stdac-grid: plan, launch and watch a grid of trials. Heavy imports live in the commands that need them."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,6 @@ from stdac.errors import StdacError
 
 if TYPE_CHECKING:
     from cluster_jobs.grid import Grid
-    from cluster_jobs.worker import Options
 
 HOURS_TO_CONFIRM = 3.0
 RUN = click.argument("run", type=click.Path(path_type=Path))
@@ -34,136 +32,125 @@ def plan(grid: str, device: str) -> None:
     """Print the trials of GRID, their number and what they will cost; run nothing."""
     from cluster_jobs.display import duration, label
     from cluster_jobs.grid import load_grid
+    from cluster_jobs.local import default_workers, uses_gpu
 
     loaded = load_grid(grid)
+    gpu, workers = uses_gpu(device), default_workers(device)
     for trial in loaded.trials:
-        click.echo(f"{trial.id}  {label(trial.to_json()):<44} {duration(estimate(trial, device)):>14}")
-    total, workers = grid_estimate(loaded, device)
-    click.echo(
-        f"{len(loaded.trials)} trials, roughly {duration(total)} with {workers} at a time on {device_word(device)}"
-    )
+        click.echo(f"{trial.id}  {label(trial.to_json()):<44} {duration(estimate(trial, gpu)):>14}")
+    total = grid_estimate(loaded, gpu, workers)
+    click.echo(f"{len(loaded.trials)} trials, roughly {duration(total)}, {workers} at a time on {device_word(gpu)}")
 
 
-def device_word(device: str) -> str:
-    """What this machine would train on: "this CPU" or "this GPU"."""
-    return "this GPU" if uses_gpu(device) else "this CPU"
+def device_word(gpu: bool) -> str:
+    """What the estimate is for, as a person says it."""
+    return "a GPU each" if gpu else "CPU cores"
 
 
-def uses_gpu(device: str) -> bool:
-    """Whether trials on `device` run on a GPU."""
-    import torch
-
-    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
-
-
-def estimate(trial: Any, device: str) -> float:
+def estimate(trial: Any, gpu: bool) -> float:
     """A rough guess of one trial's seconds, from its multiply-adds and the rate one core reached when measured."""
     from stdac.cost import trial_seconds
 
-    return trial_seconds(trial, gpu=uses_gpu(device))
+    return trial_seconds(trial, gpu=gpu)
 
 
-def grid_estimate(grid: "Grid", device: str) -> tuple[float, int]:
-    """Seconds for the whole grid on this machine, and how many trials run at a time."""
-    workers = default_workers(device)
-    return sum(estimate(trial, device) for trial in grid.trials) / min(workers, len(grid.trials)), workers
+def grid_estimate(grid: "Grid", gpu: bool, workers: int) -> float:
+    """Seconds for the whole grid with `workers` trials at a time."""
+    return sum(estimate(trial, gpu) for trial in grid.trials) / min(workers, len(grid.trials))
 
 
-def default_workers(device: str) -> int:
-    """One worker a core on the CPU, one a GPU otherwise."""
-    import torch
-
-    return torch.cuda.device_count() if uses_gpu(device) else len(os.sched_getaffinity(0))
+def slurm_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options that say how to ask SLURM for nodes; the command gets them as **slurm."""
+    options = [
+        click.option("--partition", help="SLURM partition; else $SBATCH_PARTITION, else [slurm] of GRID."),
+        click.option("--account", help="SLURM account."),
+        click.option("--qos", help="SLURM quality of service."),
+        click.option("--time", help="Time limit of a worker; it is requeued and goes on. Up to 4 hours if not given."),
+        click.option("--gres", help="What a worker asks for; gpu:1 where the partition has GPUs, if not given."),
+        click.option("--mem-per-cpu", help="Memory for each of a worker's CPUs."),
+        click.option("--cpus-per-task", type=click.IntRange(1), help="CPUs of a worker."),
+        click.option("--constraint", help="Node features."),
+        click.option("--workers-per-node", type=click.IntRange(1), help="One a GPU, else one, if not given."),
+        click.option("--sbatch", "extra", multiple=True, metavar="KEY=VALUE", help="Any other option of sbatch."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
 
 
 @main.command()
 @click.argument("grid", default="paper")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME of the grid if not given.")
-@click.option("--backend", type=click.Choice(["auto", "local", "ray"]), default="auto", help="Who starts the workers.")
+@click.option(
+    "--backend", type=click.Choice(["auto", "local", "ray", "slurm"]), default="auto", help="Who starts workers."
+)
 @click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes of the cluster to use.")
+@click.option("--simulate", is_flag=True, help="Be the cluster: start --nodes Ray nodes on this machine.")
 @click.option("--workers", type=click.IntRange(1), help="Trials at a time; one a core, or one a GPU, if not given.")
 @click.option("--trials-per-gpu", type=click.IntRange(1), default=1, help="Trials that share one GPU.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
 @click.option("--keep", type=click.Choice(["all", "metrics"]), default="all", help="What a done trial leaves.")
+@click.option("--detach", is_flag=True, help="Return at once; status, logs and cancel look after the run.")
 @click.option("--yes", is_flag=True, help="Do not ask before hours of computing.")
+@slurm_options
 def launch(
     grid: str,
     out: Path | None,
     backend: str,
     nodes: int,
+    simulate: bool,
     workers: int | None,
     trials_per_gpu: int,
     device: str,
     data_dir: Path | None,
     keep: str,
+    detach: bool,
     yes: bool,
+    **slurm: Any,
 ) -> None:
     """Run what is missing of GRID. Stopped or killed, launch again: it goes on.
 
     Trials that failed before are tried again. The exit code is 1 if any trial failed.
     """
+    from cluster_jobs.backends import Request, choose, drive
     from cluster_jobs.display import Display, duration
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.worker import Options
 
     loaded = load_grid(grid)
-    backend, why = choose_backend(backend, nodes)
-    ledger = Ledger(out or Path("runs") / loaded.name)
-    total, at_once = grid_estimate(loaded, device)
-    hours = total / 3600 / nodes
+    ledger = Ledger((out or Path("runs") / loaded.name).resolve())
+    options = Options(device, None, absolute(data_dir), keep)
+    request = Request(ledger.path, options, nodes, workers, trials_per_gpu, simulate, detach)
+    chosen = choose(backend, request, slurm, loaded.slurm)
+    hours = grid_estimate(loaded, chosen.gpu, chosen.at_once) / 3600
     if hours > HOURS_TO_CONFIRM and not yes:
         click.echo(
-            f"{len(loaded.trials)} trials will take roughly {duration(hours * 3600)} on {device_word(device)}; "
-            "`stdac-grid launch quick` makes a real table in a few minutes on two CPU cores.",
+            f"{len(loaded.trials)} trials will take roughly {duration(hours * 3600)}, {chosen.at_once} at a time on "
+            f"{device_word(chosen.gpu)}; `stdac-grid launch quick` makes a real table on two cores in a few minutes.",
             err=True,
         )
         click.confirm("Go on?", abort=True, err=True)
     vanished = ledger.plan(loaded.trials, loaded.text)
+    ledger.resume()
     if vanished:
         click.echo(f"{len(vanished)} earlier trials are not in this grid; they stay: {' '.join(vanished)}", err=True)
     for trial_id in ledger.retry():
         click.echo(f"trying {trial_id} again, which had failed", err=True)
-    workers = workers or at_once * trials_per_gpu
-    click.echo(
-        f"{len(loaded.trials)} trials in {ledger.path}, backend {backend} ({why}), {workers} at a time", err=True
-    )
+    who = f"backend {chosen.name} ({chosen.why}), {chosen.at_once} at a time"
+    click.echo(f"{len(loaded.trials)} trials in {ledger.path}, {who}", err=True)
+    if detach:
+        chosen.detach()
+        return
     with Display(ledger) as display:
-        run_backend(backend, ledger.path, workers, Options(device, None, absolute(data_dir), keep), display.tick)
+        drive(ledger, chosen, display)
     finish(ledger)
-
-
-def choose_backend(backend: str, nodes: int) -> tuple[str, str]:
-    """The backend and why it was chosen. Raises StdacError for several nodes where there is no cluster."""
-    if backend != "auto":
-        return backend, "as asked"
-    if os.environ.get("RAY_ADDRESS"):
-        return "ray", "RAY_ADDRESS is set"
-    if nodes > 1:
-        raise StdacError(
-            f"got --nodes {nodes}, but there is no cluster here: RAY_ADDRESS is not set. Start Ray on the nodes "
-            "(ray start --head, then ray start --address=HEAD:6379) and set RAY_ADDRESS, or leave out --nodes"
-        )
-    return "local", "no cluster was found: RAY_ADDRESS is not set"
 
 
 def absolute(path: Path | None) -> Path | None:
     """The path from the root, as processes that start elsewhere need it."""
     return None if path is None else path.resolve()
-
-
-def run_backend(backend: str, run: Path, workers: int, options: "Options", tick: Callable[[], None]) -> None:
-    """Start the workers and wait until nothing is left to do."""
-    if backend == "ray":
-        from cluster_jobs.ray_tune import run_workers
-
-        run_workers(run, workers, options, tick)
-    else:
-        from cluster_jobs.local import LocalWorkers
-
-        gpus = default_workers(options.device) if uses_gpu(options.device) else 0
-        LocalWorkers(run, workers, options, gpus).watch(tick)
 
 
 def finish(ledger: Any) -> None:
@@ -173,6 +160,8 @@ def finish(ledger: Any) -> None:
     failed = [s for s in statuses if s.state == "failed"]
     left = [s for s in statuses if s.state in ("waiting", "running")]
     click.echo(f"results: stdac-grid results {ledger.path}", err=True)
+    if ledger.cancelled():
+        raise StdacError(f"the run was cancelled, {len(left)} trials did not end: launch again to go on")
     if failed or left:
         first = f"; the first: {failed[0].detail['reason']} ({failed[0].detail['log']})" if failed else ""
         raise StdacError(f"{len(failed)} trials failed and {len(left)} did not end{first}; launch again to retry")
@@ -180,19 +169,41 @@ def finish(ledger: Any) -> None:
 
 @main.command()
 @RUN
+@click.option("--grid", help="Plan this grid first, so that no launch is needed: a preset or a TOML file.")
+@click.option("--workers", type=click.IntRange(1), default=1, help="Processes here, one trial at a time each.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
-@click.option("--threads", type=click.IntRange(1), help="CPU threads; all cores if not given.")
+@click.option("--threads", type=click.IntRange(1), help="CPU threads of a process; its share if not given.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
 @click.option("--keep", type=click.Choice(["all", "metrics"]), default="all", help="What a done trial leaves.")
-def work(run: Path, device: str, threads: int | None, data_dir: Path | None, keep: str) -> None:
-    """Be one worker of RUN: claim a trial, run it, take the next, until none is waiting."""
-    import signal
+@click.option("--grace", type=click.IntRange(0), default=60, help="Seconds after SIGUSR2 to wait for checkpoints.")
+def work(
+    run: Path,
+    grid: str | None,
+    workers: int,
+    device: str,
+    threads: int | None,
+    data_dir: Path | None,
+    keep: str,
+    grace: int,
+) -> None:
+    """Work at RUN on this machine until no trial is waiting: start it by hand, or by any batch system.
 
-    from cluster_jobs import worker
+    Any number may work at one run, on any machine that sees the folder. SIGTERM ends it at once; SIGUSR2 lets every
+    trial reach its next checkpoint first and, inside a SLURM job, requeues the job.
+    """
+    from cluster_jobs.grid import load_grid
+    from cluster_jobs.ledger import Ledger
+    from cluster_jobs.local import work_here
+    from cluster_jobs.worker import Options
 
-    signal.signal(signal.SIGTERM, worker.interrupt)
-    done, failed = worker.work(run, worker.Options(device, threads, data_dir, keep))
-    click.echo(f"{done} trials done, {failed} failed")
+    ledger = Ledger(run.resolve())
+    if grid is not None:
+        loaded = load_grid(grid)
+        ledger.plan(loaded.trials, loaded.text)
+    if ledger.cancelled():
+        raise StdacError(f"{run} was cancelled: `stdac-grid retry {run}` lets workers take its trials again")
+    done, failed = work_here(ledger, workers, Options(device, threads, absolute(data_dir), keep), grace)
+    click.echo(f"{done} trials done here, {failed} failed")
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -200,30 +211,72 @@ def work(run: Path, device: str, threads: int | None, data_dir: Path | None, kee
 @main.command()
 @RUN
 @click.option("--watch", is_flag=True, help="Show it again every two seconds until all is over.")
+@click.option("--all", "show_all", is_flag=True, help="Also list the trials that are done or waiting, however many.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def status(run: Path, watch: bool, as_json: bool) -> None:
-    """Say what of RUN is done, running, failed and waiting."""
+def status(run: Path, watch: bool, show_all: bool, as_json: bool) -> None:
+    """Say what of RUN is done, running where and since when, failed and why, waiting; and when it will be done."""
     import json
-    import time
 
-    from cluster_jobs.display import label, summary, where
+    from cluster_jobs.display import report, watch_report
     from cluster_jobs.ledger import Ledger
 
-    ledger = Ledger(run)
-    trials = ledger.trials()
-    while True:
-        statuses = ledger.statuses()
-        if as_json:
-            click.echo(json.dumps([s._asdict() for s in statuses]))
-        else:
-            if watch:
-                click.clear()
-            for s in statuses:
-                click.echo(f"{s.trial_id}  {s.state:<8} {label(trials[s.trial_id]):<42} {where(s)}".rstrip())
-            click.echo(summary(trials, statuses))
-        if not watch or not any(s.state in ("waiting", "running") for s in statuses):
-            return
-        time.sleep(2)
+    ledger = Ledger(run.resolve())
+    if as_json:
+        click.echo(json.dumps([s._asdict() for s in ledger.statuses()]))
+    elif watch:
+        watch_report(ledger, show_all)
+    else:
+        click.echo(report(ledger, show_all))
+
+
+@main.command()
+@RUN
+@click.argument("trial")
+@click.option("-f", "--follow", is_flag=True, help="Go on until the trial is over, on whatever node it continues.")
+def logs(run: Path, trial: str, follow: bool) -> None:
+    """Print what the workers said about TRIAL (an id or its beginning), attempt by attempt."""
+    from cluster_jobs import logs as trial_logs
+    from cluster_jobs.ledger import Ledger
+
+    ledger = Ledger(run.resolve())
+    trial_id = trial_logs.resolve(ledger, trial)
+    for line in (trial_logs.follow if follow else trial_logs.read)(ledger, trial_id):
+        click.echo(line)
+
+
+@main.command()
+@RUN
+def cancel(run: Path) -> None:
+    """Stop every worker of RUN, wherever it is; the trials' checkpoints stay, and `launch` goes on from them."""
+    from cluster_jobs.backends import cancel as cancel_run
+    from cluster_jobs.ledger import Ledger
+
+    ledger = Ledger(run.resolve())
+    ledger.trials()
+    click.echo(cancel_run(ledger))
+
+
+@main.command()
+@RUN
+@click.option("--mend", is_flag=True, help="Also clear away what is of no use, and set damaged results aside.")
+def doctor(run: Path, mend: bool) -> None:
+    """Find and explain what crashes have left in RUN: stale leases, losers' parts, half-written or damaged files."""
+    from cluster_jobs.doctor import examine
+    from cluster_jobs.doctor import mend as mend_finding
+    from cluster_jobs.ledger import Ledger
+
+    findings = examine(Ledger(run.resolve()))
+    for finding in findings:
+        click.echo(finding)
+        if mend and finding.mend is not None:
+            mend_finding(finding)
+            click.echo("  mended")
+    mendable = sum(finding.mend is not None for finding in findings)
+    if not findings:
+        click.echo("nothing to mend: every file is where it belongs")
+    elif mendable and not mend:
+        click.echo(f"{mendable} of {len(findings)} findings can be mended: stdac-grid doctor {run} --mend")
+        raise click.exceptions.Exit(1)
 
 
 @main.command()
@@ -268,8 +321,14 @@ def collect(run: Path) -> None:
 @main.command()
 @RUN
 def retry(run: Path) -> None:
-    """Forget the failures of RUN, so that the next worker tries those trials again."""
+    """Forget the failures of RUN, or that it was cancelled, so that the next worker tries those trials again."""
     from cluster_jobs.ledger import Ledger
 
-    again = Ledger(run).retry()
+    ledger = Ledger(run)
+    ledger.resume()
+    again = ledger.retry()
     click.echo(f"{len(again)} trials will be tried again: stdac-grid launch, or stdac-grid work {run}")
+
+
+if __name__ == "__main__":
+    main()

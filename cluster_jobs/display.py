@@ -3,15 +3,18 @@
 import sys
 import time
 from collections import Counter, defaultdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import click
 import pyarrow.parquet as pq
 
 from cluster_jobs.ledger import Ledger, Status
+from stdac.record import RENEW_S
 
 PLAIN_EVERY_S = 60.0
+WATCH_EVERY_S = 2.0
+LISTED = 60
 
 
 def label(trial: dict[str, Any]) -> str:
@@ -28,9 +31,10 @@ def duration(seconds: float) -> str:
     return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
 
 
-def elapsed(began: str) -> float:
-    """Seconds since an ISO 8601 time."""
-    return (datetime.now(UTC) - datetime.fromisoformat(began)).total_seconds()
+def elapsed(status: Status) -> float:
+    """Seconds that a running trial's attempt has taken."""
+    now: float = status.detail["now"]
+    return max(0.0, now - datetime.fromisoformat(status.detail["began"]).timestamp())
 
 
 def eta_seconds(trials: dict[str, dict[str, Any]], statuses: list[Status]) -> float | None:
@@ -47,7 +51,7 @@ def eta_seconds(trials: dict[str, dict[str, Any]], statuses: list[Status]) -> fl
     for status in statuses:
         if status.state in ("waiting", "running"):
             whole = means.get(kind(trials[status.trial_id]), typical)
-            spent = elapsed(status.detail["began"]) if status.state == "running" else 0.0
+            spent = elapsed(status) if status.state == "running" else 0.0
             left += max(whole - spent, 0.1 * whole)
     workers = max(1, sum(status.state == "running" for status in statuses))
     return left / workers
@@ -71,8 +75,8 @@ def where(status: Status) -> str:
     """What a trial is doing, or how it ended, in a few words."""
     detail = status.detail
     if status.state == "done":
-        again = f", interrupted {detail['attempts'] - 1} times" if detail["attempts"] > 1 else ""
-        return f"{duration(detail['seconds'])} on {detail['device']}{again}"
+        host = f"{detail['hosts'][-1]}, " if "hosts" in detail else ""
+        return f"{duration(detail['seconds'])} on {host}{detail['device']}{interruptions(status)}"
     if status.state == "failed":
         return f"{detail['reason']} ({detail['log']})"
     if status.state == "waiting":
@@ -80,7 +84,50 @@ def where(status: Status) -> str:
     progress = detail["progress"]
     epoch = f"{progress['phase']} epoch {progress['epoch']}/{progress['epochs']}" if progress else "starting"
     rate = f", {progress['images_per_s']:.0f} images/s" if progress else ""
-    return f"{epoch}{rate}, {duration(elapsed(detail['began']))} on {detail['host']}"
+    job = f" (job {detail['job']})" if detail.get("job") else ""
+    silent = f", silent for {duration(detail['silence'])}" if detail["silence"] > 3 * RENEW_S else ""
+    return f"{epoch}{rate}, {duration(elapsed(status))} on {detail['host']}{job}{silent}{interruptions(status)}"
+
+
+def interruptions(status: Status) -> str:
+    """How often a trial was interrupted so far, and what that has cost; nothing for most."""
+    times = status.detail.get("attempts", status.detail.get("attempt", 1)) - 1
+    if not times:
+        return ""
+    lost = duration(status.detail.get("lost_seconds", 0.0))
+    return f", interrupted {times} time{'s' * (times > 1)}, {lost} of work lost"
+
+
+def report(ledger: Ledger, show_all: bool = False) -> str:
+    """Where every trial of a run stands, a line each, then the sum of it and what of ours is in SLURM's queue.
+
+    Of a long grid only what runs and what failed is listed, unless show_all.
+    """
+    from cluster_jobs import slurm
+
+    trials, statuses = ledger.trials(), ledger.statuses()
+    shown = [s for s in statuses if show_all or len(statuses) <= LISTED or s.state in ("running", "failed")]
+    lines = [f"{s.trial_id}  {s.state:<8} {label(trials[s.trial_id]):<42} {where(s)}".rstrip() for s in shown]
+    if len(shown) < len(statuses):
+        lines.append(f"({len(statuses) - len(shown)} trials that are done or waiting are not listed: --all)")
+    lines.append(summary(trials, statuses))
+    queue = slurm.summary(ledger.path)
+    if queue:
+        lines.append(f"SLURM: {queue}")
+    if ledger.cancelled():
+        lines.append("cancelled: stdac-grid launch, or retry, lets it go on")
+    return "\n".join(lines)
+
+
+def watch_report(ledger: Ledger, show_all: bool = False) -> None:
+    """The report again and again until no trial is running or waiting, or the run is cancelled."""
+    while True:
+        click.clear()
+        click.echo(report(ledger, show_all))
+        states = {status.state for status in ledger.statuses()}
+        if not states & {"running", "waiting"} or (ledger.cancelled() and "running" not in states):
+            return
+        time.sleep(WATCH_EVERY_S)
 
 
 def final_accuracy(ledger: Ledger, status: Status) -> float | None:

@@ -13,11 +13,12 @@ PRESETS = Path(__file__).parent / "grids"
 
 
 class Grid(NamedTuple):
-    """A named set of trials. text: the TOML as it was written, kept with the run."""
+    """A named set of trials. text: the TOML as it was written, kept with the run. slurm: how to ask SLURM for nodes."""
 
     name: str
     trials: list[Trial]
     text: str
+    slurm: dict[str, Any]
 
 
 def preset_names() -> list[str]:
@@ -28,10 +29,11 @@ def preset_names() -> list[str]:
 def load_grid(name: str) -> Grid:
     """Read a preset or a TOML file and expand it.
 
-    The file has `[defaults]` and any number of `[[trials]]` blocks with the keys of a Trial; `params` is a table of the
-    method's hyperparameters. A list is an axis: a block is the product of its axes. `seeds = 10` is short for
-    `seed = [0, ..., 9]`. Equal trials are kept once, in the order of the file. Raises StdacError for an unknown preset
-    (the known ones are named), a file that is not TOML, or a trial that `stdac.methods.resolve` refuses.
+    The file has `[defaults]`, perhaps `[slurm]` (see `cluster_jobs.slurm.settings`), and any number of `[[trials]]`
+    blocks with the keys of a Trial; `params` is a table of the method's hyperparameters. A list is an axis: a block is
+    the product of its axes. `seeds = 10` is short for `seed = [0, ..., 9]`. Equal trials are kept once, in the order of
+    the file. Raises StdacError for an unknown preset (the known ones are named), a file that is not TOML, or a trial
+    that `stdac.methods.resolve` refuses.
     """
     from stdac.methods import resolve
 
@@ -53,14 +55,16 @@ def load_grid(name: str) -> Grid:
             except StdacError as error:
                 raise StdacError(f"{path}, block {number} of [[trials]]: {error}") from error
             trials.setdefault(trial.id, trial)
-    return Grid(str(spec.get("name", path.stem)), list(trials.values()), text)
+    return Grid(str(spec.get("name", path.stem)), list(trials.values()), text, spec.get("slurm", {}))
 
 
 def check_keys(path: Path, spec: Mapping[str, Any]) -> None:
     """Raise StdacError where the file's shape is not a grid's."""
-    extra = set(spec) - {"name", "about", "defaults", "trials"}
+    extra = set(spec) - {"name", "about", "defaults", "slurm", "trials"}
     if extra:
-        raise StdacError(f"{path} has an unknown key {min(extra)!r}: expected name, about, [defaults] and [[trials]]")
+        raise StdacError(
+            f"{path} has an unknown key {min(extra)!r}: expected name, about, [defaults], [slurm] and [[trials]]"
+        )
     blocks = spec.get("trials")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(b, dict) for b in blocks):
         raise StdacError(f"{path} has no trials: expected at least one [[trials]] block")

@@ -1,6 +1,12 @@
-"""The run folder: what was asked for, and what of it is done, running, failed or waiting. Read from the files alone."""
+"""The run folder: what was asked for, and what of it is done, running, failed or waiting. Read from the files alone.
 
+What was asked for only grows: trials.parquet, and for every later launch that adds trials trials-2.parquet and so on,
+each made once by `link()`, so that two launches at the same time lose nothing of each other's.
+"""
+
+import io
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -9,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
-from stdac.files import whole
+from stdac.files import file_system_time, link_once, whole
 from stdac.record import METRICS, TrialFolder
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
@@ -25,7 +31,9 @@ TRIALS = pa.schema(
         ("schema_version", pa.int32()),
     ]
 )
-"""trials.parquet: one row a planned trial, in the grid's order; `trial` is its JSON."""
+"""trials*.parquet: one row a planned trial, in the grid's order; `trial` is its JSON."""
+
+PART = re.compile(r"trials(?:-(\d+))?\.parquet")
 
 
 class Status(NamedTuple):
@@ -42,18 +50,21 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._done: dict[str, Status] = {}
-        self._planned: tuple[int, dict[str, dict[str, Any]]] | None = None
+        self._planned: dict[Path, dict[str, dict[str, Any]]] = {}
 
     def exists(self) -> bool:
         """Whether a run was planned here."""
-        return (self.path / "trials.parquet").exists()
+        return bool(self.parts())
 
     def folder(self, trial_id: str) -> TrialFolder:
         """A trial's folder."""
         return TrialFolder(self.path / "trials" / trial_id)
 
     def plan(self, trials: Sequence[Trial], grid_text: str) -> list[str]:
-        """Write down what is asked for. A run that has other trials already keeps them; their ids are returned."""
+        """Write down what is asked for and was not before; returns the ids of the earlier trials that `trials` lacks.
+
+        Any number of processes may plan at once. Raises StdacError where the folder cannot be made or written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -61,37 +72,29 @@ class Ledger:
                 f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
             ) from error
         planned = {trial.id: trial.to_json() for trial in trials}
-        earlier = {row["trial_id"]: json.loads(row["trial"]) for row in self.rows()} if self.exists() else {}
-        vanished = [trial_id for trial_id in earlier if trial_id not in planned]
-        if set(planned) - set(earlier) or not self.exists():
-            write_trials(self.path / "trials.parquet", planned | earlier)
-        with whole(self.path / "grid.toml") as file:
-            file.write(grid_text.encode())
-        return vanished
+        while True:
+            earlier = self.trials() if self.exists() else {}
+            new = {trial_id: trial for trial_id, trial in planned.items() if trial_id not in earlier}
+            if not new:
+                return [trial_id for trial_id in earlier if trial_id not in planned]
+            number = max(self.parts(), default=0) + 1
+            suffix = f"-{number}" if number > 1 else ""
+            if link_once(self.path / f"trials{suffix}.parquet", trials_parquet(new)):
+                link_once(self.path / f"grid{suffix}.toml", grid_text.encode())
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The rows of trials.parquet. Raises StdacError for a folder without, or of another schema version."""
-        if not self.exists():
-            raise StdacError(f"{self.path} is not a run folder: it has no trials.parquet; stdac-grid launch makes one")
-        try:
-            rows: list[dict[str, Any]] = pq.read_table(self.path / "trials.parquet").to_pylist()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise StdacError(f"{self.path / 'trials.parquet'} is damaged ({error}): launch its grid again") from error
-        version = next((r.get("schema_version") for r in rows if r.get("schema_version") != SCHEMA_VERSION), None)
-        if rows and (version is not None or "schema_version" not in rows[0]):
-            raise StdacError(
-                f"{self.path} has schema version {version}, this stdac reads {SCHEMA_VERSION}: "
-                "use the stdac that wrote it, or choose another --out"
-            )
-        return rows
+    def parts(self) -> dict[int, Path]:
+        """The files that say what was asked for, by their number, ascending."""
+        found = ((PART.fullmatch(path.name), path) for path in self.path.glob("trials*.parquet"))
+        return dict(sorted((int(match[1] or 1), path) for match, path in found if match))
 
     def trials(self) -> dict[str, dict[str, Any]]:
-        """Planned trials: id -> its JSON, in order."""
-        written = self.path / "trials.parquet"
-        stamp = written.stat().st_mtime_ns if written.exists() else 0
-        if self._planned is None or self._planned[0] != stamp:
-            self._planned = (stamp, {row["trial_id"]: json.loads(row["trial"]) for row in self.rows()})
-        return self._planned[1]
+        """Planned trials: id -> its JSON, in order. Raises StdacError for a folder that is no run of this version."""
+        if not self.exists():
+            raise StdacError(f"{self.path} is not a run folder: it has no trials.parquet; stdac-grid launch makes one")
+        for path in self.parts().values():
+            if path not in self._planned:
+                self._planned[path] = {row["trial_id"]: json.loads(row["trial"]) for row in read_part(path)}
+        return {trial_id: trial for part in self._planned.values() for trial_id, trial in part.items()}
 
     def status(self, trial_id: str) -> Status:
         """Where one trial stands."""
@@ -104,10 +107,12 @@ class Ledger:
             return self._done[trial_id]
         holder = folder.holder()
         if holder is not None:
-            return Status(trial_id, "running", holder | {"progress": folder.progress()})
+            clock = {"now": file_system_time(self.path), "silence": folder.silence(holder["attempt"])}
+            return Status(trial_id, "running", holder | folder.history() | clock | {"progress": folder.progress()})
         error = folder.error()
         if error is not None:
-            return Status(trial_id, "failed", {"reason": error.splitlines()[0], "log": str(folder.path / "error.txt")})
+            reason = error.partition("\n")[0]
+            return Status(trial_id, "failed", {"reason": reason, "log": str(folder.path / "error.txt")})
         return Status(trial_id, "waiting", {})
 
     def statuses(self) -> list[Status]:
@@ -118,8 +123,20 @@ class Ledger:
         """Forget all failures; returns the ids of the trials that will run again."""
         failed = [s.trial_id for s in self.statuses() if s.state == "failed"]
         for trial_id in failed:
-            self.folder(trial_id).clear_error()
+            self.folder(trial_id).forgive()
         return failed
+
+    def cancel(self) -> None:
+        """Ask every worker of this run to stop, wherever it is; `resume` takes it back."""
+        link_once(self.path / "cancel", b"")
+
+    def cancelled(self) -> bool:
+        """Whether this run's workers are to stop."""
+        return (self.path / "cancel").exists()
+
+    def resume(self) -> None:
+        """Let workers take trials again."""
+        (self.path / "cancel").unlink(missing_ok=True)
 
     def best_model(self, method: str) -> Path:
         """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none."""
@@ -150,12 +167,28 @@ class Ledger:
         return out
 
 
-def write_trials(path: Path, trials: dict[str, dict[str, Any]]) -> None:
-    """Write trials.parquet, whole or not at all."""
+def trials_parquet(trials: dict[str, dict[str, Any]]) -> bytes:
+    """Trials as the bytes of a TRIALS Parquet file."""
     rows = [
         {"trial_id": trial_id, **{k: t[k] for k in ("method", "dataset", "seed")}, "trial": canonical_json(t)}
         for trial_id, t in trials.items()
     ]
     table = pa.Table.from_pylist([row | {"schema_version": SCHEMA_VERSION} for row in rows], schema=TRIALS)
-    with whole(path) as file:
-        pq.write_table(table, file, compression="zstd")
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()
+
+
+def read_part(path: Path) -> list[dict[str, Any]]:
+    """The rows of a TRIALS file. Raises StdacError where it is damaged or of another schema version."""
+    try:
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise StdacError(f"{path} is damaged ({error}): move it away and launch its grid again") from error
+    versions = {row.get("schema_version") for row in rows} - {SCHEMA_VERSION}
+    if versions:
+        raise StdacError(
+            f"{path.parent} has schema version {versions.pop()}, this stdac reads {SCHEMA_VERSION}: "
+            "use the stdac that wrote it, or choose another --out"
+        )
+    return rows

@@ -1,112 +1,181 @@
-"""The backend for one machine: worker processes, restarted when they die, none left behind."""
+"""Workers on one machine: processes that are restarted when they die, and none left behind.
+
+This is the whole of the `local` backend, and what every array task of SLURM and every Ray worker runs on its node.
+"""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-from collections import Counter
+import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.worker import Options
+from cluster_jobs.worker import Options, interrupt
 from stdac.errors import StdacError
-from stdac.files import whole
 
-DEATHS = 3  # a trial whose process dies this often has failed
-POLL_S = 0.5
+POLL_S = 0.2
+FAULTS = 3  # workers that end with an error in a row, with no trial done in between: the run is at fault
+DEATHS = 20  # the same for workers that are killed
+STOP_S = 10.0
 
 
-class LocalWorkers:
-    """`workers` processes on this machine at one run folder.
+class Workers:
+    """`workers` processes on this machine at one run folder, each with a log RUN/logs/<job or pid>-<host>-<slot>.log.
 
     On the CPU each gets its share of the cores: on two cores two workers of one thread finish a grid sooner than one
-    of two (6.8 against 7.9 minutes an epoch of ST-DAC on MNIST with 2 STN, measured on two Zen 4 cores).
+    of two (6.8 against 7.9 minutes an epoch of ST-DAC on MNIST with 2 STN, measured on two Zen 4 cores). gpus: how many
+    GPUs there are to share out in turn; with one or none every process sees what this one sees.
     """
 
-    def __init__(self, run: Path, workers: int, options: Options, gpus: int = 0) -> None:
-        self.run, self.workers, self.options, self.gpus = run, workers, options, gpus
-        self.threads = options.threads or max(1, len(os.sched_getaffinity(0)) // workers)
+    def __init__(self, run: Path, workers: int, options: Options, *, gpus: int = 0) -> None:
+        self.run, self.workers, self.options, self.gpus = run.resolve(), workers, options, gpus
+        self.ledger = Ledger(self.run)
+        self.threads = options.threads or max(1, cores() // workers)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
-        self.deaths: Counter[str] = Counter()
+        self.leaving = False
+        self._faults = self._deaths = self._done = 0
 
-    def command(self) -> list[str]:
-        """The command line of one worker."""
-        words = [sys.executable, "-m", "cluster_jobs.worker", str(self.run), "--device", self.options.device]
-        words += ["--threads", str(self.threads), "--keep", self.options.keep]
-        return words + (["--data-dir", str(self.options.data_dir)] if self.options.data_dir is not None else [])
+    def log(self, slot: int) -> str:
+        """The log of a slot's worker, relative to the run folder."""
+        return f"logs/{job_id() or os.getpid()}-{socket.gethostname()}-{slot}.log"
 
     def start(self, slot: int) -> None:
-        """Start the worker of a slot; its output goes to RUN/logs/worker-<slot>.log."""
-        logs = self.run / "logs"
-        logs.mkdir(exist_ok=True)
+        """Start the worker of a slot."""
+        (self.run / "logs").mkdir(exist_ok=True)
+        options = Options(self.options.device, self.threads, self.options.data_dir, self.options.keep)
+        command = [sys.executable, "-m", "cluster_jobs.worker", str(self.run), *options.words()]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": import_path()}
+        environment |= {"STDAC_LOG": self.log(slot), "STDAC_JOB": job_id() or ""}
         environment |= visible_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        with open(logs / f"worker-{slot}.log", "ab") as log:
+        with open(self.run / self.log(slot), "ab") as log:
             self.processes[slot] = subprocess.Popen(
-                self.command(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
 
-    def watch(self, tick: Callable[[], None]) -> None:
-        """Run until every trial is done or failed, calling `tick` meanwhile; on any exit end all workers."""
-        ledger = Ledger(self.run)
+    def watch(self, tick: Callable[[], None] = lambda: None) -> None:
+        """Run until no trial is left to claim, calling `tick` meanwhile; on any exit end all processes.
+
+        Raises StdacError where workers cannot run at all, with the last line of the log.
+        """
         try:
-            while self.supervise(ledger):
+            while self.supervise():
                 tick()
-                with suppress(subprocess.TimeoutExpired):
-                    next(iter(self.processes.values())).wait(POLL_S)
+                time.sleep(POLL_S)
         finally:
             self.stop()
 
-    def supervise(self, ledger: Ledger) -> bool:
-        """Start a worker in each slot that has work left; note trials that killed theirs. False when all is over."""
+    def supervise(self) -> bool:
+        """Start a worker in each slot that has work left. False when all is over."""
         for slot, process in list(self.processes.items()):
             if process.poll() is not None:
                 del self.processes[slot]
-                if process.returncode != 0:
-                    self.note_death(ledger, slot, process)
+                if not self.leaving:
+                    self.note_end(slot, process.returncode)
         free = [slot for slot in range(self.workers) if slot not in self.processes]
-        if free:
-            waiting = sum(status.state == "waiting" for status in ledger.statuses())
+        if free and not self.leaving and not self.ledger.cancelled():
+            waiting = sum(status.state == "waiting" for status in self.ledger.statuses())
             for slot in free[:waiting]:
                 self.start(slot)
         return bool(self.processes)
 
-    def note_death(self, ledger: Ledger, slot: int, process: subprocess.Popen[bytes]) -> None:
-        """Give up on a trial whose process has died DEATHS times, so that it cannot hold up the grid."""
-        for trial_id in ledger.trials():
-            folder = ledger.folder(trial_id)
-            numbers = folder.leases()
-            if not numbers or folder.done() is not None or folder.lease(numbers[-1])["pid"] != process.pid:
-                continue
-            self.deaths[trial_id] += 1
-            if self.deaths[trial_id] >= DEATHS:
-                reason = f"its process ended {DEATHS} times ({describe_exit(process.returncode)})"
-                text = f"{reason}: see {self.run / 'logs' / f'worker-{slot}.log'}\n"
-                with whole(folder.path / "error.txt") as file:
-                    file.write(text.encode())
-            return
-        self.deaths[""] += 1
-        if self.deaths[""] >= DEATHS:
-            self.stop()
-            log = self.run / "logs" / f"worker-{slot}.log"
-            raise StdacError(
-                f"the workers end before they take a trial ({describe_exit(process.returncode)}): see {log}"
-            )
+    def note_end(self, slot: int, code: int) -> None:
+        """Tell a worker that died at its trial, which is replaced, from one that cannot run at all."""
+        done = sum(status.state == "done" for status in self.ledger.statuses())
+        if code == 0 or done > self._done:
+            self._faults = self._deaths = 0
+        self._done = done
+        self._faults += code > 0
+        self._deaths += code < 0
+        if self._faults >= FAULTS or self._deaths >= DEATHS:
+            log = self.run / self.log(slot)
+            how = last_line(log) if code > 0 else f"ended by {signal.Signals(-code).name}"
+            raise StdacError(f"the workers on {socket.gethostname()} cannot run: {how} (see {log})")
+
+    def leave(self, grace_s: float) -> None:
+        """Have every worker stop at its next checkpoint, or after `grace_s` seconds at once; returns when all ended."""
+        self.leaving = True
+        self.send(signal.SIGUSR2)
+        deadline = time.monotonic() + grace_s
+        while any(process.poll() is None for process in self.processes.values()) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        self.stop()
 
     def stop(self) -> None:
-        """End all workers: politely, so that they give their leases back, then for good."""
+        """End all workers: politely, so that they give their leases back, then for good. A second Ctrl-C hurries it."""
+        self.leaving = True
+        try:
+            self.send(signal.SIGTERM)
+            self.send(signal.SIGCONT)
+            deadline = time.monotonic() + STOP_S
+            while any(process.poll() is None for process in self.processes.values()):
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.05)
+        finally:
+            self.send(signal.SIGKILL)
+            for process in self.processes.values():
+                process.wait()
+            self.processes.clear()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal to every worker that is still there."""
         for process in self.processes.values():
             with suppress(ProcessLookupError):
-                process.send_signal(signal.SIGTERM)
-        for process in self.processes.values():
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.processes.clear()
+                process.send_signal(number)
+
+
+def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) -> tuple[int, int]:
+    """Work at a run until no trial is left to claim; how many were done and how many failed meanwhile.
+
+    SIGTERM ends it at once. SIGUSR2 lets the trials reach their next checkpoint, for `grace_s` seconds at most, and
+    inside a SLURM job asks for the job to be queued again.
+    """
+    leave = threading.Event()
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGUSR2, lambda *_: leave.set())
+    before = {s.trial_id for s in ledger.statuses() if s.state in ("done", "failed")}
+    supervisor = Workers(ledger.path, workers, options)
+
+    def tick() -> None:
+        if leave.is_set() and not supervisor.leaving:
+            supervisor.leave(grace_s)
+            if os.environ.get("SLURM_JOB_ID") and any(s.state in ("waiting", "running") for s in ledger.statuses()):
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
+
+    supervisor.watch(tick)
+    after = [s for s in ledger.statuses() if s.trial_id not in before]
+    return sum(s.state == "done" for s in after), sum(s.state == "failed" for s in after)
+
+
+def job_id() -> str | None:
+    """The SLURM job that this process belongs to, as a person reads it (12_0 in an array), or None."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+def cores() -> int:
+    """The cores that this process may use: what SLURM gave it, else what the kernel lets it run on."""
+    given = os.environ.get("SLURM_CPUS_PER_TASK") if os.environ.get("SLURM_JOB_ID") else None
+    return int(given) if given else len(os.sched_getaffinity(0))
+
+
+def uses_gpu(device: str) -> bool:
+    """Whether trials on `device` run on a GPU of this machine."""
+    import torch
+
+    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+
+
+def default_workers(device: str) -> int:
+    """One worker a core on the CPU, one a GPU otherwise."""
+    import torch
+
+    return torch.cuda.device_count() if uses_gpu(device) else cores()
 
 
 def visible_gpu(slot: int, gpus: int, visible: str | None) -> dict[str, str]:
@@ -117,9 +186,11 @@ def visible_gpu(slot: int, gpus: int, visible: str | None) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]}
 
 
-def describe_exit(code: int) -> str:
-    """An exit code as a person says it."""
-    return f"exit code {code}" if code >= 0 else f"{signal.Signals(-code).name}; out of memory?"
+def last_line(log: Path) -> str:
+    """What a log ends with."""
+    with suppress(OSError, IndexError):
+        return log.read_text(errors="replace").strip().splitlines()[-1]
+    return "its log is empty"
 
 
 def import_path() -> str:

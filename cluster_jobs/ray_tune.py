@@ -1,103 +1,315 @@
-"""The Ray backend: one Ray Tune experiment whose trials are long-lived workers, spread over the cluster's nodes.
+"""The Ray backend as the launching process sees it: which cluster to use, and a process of its own that talks to Ray.
 
-A Tune trial costs seconds to start; a worker that pulls many of our trials pays that once. What is done is read from
-the run folder, never from Ray's state, so a retried worker just goes on with what is missing.
+Ray lives in that other process (`cluster_jobs.ray_driver`) because it ends its process without asking when its head is
+gone, prints what it likes, and can take minutes to find out that nobody answers. Here it is only started, listened to,
+and ended: politely, so that it hands every lease back, then for good.
 """
 
+import json
 import os
+import queue
+import secrets
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Callable
-from dataclasses import replace
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from cluster_jobs.local import import_path
 from cluster_jobs.worker import Options
 from stdac.errors import StdacError
+from stdac.files import file_system_time, read_json, write_json
+from stdac.record import LEASE_S, RENEW_S, process_namespace, process_start
 
-CONNECT_S = 60
-SCRATCH = ".ray"
-
-
-def reachable_address() -> str | None:
-    """The cluster to join: RAY_ADDRESS, or None to start Ray on this machine."""
-    return os.environ.get("RAY_ADDRESS") or None
-
-
-def connect() -> Any:
-    """Join the cluster at RAY_ADDRESS, or start Ray here. Raises StdacError where that address does not answer."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS", "0")
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    try:
-        import ray
-    except ImportError as error:
-        raise StdacError("the ray backend needs Ray: pip install 'ray[tune]'") from error
-    address = reachable_address()
-    failure: list[BaseException] = []
-
-    def join() -> None:
-        try:
-            ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            failure.append(error)
-
-    if address is None:
-        join()
-    else:  # joining a dead address can hang for minutes
-        thread = threading.Thread(target=join, daemon=True)
-        thread.start()
-        thread.join(CONNECT_S)
-        if thread.is_alive():
-            raise StdacError(
-                f"no Ray cluster answered at RAY_ADDRESS={address} within {CONNECT_S} s: unset it to run here"
-            )
-    if failure:
-        raise StdacError(f"Ray could not be started or joined ({str(failure[0]).splitlines()[0]})") from failure[0]
-    return ray
+POLL_S = 0.5
+STOP_S = 40.0  # for the Ray process to end all workers, wherever they are
+GRACE_S = 3.0  # for workers to give their leases back when that process was killed
+PORT = 6379  # Ray's own default
+SCRATCH = ".ray-"
+CURRENT_CLUSTER = "/tmp/ray/ray_current_cluster"  # where `ray start` notes the address of this machine's cluster
 
 
-def run_workers(run: Path, workers: int, options: Options, tick: Callable[[], None]) -> None:
-    """Run `workers` workers as one Tune experiment until no trial is waiting, calling `tick` meanwhile."""
-    ray = connect()
+@dataclass(frozen=True)
+class Job:
+    """What the Ray process is to do. address: the cluster to join, None to start one here.
+
+    workers: trials at a time in all, None for as many as the cluster has places. scratch: Tune's files. cwd: where
+    relative names of data sets start. launcher: the process that wants it done.
+    """
+
+    launcher: int
+    run: str
+    scratch: str
+    cwd: str
+    log: str
+    address: str | None
+    nodes: int
+    workers: int | None
+    trials_per_gpu: int
+    simulate: bool
+    device: str
+    threads: int | None
+    data_dir: str | None
+    keep: str
+
+    def options(self) -> Options:
+        """How the workers run their trials."""
+        return Options(self.device, self.threads, Path(self.data_dir) if self.data_dir else None, self.keep)
+
+
+def find_cluster() -> tuple[str, str] | None:
+    """The address of the cluster to join, and where it was found: RAY_ADDRESS, or a Ray that we run on this machine."""
+    address = os.environ.get("RAY_ADDRESS", "")
+    if address == "local":
+        return None
+    if address not in ("", "auto"):
+        return address, "RAY_ADDRESS is set"
+    with suppress(OSError):
+        noted = Path(CURRENT_CLUSTER)
+        if noted.stat().st_uid == os.getuid() and answers(found := noted.read_text().strip()):
+            return found, "a Ray cluster runs on this machine"
+    return None
+
+
+def answers(address: str, timeout_s: float = 2.0) -> bool:
+    """Whether something listens at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    with suppress(OSError, ValueError, OverflowError):
+        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+        return True
+    return False
+
+
+def run_workers(
+    run: Path,
+    nodes: int,
+    workers: int | None,
+    trials_per_gpu: int,
+    options: Options,
+    tick: Callable[[], None],
+    *,
+    simulate: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Run workers on every node of a Ray cluster until all trials are over, calling `tick` meanwhile.
+
+    Joins the cluster that `find_cluster` finds, else starts Ray here: alone and on the loopback for one node; for more
+    as a head that others can join, and `say` gets the command for them; with `simulate` as `nodes` nodes on this
+    machine, without GPUs. Nodes that join later get work at once. workers: trials at a time, None for as many as there
+    are CPUs, or GPUs times `trials_per_gpu`. Raises StdacError where there is no cluster to be had, where workers keep
+    failing, and where the head is lost.
+    """
+    if find_spec("ray") is None:
+        raise StdacError("the ray backend needs Ray, which is not installed: pip install 'ray[tune]'")
+    cluster = None if simulate else find_cluster()
+    address = check_address(cluster[0]) if cluster else None
     run = run.resolve()
+    (run / "logs").mkdir(exist_ok=True)
+    log = run / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
+    sweep(run)
+    with scratch_folder(run) as scratch:
+        job = Job(
+            launcher=os.getpid(),
+            run=str(run),
+            scratch=str(scratch),
+            cwd=str(Path.cwd()),
+            log=str(log),
+            address=address,
+            nodes=nodes,
+            workers=workers,
+            trials_per_gpu=trials_per_gpu,
+            simulate=simulate,
+            device=options.device,
+            threads=options.threads,
+            data_dir=str(options.data_dir.resolve()) if options.data_dir else None,
+            keep=options.keep,
+        )
+        with driver(job) as process:
+            listen(process, scratch, log, tick, say)
+
+
+def check_address(address: str) -> str:
+    """The address, if Ray may be there. Raises StdacError where nothing listens."""
+    if "://" in address:
+        raise StdacError(
+            f"got RAY_ADDRESS={address}, an address for Ray Client: launch on a node of the cluster and give HOST:PORT"
+        )
+    if not answers(address, 10.0):
+        raise StdacError(f"nothing answers at RAY_ADDRESS={address}: start Ray there, or unset it to run here")
+    return address
+
+
+def listen(
+    process: "subprocess.Popen[str]", scratch: Path, log: Path, tick: Callable[[], None], say: Callable[[str], None]
+) -> None:
+    """Pass on what the Ray process says until it ends. Raises StdacError where it failed."""
+    inbox: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+
+    def receive() -> None:
+        for line in process.stdout or ():
+            inbox.put(tuple(json.loads(line)))
+
+    reader = threading.Thread(target=receive, daemon=True)
+    reader.start()
+    errors: list[str] = []
+    renewed = 0.0
+    running = True
+    while running:
+        running = process.poll() is None
+        if not running:
+            reader.join(5)
+        while not inbox.empty():
+            kind, text = inbox.get()
+            (errors.append if kind == "error" else say)(text)
+        tick()
+        if time.monotonic() - renewed > RENEW_S:
+            renewed = time.monotonic()
+            with suppress(OSError):
+                os.utime(scratch)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(POLL_S)
+    if errors:
+        raise StdacError(errors[0])
+    if process.returncode:
+        raise StdacError(f"Ray ended unexpectedly (see {log}): launch again; nothing done is lost")
+
+
+@contextmanager
+def driver(job: Job) -> Iterator["subprocess.Popen[str]"]:
+    """The process that talks to Ray, in a session of its own so that Ctrl-C leaves it to us; ended on any exit."""
+    words = [sys.executable, "-c", "from cluster_jobs.ray_driver import main; main()", json.dumps(asdict(job))]
+    with open(job.log, "ab") as log:
+        process = subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            env=environment(job),
+            start_new_session=True,
+        )
     try:
-        resources = ray.cluster_resources()
-        cpus = max(1, int(resources.get("CPU", 1)))
-        gpus = resources.get("GPU", 0)
-        workers = min(workers, cpus)
-        share = {"cpu": max(1, cpus // workers)} | ({"gpu": gpus / workers} if gpus and options.device != "cpu" else {})
-        options = replace(options, threads=options.threads or int(share["cpu"]))
-        thread = threading.Thread(target=tune_workers, args=(run, workers, share, options), daemon=True)
-        thread.start()
-        while thread.is_alive():
-            tick()
-            thread.join(0.5)
+        yield process
     finally:
-        ray.shutdown()
-        shutil.rmtree(run / SCRATCH, ignore_errors=True)
+        try:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STOP_S)
+        finally:
+            process.kill()
+            process.wait()
+            end_session(process.pid, GRACE_S if process.returncode else 0)
 
 
-def tune_workers(run: Path, workers: int, share: dict[str, float], options: Options) -> None:
-    """The Tune experiment itself: a grid search over worker numbers."""
-    from ray import tune
+def end_session(leader: int, grace_s: float) -> None:
+    """End what is left of a session after `grace_s`: Ray's agents outlive a raylet that was killed by a minute."""
+    deadline = time.monotonic() + grace_s
+    try:
+        while members(leader) and time.monotonic() < deadline:
+            time.sleep(0.1)
+    finally:
+        for pid in members(leader):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
-    here = Path.cwd()  # Tune starts a trial in a folder of its own: relative paths to data sets would break
 
-    def worker(_config: dict[str, Any]) -> None:
-        from cluster_jobs.worker import work
+def members(session: int) -> list[int]:
+    """The processes of a session, where the kernel tells."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            state, _, _, leader = stat.read_text().rpartition(")")[2].split()[:4]
+            if int(leader) == session and state not in "ZX":
+                found.append(int(stat.parent.name))
+    return found
 
-        os.chdir(here)
-        work(run, options)
 
-    tune.Tuner(
-        tune.with_resources(worker, share),
-        param_space={"worker": tune.grid_search(list(range(workers)))},
-        run_config=tune.RunConfig(
-            name="workers",
-            storage_path=str(run / SCRATCH),
-            verbose=0,
-            failure_config=tune.FailureConfig(max_failures=3),
-        ),
-    ).fit()
+def environment(job: Job) -> dict[str, str]:
+    """The environment of the Ray process, and of a Ray that it starts."""
+    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    own |= {"PYTHONPATH": import_path(), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}
+    own |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_MAX_PENDING_TRIALS_PG": "10000"}
+    if job.address is not None:
+        if "RAY_AUTH_MODE" not in own and has_token():
+            own["RAY_AUTH_MODE"] = "token"
+        return own
+    own.pop("RAY_AUTH_TOKEN", None)
+    own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(Path(job.scratch) / "token")}
+    own |= {"RAY_TMPDIR": str((Path(job.scratch) / "tmp").resolve()), "RAY_enable_metrics_collection": "0"}
+    own |= {"RAY_worker_niceness": "0"}
+    if job.nodes == 1:
+        own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what keeps Ray on the loopback there does so everywhere
+    elif not job.simulate and not answers(f"127.0.0.1:{PORT}"):
+        own.setdefault("RAY_GCS_SERVER_PORT", str(PORT))
+    return own
+
+
+def has_token() -> bool:
+    """Whether the user has a token for Ray clusters, in one of the places where Ray looks."""
+    named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
+
+
+@contextmanager
+def scratch_folder(run: Path) -> Iterator[Path]:
+    """RUN/.ray-<random>: this launch's Tune files, the token of a Ray started here, a link to its folder of sockets.
+
+    Removed on any exit; `sweep` removes what a killed launch left.
+    """
+    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=run))
+    try:
+        own = {"namespace": process_namespace(), "pid": os.getpid(), "process_start": process_start(os.getpid())}
+        write_json(scratch / "owner.json", own)
+        descriptor = os.open(scratch / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        # the path of a socket has room for 107 bytes, of which Ray takes 76
+        (scratch / "tmp").symlink_to(tempfile.mkdtemp(prefix="stdac-ray-", dir="/tmp"))
+        yield scratch
+    finally:
+        remove(scratch)
+
+
+def sweep(run: Path) -> None:
+    """Remove the scratch folders of launches that are gone: at once where we can tell, else when long not renewed."""
+    for scratch in run.glob(f"{SCRATCH}*"):
+        if is_left_over(scratch):
+            remove(scratch)
+
+
+def is_left_over(scratch: Path) -> bool:
+    """Whether the launch that made a scratch folder is gone."""
+    owner: dict[str, Any] = {}
+    with suppress(OSError, StdacError):
+        owner = read_json(scratch / "owner.json")
+    if owner.get("namespace") == process_namespace():
+        return bool(process_start(owner["pid"]) != owner["process_start"])
+    try:
+        return file_system_time(scratch.parent) - scratch.stat().st_mtime > LEASE_S
+    except OSError:
+        return False
+
+
+def remove(scratch: Path) -> None:
+    """Remove a scratch folder and what it links to, while processes that are ending may still write there."""
+    deadline = time.monotonic() + 5
+    link = scratch / "tmp"
+    while time.monotonic() < deadline:
+        if link.is_symlink():
+            shutil.rmtree(link.resolve(), ignore_errors=True)
+            if link.exists():
+                time.sleep(0.2)
+                continue
+        shutil.rmtree(scratch, ignore_errors=True)
+        if not scratch.exists():
+            return
+        time.sleep(0.2)

@@ -1,18 +1,26 @@
-"""A worker: claims a trial, runs it, takes the next, until none is left. Every backend only starts these."""
+"""A worker process: claims a trial, runs it, takes the next, until none is left. Every backend only starts these."""
 
 import ctypes
 import os
 import signal
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cluster_jobs.ledger import Ledger
-from stdac.errors import StdacError
+from stdac.errors import DiskFull, StdacError
+from stdac.record import RENEW_S
+
+if TYPE_CHECKING:
+    from stdac.machine import Machine
+    from stdac.record import Attempt
+    from stdac.train import Progress
 
 
 @dataclass(frozen=True)
@@ -24,49 +32,119 @@ class Options:
     data_dir: Path | None = None
     keep: str = "all"
 
+    def words(self) -> list[str]:
+        """As the command line of a worker process."""
+        words = ["--device", self.device, "--keep", self.keep]
+        words += ["--threads", str(self.threads)] if self.threads is not None else []
+        return words + (["--data-dir", str(self.data_dir)] if self.data_dir is not None else [])
 
-def work(run: Path, options: Options) -> tuple[int, int]:
-    """Run trials of the run folder until none is waiting; returns how many were done and how many failed here.
 
-    One process runs many trials, so that torch is imported and a network compiled once. A trial that fails leaves
-    error.txt and is not tried again before `retry` or the next launch. Raises StdacError where the run itself is at
-    fault: not a run folder, a disk that is full.
+class Worker:
+    """Runs trials of one run folder until none is left to claim, or until it is told to leave.
+
+    One process runs many trials, so that torch is imported once. A trial that fails leaves error.txt and is not tried
+    again before `retry` or the next launch. Its log has a section for every attempt, from "trial ID attempt N on HOST"
+    to "trial ID attempt N done", which `stdac-grid logs` finds again.
     """
-    from stdac.machine import Machine
-    from stdac.methods import resolve
-    from stdac.run import run_trial
 
-    ledger = Ledger(run)
-    machine = Machine(options.device, threads=options.threads)
-    trials = ledger.trials()
-    done = failed = 0
-    settled: set[str] = set()
-    while (trial_id := next_waiting(ledger, trials, settled)) is not None:
-        print(f"trial {trial_id}", flush=True)
+    def __init__(self, run: Path, options: Options) -> None:
+        self.ledger, self.options = Ledger(run), options
+        self.settled: set[str] = set()  # done, or failed: never looked at again
+        self.leaving = False
+        self._looked = time.monotonic()
+
+    def work(self) -> None:
+        """Run trials. Raises StdacError where the run itself is at fault: not a run folder, a disk that is full."""
+        from stdac.machine import Machine
+
+        machine = Machine(self.options.device, threads=self.options.threads)
+        while not self.leaving and not self.ledger.cancelled():
+            if not self.run_next(machine):
+                if not self.takeover_is_near():
+                    return
+                time.sleep(RENEW_S)
+
+    def run_next(self, machine: "Machine") -> bool:
+        """Run the first trial that nobody is at; False if there is none.
+
+        Many workers look at the same moment: one that was beaten to a trial goes on to the next.
+        """
+        for trial_id, trial in self.ledger.trials().items():
+            if trial_id in self.settled:
+                continue
+            state = self.ledger.status(trial_id).state
+            if state == "waiting" and self.run(trial_id, trial, machine):
+                return True
+            if state in ("done", "failed"):
+                self.settled.add(trial_id)
+        return False
+
+    def takeover_is_near(self) -> bool:
+        """Whether a trial is held by an attempt that has fallen silent: it is worth waiting until it may be claimed."""
+        running = (self.ledger.status(t) for t in self.ledger.trials() if t not in self.settled)
+        return any(status.state == "running" and status.detail["silence"] > 3 * RENEW_S for status in running)
+
+    def run(self, trial_id: str, trial: dict[str, Any], machine: "Machine") -> bool:
+        """Run one trial; False where another worker was faster."""
+        from cluster_jobs.display import label
+        from stdac.methods import resolve
+        from stdac.run import run_trial
+
+        folder, options, began = self.ledger.folder(trial_id), self.options, time.monotonic()
+        attempts: list[str] = []
+        ending = "stopped: its worker was told to leave"
+
+        def claimed(attempt: "Attempt") -> None:
+            lease = folder.lease(attempt.number)
+            attempts.append(f"trial {trial_id} attempt {attempt.number}")
+            print(f"{attempts[0]} on {lease['host']} at {lease['began']}: {label(trial)}", flush=True)
+
         try:
-            trial = resolve(trials[trial_id])
-            folder = ledger.folder(trial_id)
-            done += run_trial(trial, folder, machine=machine, data_dir=options.data_dir, keep=options.keep)
+            run_trial(
+                resolve(trial),
+                folder,
+                machine=machine,
+                data_dir=options.data_dir,
+                keep=options.keep,
+                on_claim=claimed,
+                on_progress=self.look_up,
+                on_score=lambda row: print(score_line(row), flush=True),
+            )
+            done = folder.done() is not None
+            ending = f"done in {time.monotonic() - began:.1f} s" if done else "superseded: another attempt took over"
+        except DiskFull:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it was, error.txt has it and the grid goes on
-            print(f"trial {trial_id} failed: {error}", file=sys.stderr, flush=True)
-            settled.add(trial_id)
-            failed += 1
-    return done, failed
+            ending = f"failed: {error}"
+            if not attempts:
+                folder.fail(f"trial {trial_id} cannot be run: {error}")
+            self.settled.add(trial_id)
+        finally:
+            for attempt in attempts:
+                print(f"{attempt} {ending}", flush=True)
+        return bool(attempts)
+
+    def look_up(self, progress: "Progress") -> None:
+        """Between two steps: leave where that was asked for; by SIGUSR2 only once the epoch's checkpoint is written."""
+        if self.leaving and progress.step <= 1:
+            raise KeyboardInterrupt
+        if time.monotonic() - self._looked > RENEW_S:
+            self._looked = time.monotonic()
+            if self.ledger.cancelled():
+                raise KeyboardInterrupt
+
+    def leave(self, _signal: int, _frame: object) -> None:
+        """Stop at the next checkpoint."""
+        self.leaving = True
 
 
-def next_waiting(ledger: Ledger, trials: Iterable[str], settled: set[str]) -> str | None:
-    """The first trial that nobody is at, looked up anew, so that many workers share the work; None if there is none.
-
-    Trials seen done or failed are added to `settled` and not looked at again.
-    """
-    for trial_id in trials:
-        if trial_id not in settled:
-            state = ledger.status(trial_id).state
-            if state == "waiting":
-                return trial_id
-            if state != "running":
-                settled.add(trial_id)
-    return None
+def score_line(row: Mapping[str, Any]) -> str:
+    """A row of METRICS in a few words."""
+    words = [f"  {row['phase']} epoch {row['epoch']}"]
+    words += [f"{name.upper()} {row[name]:.4f}" for name in ("acc", "nmi", "ari") if row.get(name) is not None]
+    words += [f"loss {row['loss']:.4f}"] if row.get("loss") is not None else []
+    words += [f"{row['seconds']:.1f} s"] if row.get("seconds") is not None else []
+    return "  ".join(words)
 
 
 def end_with_parent() -> None:
@@ -77,7 +155,8 @@ def end_with_parent() -> None:
 
 
 def interrupt(_signal: int, _frame: object) -> None:
-    """Turn SIGTERM into the exception that gives leases back."""
+    """Turn the first SIGTERM into the exception that gives leases back."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -88,16 +167,19 @@ def interrupt(_signal: int, _frame: object) -> None:
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option("--keep", default="all")
 def main(run: Path, device: str, threads: int | None, data_dir: Path | None, keep: str) -> None:
-    """The process that `local` starts."""
+    """The process that a supervisor starts: SIGTERM stops it now, SIGUSR2 after the next checkpoint."""
     parent = os.getppid()
-    end_with_parent()
+    worker = Worker(run, Options(device, threads, data_dir, keep))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, which decides
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGUSR2, worker.leave)
+    end_with_parent()
     if os.getppid() != parent:
         sys.exit(1)
     try:
-        work(run, Options(device, threads, data_dir, keep))
+        worker.work()
     except KeyboardInterrupt:
-        sys.exit(143)
+        sys.exit(0 if worker.leaving or worker.ledger.cancelled() else 128 + signal.SIGTERM)
     except StdacError as error:
         print(error, file=sys.stderr)
         sys.exit(1)

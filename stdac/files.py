@@ -3,13 +3,19 @@
 import errno
 import json
 import os
+import socket
 import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
-from stdac.errors import StdacError
+from stdac.errors import DiskFull, StdacError
+
+CLOCK_S = 20.0  # how long a reading of the file system's clock serves
+_clocks: dict[int, tuple[float, float]] = {}  # device -> (when it was read, its time then), both in seconds
 
 
 @contextmanager
@@ -49,10 +55,10 @@ def temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
             os.fchmod(descriptor, 0o666 & ~umask())
             yield file, name
     except OSError as error:
-        raise StdacError(explain(error, path)) from error
+        raise refusal(error, path) from error
     except RuntimeError as error:  # torch.save closes its archive after the disk has refused a write, and fails anew
         if isinstance(error.__context__, OSError):
-            raise StdacError(explain(error.__context__, path)) from error
+            raise refusal(error.__context__, path) from error
         raise
     finally:
         if name is not None:
@@ -67,18 +73,50 @@ def umask() -> int:
     return mask
 
 
-def explain(error: OSError, path: Path) -> str:
+def refusal(error: OSError, path: Path) -> StdacError:
     """One sentence for an OS error while writing `path`: what happened, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
+        return DiskFull(
             f"no space left for {path}: nothing was half-written and earlier results are untouched; "
             "free some space and run the same command again"
         )
     if isinstance(error, FileNotFoundError):
-        return f"cannot write {path}: there is no folder {path.parent}; create it or choose another place"
+        return StdacError(f"cannot write {path}: there is no folder {path.parent}; create it or choose another place")
     if isinstance(error, PermissionError):
-        return f"cannot write {path}: permission denied; choose a folder that you may write to"
-    return f"cannot write {path}: {error.strerror or error}"
+        return StdacError(f"cannot write {path}: permission denied; choose a folder that you may write to")
+    return StdacError(f"cannot write {path}: {error.strerror or error}")
+
+
+def file_system_time(folder: Path) -> float:
+    """Now, in seconds since the epoch, by the clock that stamps files in `folder`.
+
+    On a network file system that is the server's, not ours: hosts whose clocks differ agree on it. Read by touching a
+    probe now and then; where that cannot be done, our own clock.
+    """
+    try:
+        device = folder.stat().st_dev
+        read, then = _clocks.get(device, (float("-inf"), 0.0))
+        if time.monotonic() - read >= CLOCK_S:
+            probe = folder / f".now-{socket.gethostname()}-{threading.get_native_id()}"
+            try:
+                probe.touch()
+                then = probe.stat().st_mtime
+                read = time.monotonic()
+                _clocks[device] = (read, then)
+            finally:
+                probe.unlink(missing_ok=True)
+    except OSError:
+        return time.time()
+    return then + time.monotonic() - read
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -2,10 +2,14 @@
 
 Clusters do run the same job twice at once. So every attempt takes the next number with `link()`, which fences; it
 writes only below its own number; and the first to `link()` done.json wins. Readers follow done.json alone.
+
+STDAC_LEASE_S in the environment, the same for every process of a run, sets LEASE_S for tests and unusual file systems.
 """
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import threading
@@ -13,6 +17,8 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +26,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
-from stdac.files import json_bytes, link_once, read_json, whole, write_json
+from stdac.files import file_system_time, json_bytes, link_once, read_json, sync_folder, whole, write_json
 from stdac.trial import SCHEMA_VERSION
 
-LEASE_S = 60.0  # a lease not renewed for this long may be superseded
-RENEW_S = 5.0
+LEASE_S = float(os.environ.get("STDAC_LEASE_S", "60"))  # a lease not renewed for this long may be superseded
+RENEW_S = LEASE_S / 12
+CRASHES = 5  # a trial whose process died this often in a row, without an epoch in between, has failed
 
 METRICS = pa.schema(
     [
@@ -74,6 +81,12 @@ ASSIGNMENTS = pa.schema(
 """One row an image: the deployed model's cluster, the protocol's, and the ground truth where there is one."""
 
 
+PARTS = ("metrics.parquet", "assignments.parquet", "model.pt", "stn.npz")
+"""What a result is made of; `done.json` has the SHA-256 of each."""
+
+LEASE = re.compile(r"lease-([1-9][0-9]{0,8})\.json")
+
+
 class Superseded(StdacError):
     """Another attempt has taken over this trial."""
 
@@ -114,26 +127,46 @@ class TrialFolder:
         path = self.path / "error.txt"
         return path.read_text(errors="replace") if path.exists() else None
 
+    def fail(self, text: str) -> None:
+        """Write error.txt: the trial is not tried again before `forgive`. The first line is the reason."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with whole(self.path / "error.txt") as file:
+            file.write(f"{text}\n".encode())
+
     def clear_error(self) -> None:
         """Forget the failure, so that the trial is tried again."""
         (self.path / "error.txt").unlink(missing_ok=True)
 
     def leases(self) -> list[int]:
         """The numbers of the attempts made so far, ascending."""
-        names = [p.name for p in self.path.glob("lease-*.json")]
-        return sorted(int(n[6:-5]) for n in names if n[6:-5].isdigit())
+        matches = (LEASE.fullmatch(path.name) for path in self.path.glob("lease-*.json"))
+        return sorted(int(match[1]) for match in matches if match)
 
     def lease(self, number: int) -> dict[str, Any]:
         """Who made attempt `number`, and where."""
         return dict(read_json(self.path / f"lease-{number}.json"))
 
     def holder(self) -> dict[str, Any] | None:
-        """The lease of the attempt that is running now, or None."""
+        """The lease of the attempt that is running now, or None.
+
+        An attempt runs as long as it renews its lease; a process of this host that is gone does not.
+        """
         numbers = self.leases()
         if not numbers or (self.path / "done.json").exists():
             return None
         lease = self.lease(numbers[-1])
         return lease if self._alive(numbers[-1], lease) else None
+
+    def silence(self, number: int) -> float:
+        """Seconds since attempt `number` last renewed its lease; infinite once it was given back."""
+        renewed = (self.path / f"lease-{number}.json").stat().st_mtime
+        return float("inf") if renewed == 0 else file_system_time(self.path) - renewed
+
+    def _alive(self, number: int, lease: Mapping[str, Any]) -> bool:
+        if self.silence(number) >= LEASE_S:  # frozen, cut off, dead or given back
+            return False
+        here = lease["host"] == socket.gethostname() and lease.get("namespace") == process_namespace()
+        return not here or process_start(lease["pid"]) == lease["process_start"]
 
     def progress(self) -> dict[str, Any] | None:
         """Where the newest attempt is, as it last said, or None."""
@@ -141,33 +174,81 @@ class TrialFolder:
         path = self.path / f"attempt-{numbers[-1]}" / "progress.json" if numbers else None
         return read_json(path) if path is not None and path.exists() else None
 
-    def _alive(self, number: int, lease: Mapping[str, Any]) -> bool:
-        renewed = (self.path / f"lease-{number}.json").stat().st_mtime
-        if renewed == 0:  # given back
-            return False
-        if lease["host"] == socket.gethostname() and lease["boot"] == boot_id():
-            return bool(process_start(lease["pid"]) == lease["process_start"])
-        return bool(file_system_time(self.path) - renewed < LEASE_S)
+    def checkpoints(self) -> list[Path]:
+        """The checkpoints there are, of the newest attempt first."""
+        paths = (self.path / f"attempt-{n}" / "checkpoint.pt" for n in reversed(self.leases()))
+        return [path for path in paths if path.exists()]
+
+    def crashes(self) -> list[int]:
+        """The attempts that died since the last checkpoint: neither running, nor given back."""
+        crashed: list[int] = []
+        for number in reversed(self.leases()):
+            if (self.path / f"attempt-{number}" / "checkpoint.pt").exists():
+                break
+            if self.silence(number) < float("inf") and not self._alive(number, self.lease(number)):
+                crashed.append(number)
+        return crashed
+
+    def forgive(self) -> None:
+        """Forget the failure and the crashes, so that the trial is tried again."""
+        for number in self.crashes():
+            os.utime(self.path / f"lease-{number}.json", (0, 0))
+        self.clear_error()
+
+    def history(self) -> dict[str, Any]:
+        """Who has been at this trial: the number of attempts, their hosts, the seconds of work lost between them."""
+        leases = [self.lease(number) for number in self.leases()]
+        lost = sum(lease.get("lost_before", 0.0) for lease in leases)
+        return {
+            "attempts": len(leases),
+            "hosts": [lease["host"] for lease in leases],
+            "lost_seconds": round(lost, 1),
+        }
+
+    def lost(self) -> float:
+        """Seconds of work that the newest attempt did after its last checkpoint: what its end has cost."""
+        numbers = self.leases()
+        if not numbers:
+            return 0.0
+        path = self.path / f"attempt-{numbers[-1]}"
+        signs = [path / "progress.json", self.path / f"lease-{numbers[-1]}.json"]
+        last = max(sign.stat().st_mtime for sign in signs if sign.exists())
+        saved = datetime.fromisoformat(self.lease(numbers[-1])["began"]).timestamp()
+        if (path / "checkpoint.pt").exists():
+            saved = (path / "checkpoint.pt").stat().st_mtime
+        return max(0.0, last - saved)
 
     def claim(self, about: Mapping[str, Any]) -> "Attempt | None":
         """Take the next attempt's number, or None where the trial is done or another attempt is running.
 
-        about: what the lease records besides the process: commit, versions, device.
+        about: what the lease records besides the process: commit, versions, device. A trial whose process has died
+        CRASHES times in a row without finishing an epoch is marked as failed instead, so that it cannot hold up a grid.
         """
         if self.done() is not None or self.holder() is not None:
             return None
-        number = (self.leases() or [0])[-1] + 1
+        numbers = self.leases()
+        number = (numbers or [0])[-1] + 1
+        if len(self.crashes()) >= CRASHES:
+            log = self.lease(numbers[-1]).get("log") or "its worker's output"
+            self.fail(f"its process died {CRASHES} times in a row within an epoch (out of memory?): see {log}")
+            return None
         lease = {
             **about,
             "attempt": number,
             "host": socket.gethostname(),
-            "boot": boot_id(),
+            "namespace": process_namespace(),
             "pid": os.getpid(),
             "process_start": process_start(os.getpid()),
-            "job": os.environ.get("SLURM_JOB_ID"),
-            "began": timestamp(),
+            "job": os.environ.get("STDAC_JOB") or None,
+            "log": os.environ.get("STDAC_LOG"),
+            "began": timestamp(file_system_time(self.path)),
+            "lost_before": round(self.lost(), 1),
         }
-        if not link_once(self.path / f"lease-{number}.json", json_bytes(lease)):
+        path = self.path / f"lease-{number}.json"
+        if not link_once(path, json_bytes(lease)):
+            return None
+        if self.done() is not None:  # finished by another between the look and the link
+            path.unlink(missing_ok=True)
             return None
         return Attempt(self, number)
 
@@ -182,6 +263,8 @@ class Attempt:
         self._lease = folder.path / f"lease-{number}.json"
         self._ended = threading.Event()
         self._progress: dict[str, Any] | None = None
+        self._written: dict[str, Any] | None = None
+        self._checked = time.monotonic()
         self._thread = threading.Thread(target=self._renew, name=f"lease-{number}", daemon=True)
 
     def __enter__(self) -> "Attempt":
@@ -189,34 +272,44 @@ class Attempt:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._ended.set()
-        self._thread.join()
+        self._stop_renewing()
+        with suppress(OSError, StdacError):
+            self._write_progress()
         with suppress(OSError):
             os.utime(self._lease, (0, 0))
 
+    def _stop_renewing(self) -> None:
+        self._ended.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
     def _renew(self) -> None:
-        written = None
-        while not self._ended.wait(RENEW_S if written else 0.5):
-            progress = self._progress
+        while not self._ended.wait(RENEW_S if self._written else 0.5):
             with suppress(OSError, StdacError):  # a full disk must not end a trial that could still go on
                 os.utime(self._lease)
-                if progress is not None and progress != written:
-                    write_json(self.path / "progress.json", progress)
-                    written = progress
+                self._write_progress()
+
+    def _write_progress(self) -> None:
+        progress = self._progress
+        if progress is not None and progress != self._written and self.path.exists():
+            write_json(self.path / "progress.json", progress)
+            self._written = progress
 
     def progress(self, progress: Mapping[str, Any]) -> None:
-        """Remember where the trial is; the lease's thread writes it down now and then."""
+        """Remember where the trial is; the lease's thread writes it down now and then. Raises as `check` does."""
         self._progress = dict(progress)
+        if time.monotonic() - self._checked > RENEW_S:
+            self._checked = time.monotonic()
+            self.check()
 
     def check(self) -> None:
         """Raise Superseded where a later attempt exists or the trial is done: this one must stop writing."""
-        if self.folder.leases()[-1] != self.number or self.folder.done() is not None:
+        if not self.current():
             raise Superseded(f"attempt {self.number} of {self.folder.path.name} was superseded while it ran")
 
-    def newest_checkpoint(self) -> Path | None:
-        """The newest attempt's checkpoint, from which this one goes on."""
-        paths = (self.folder.path / f"attempt-{n}" / "checkpoint.pt" for n in reversed(self.folder.leases()))
-        return next((p for p in paths if p.exists()), None)
+    def current(self) -> bool:
+        """Whether this is still the newest attempt at a trial that is not done."""
+        return (self.folder.leases() or [0])[-1] <= self.number and self.folder.done() is None
 
     def save_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         """Write this attempt's checkpoint; the earlier attempts' are no longer needed then."""
@@ -225,8 +318,9 @@ class Attempt:
         self.check()
         with whole(self.path / "checkpoint.pt") as file:
             torch.save(dict(checkpoint), file)
-        for number in self.folder.leases()[:-1]:
-            (self.folder.path / f"attempt-{number}" / "checkpoint.pt").unlink(missing_ok=True)
+        for number in self.folder.leases():
+            if number < self.number:
+                (self.folder.path / f"attempt-{number}" / "checkpoint.pt").unlink(missing_ok=True)
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file of the result."""
@@ -235,9 +329,16 @@ class Attempt:
 
     def finish(self, summary: Mapping[str, Any]) -> bool:
         """Make done.json, naming this attempt: True if it won. Then sweep what only a resume needs."""
-        done = {"attempt": self.number, "finished": timestamp(), **summary}
+        finished = timestamp(file_system_time(self.folder.path))
+        digests = {name: file_digest(self.path / name) for name in PARTS if (self.path / name).exists()}
+        done = {"attempt": self.number, "finished": finished, "sha256": digests, **self.folder.history(), **summary}
+        with suppress(FileNotFoundError):  # the winner has swept it
+            sync_folder(self.path)
         won = link_once(self.folder.path / "done.json", json_bytes(done))
         if won:
+            sync_folder(self.folder.path)  # done before anything it replaces is gone
+            self._stop_renewing()
+            self._progress = None
             (self.folder.path / "error.txt").unlink(missing_ok=True)
             for name in ("checkpoint.pt", "progress.json"):
                 (self.path / name).unlink(missing_ok=True)
@@ -245,21 +346,26 @@ class Attempt:
                 if number != self.number:
                     shutil.rmtree(self.folder.path / f"attempt-{number}", ignore_errors=True)
         else:
+            self._stop_renewing()
             shutil.rmtree(self.path, ignore_errors=True)
         return won
 
     def fail(self, error: BaseException, trial_json: Mapping[str, Any]) -> None:
-        """Write error.txt: the reason in its first line, then attempt, host, trial and traceback."""
+        """Write error.txt: the reason in its first line, then attempt, host, trial and traceback.
+
+        An attempt that was superseded has no say in it.
+        """
         reason = str(error) if isinstance(error, StdacError) else f"{type(error).__name__}: {error}"
         trace = "" if isinstance(error, StdacError) else "".join(traceback.format_exception(error))
         lines = [
             reason.replace("\n", " "),
-            f"attempt {self.number} on {socket.gethostname()} at {timestamp()}",
+            f"attempt {self.number} on {socket.gethostname()} at {timestamp(file_system_time(self.folder.path))}",
             json.dumps(dict(trial_json), sort_keys=True),
             trace,
         ]
-        with suppress(StdacError), whole(self.folder.path / "error.txt") as file:
-            file.write("\n".join(lines).encode())
+        with suppress(StdacError, OSError):
+            if self.current():
+                self.folder.fail("\n".join(lines))
 
 
 def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -270,11 +376,20 @@ def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.table({name: [row.get(name) for row in rows] for name in METRICS.names}, schema=METRICS)
 
 
-def boot_id() -> str | None:
-    """Names this boot of this machine: process ids mean nothing across boots."""
+def file_digest(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@cache
+def process_namespace() -> str:
+    """Names what a process id means something in: this boot of this machine, and the container we are in."""
+    words = []
     with suppress(OSError):
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return None
+        words.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        words.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(words)
 
 
 def process_start(pid: int) -> int | None:
@@ -285,16 +400,6 @@ def process_start(pid: int) -> int | None:
     return None
 
 
-def file_system_time(folder: Path) -> float:
-    """Now by the clock that stamps files in `folder`: on a network file system that is the server's, not ours."""
-    probe = folder / f".now-{socket.gethostname()}-{os.getpid()}"
-    probe.touch()
-    try:
-        return probe.stat().st_mtime
-    finally:
-        probe.unlink(missing_ok=True)
-
-
-def timestamp() -> str:
-    """Now, as UTC in ISO 8601 with seconds."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def timestamp(seconds: float) -> str:
+    """A time in seconds since the epoch as UTC in ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -1,5 +1,6 @@
 """run_trial: a Trial in, a finished folder out. The only place where ground truth and training meet, after the fact."""
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 
 from stdac.cost import training_macs
 from stdac.data import Dataset, load
-from stdac.errors import StdacError
+from stdac.errors import DiskFull, StdacError
 from stdac.files import whole
 from stdac.machine import Machine, device_name, provenance
 from stdac.methods import METHODS
@@ -24,6 +25,7 @@ from stdac.record import ASSIGNMENTS, Attempt, Superseded, TrialFolder, metrics_
 from stdac.train import Assignment, Progress, Run
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
+OnClaim = Callable[[Attempt], None]
 OnProgress = Callable[[Progress], None]
 OnScore = Callable[[Mapping[str, Any]], None]
 
@@ -105,13 +107,15 @@ def run_trial(
     machine: Machine | None = None,
     data_dir: Path | None = None,
     keep: str = "all",
+    on_claim: OnClaim | None = None,
     on_progress: OnProgress | None = None,
     on_score: OnScore | None = None,
 ) -> bool:
     """Run a trial, or go on with it, until its folder has done.json.
 
     keep: "all" or "metrics" (no model, assignments or figures' data). Returns False where there was nothing to do: the
-    trial is done, or another process is at it. Raises what made the trial fail, after writing error.txt.
+    trial is done, or another process is at it. Raises what made the trial fail, after writing error.txt;
+    DiskFull, which is no trial's fault, leaves none.
     """
     machine = machine or Machine()
     folder.create(trial.to_json())
@@ -120,11 +124,17 @@ def run_trial(
         return False
     with attempt:
         try:
+            if on_claim is not None:
+                on_claim(attempt)
             folder.clear_error()
             finish_attempt(trial, attempt, machine, data_dir, keep, on_progress, on_score)
         except Superseded:
             return False
+        except DiskFull:
+            raise
         except Exception as error:
+            if not attempt.current():  # its winner may have swept the folder from under it
+                return False
             attempt.fail(error, trial.to_json())
             raise
     return True
@@ -145,10 +155,8 @@ def finish_attempt(
     device = machine.torch_device()
     dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
     scorer = Scorer(trial, dataset, device_name(device), attempt, on_progress, on_score)
-    saved = {}
-    checkpoint = attempt.newest_checkpoint()
-    if checkpoint is not None:
-        saved = scorer.resume(torch.load(checkpoint, map_location="cpu", weights_only=True))
+    checkpoint = newest_checkpoint(attempt)
+    saved = {} if checkpoint is None else scorer.resume(checkpoint)
     fitted = fit(trial, dataset.images, scorer, machine, saved)
     if scorer.protocol is None:
         scorer.score("cluster", 0, Assignment(fitted.labels), {})
@@ -159,7 +167,19 @@ def finish_attempt(
     if keep == "all":
         write_results(attempt, trial, dataset, fitted, scorer)
     summary = {"seconds": time.perf_counter() - began, "fingerprint": scorer.fingerprint, "device": scorer.device}
-    attempt.finish(summary | {"trial_id": trial.id, "attempts": attempt.number})
+    attempt.finish(summary | {"trial_id": trial.id})
+
+
+def newest_checkpoint(attempt: Attempt) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; a damaged one is passed over with a line on stderr."""
+    for path in attempt.folder.checkpoints():
+        try:
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # noqa: BLE001 - torch raises whatever a damaged archive makes it stumble over
+            print(f"{path} cannot be read ({str(error).splitlines()[0]}): going on without it", file=sys.stderr)
+        else:
+            return checkpoint
+    return None
 
 
 def fit(trial: Trial, images: NDArray[np.uint8], scorer: Scorer, machine: Machine, saved: dict[str, Any]) -> Fitted:

@@ -1,5 +1,6 @@
 """Grids: TOML files, the presets, and what is wrong with a bad one."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,11 +10,12 @@ import pytest
 from cluster_jobs.grid import load_grid, preset_names
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.local import visible_gpu
+from cluster_jobs.worker import Options, Worker
 from stdac.errors import StdacError
 from stdac.files import write_json
 from stdac.methods import resolve
 from stdac.record import TrialFolder
-from tests.conftest import small
+from tests.conftest import CPU, small
 
 
 def write(folder: Path, text: str) -> str:
@@ -94,8 +96,30 @@ def test_a_changed_grid_adds_and_keeps(tmp_path: Path) -> None:
     old, new = [resolve(small("kmeans", seed=s)) for s in (0, 1)], [resolve(small("kmeans", seed=s)) for s in (1, 2)]
     assert ledger.plan(old, "old") == []
     assert ledger.plan(new, "new") == [old[0].id]
-    assert set(ledger.trials()) == {t.id for t in old + new}
-    assert (tmp_path / "run" / "grid.toml").read_text() == "new"
+    assert list(ledger.trials()) == [t.id for t in [*old, new[1]]]
+    assert (tmp_path / "run" / "grid.toml").read_text() == "old"
+    assert (tmp_path / "run" / "grid-2.toml").read_text() == "new"
+    assert Ledger(tmp_path / "run").plan(new, "new") == [old[0].id] and len(ledger.parts()) == 2
+
+
+def test_plans_made_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    grids = [[resolve(small("kmeans", seed=10 * n + s)) for s in range(5)] for n in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda grid: Ledger(tmp_path / "run").plan(grid, ""), grids))
+    assert set(Ledger(tmp_path / "run").trials()) == {t.id for grid in grids for t in grid}
+
+
+def test_workers_that_look_at_once_share_the_trials(tmp_path: Path) -> None:
+    """The ledger of a worker that is beaten to a trial goes on to the next."""
+    ledger = Ledger(tmp_path)
+    trials = [resolve(small("kmeans", seed=s)) for s in range(2)]
+    ledger.plan(trials, "")
+    folder = ledger.folder(trials[0].id)
+    folder.create(trials[0].to_json())
+    with folder.claim({}):
+        worker = Worker(tmp_path, Options("cpu", 1))
+        assert worker.run_next(CPU) and ledger.folder(trials[1].id).done() is not None
+        assert not worker.run_next(CPU)
 
 
 def test_states_are_read_from_the_files_alone(tmp_path: Path) -> None:

@@ -4,15 +4,19 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from cluster_jobs import backends, ray_tune, slurm
 from cluster_jobs.ledger import Ledger
+from stdac.errors import StdacError
 from stdac.record import TIMINGS
 
 GRID = """
@@ -42,9 +46,28 @@ def run(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedPr
 def launched(cwd: Path, *words: str) -> dict[str, object]:
     """Launch the grid; the rows by key and the model files' bytes of the finished run."""
     (cwd / "grid.toml").write_text(GRID)
+    words = words if "--backend" in words else (*words, "--backend", "local")
     done = run("stdac-grid", "launch", "grid.toml", "--out", "run", *words, cwd=cwd)
     assert done.returncode == 0, done.stderr
     return outcome(cwd / "run")
+
+
+def begin(cwd: Path, *words: object) -> subprocess.Popen[bytes]:
+    """Start a command of ours and go on."""
+    (cwd / "grid.toml").write_text(GRID)
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command(*words), cwd=cwd, env=env, stderr=subprocess.PIPE, start_new_session=True)
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+LAUNCH = ("stdac-grid", "launch", "grid.toml", "--out", "run", "--backend", "local", "--workers", "2")
 
 
 def outcome(path: Path) -> dict[str, object]:
@@ -56,8 +79,16 @@ def outcome(path: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    return launched(tmp_path_factory.mktemp("undisturbed"), "--workers", "2")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    launched(folder, "--workers", "2")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path) -> dict[str, object]:
+    return outcome(finished)
 
 
 def test_a_grid_runs_to_its_end(undisturbed: dict[str, object]) -> None:
@@ -69,12 +100,9 @@ def test_a_grid_runs_to_its_end(undisturbed: dict[str, object]) -> None:
 def test_killed_at_a_random_moment_it_goes_on_to_the_same_result(
     seed: int, undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
-    (tmp_path / "grid.toml").write_text(GRID)
-    words = command("stdac-grid", "launch", "grid.toml", "--out", "run", "--workers", "2")
-    driver = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    driver = begin(tmp_path, *LAUNCH)
     chance = random.Random(seed)
-    while not list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")) and driver.poll() is None:
-        time.sleep(0.05)
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")) or driver.poll() is not None)
     time.sleep(chance.uniform(0, 2))
     leases = [json.loads(p.read_text()) for p in tmp_path.glob("run/trials/*/lease-*.json")]
     victims = [driver.pid] if seed == 2 else [lease["pid"] for lease in leases]
@@ -84,13 +112,10 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_same_result(
         except ProcessLookupError:
             continue
     if seed == 2:
-        driver.wait()
-        deadline = time.monotonic() + 30
-        while any(alive(lease["pid"]) for lease in leases):  # workers end with their driver
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        driver.communicate()
+        wait_for(lambda: not any(alive(lease["pid"]) for lease in leases))  # workers end with their driver
     else:
-        assert driver.wait(300) == 0  # the driver restarts what died
+        assert driver.communicate(timeout=300) and driver.returncode == 0  # the driver restarts what died
     assert launched(tmp_path, "--workers", "2") == undisturbed
 
 
@@ -106,15 +131,14 @@ def test_ray_gives_the_same_rows_as_local(undisturbed: dict[str, object], tmp_pa
     assert not (tmp_path / "run" / ".ray").exists()
 
 
-def test_ctrl_c_ends_every_process_and_gives_the_leases_back(tmp_path: Path) -> None:
-    (tmp_path / "grid.toml").write_text(GRID)
-    words = command("stdac-grid", "launch", "grid.toml", "--out", "run", "--workers", "2")
-    driver = subprocess.Popen(words, cwd=tmp_path, stderr=subprocess.PIPE, start_new_session=True)
-    while not list(tmp_path.glob("run/trials/*/lease-*.json")):
-        assert driver.poll() is None
-        time.sleep(0.05)
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_ends_every_process_and_gives_the_leases_back(times: int, tmp_path: Path) -> None:
+    driver = begin(tmp_path, *LAUNCH)
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")))
     time.sleep(1)
-    os.kill(driver.pid, signal.SIGINT)
+    for _ in range(times):
+        os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: the workers get it too
+        time.sleep(0.1)
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == 1 and b"Traceback" not in said
     assert "running" not in {s.state for s in Ledger(tmp_path / "run").statuses()}
@@ -122,9 +146,58 @@ def test_ctrl_c_ends_every_process_and_gives_the_leases_back(tmp_path: Path) -> 
         os.killpg(driver.pid, 0)
 
 
+def test_two_launches_on_one_folder_at_once_do_no_harm(undisturbed: dict[str, object], tmp_path: Path) -> None:
+    drivers = [begin(tmp_path, *LAUNCH) for _ in range(2)]
+    for driver in drivers:
+        _, said = driver.communicate(timeout=300)
+        assert driver.returncode == 0, said
+    assert outcome(tmp_path / "run") == undisturbed
+
+
+def test_a_detached_launch_is_cancelled_and_goes_on(undisturbed: dict[str, object], tmp_path: Path) -> None:
+    (tmp_path / "grid.toml").write_text(GRID)
+    said = run(*LAUNCH, "--detach", cwd=tmp_path)
+    assert said.returncode == 0 and "--watch" in said.stdout
+    ledger = Ledger(tmp_path / "run")
+    wait_for(lambda: any(s.state == "running" for s in ledger.statuses()))
+    done = run("stdac-grid", "cancel", "run", cwd=tmp_path)
+    assert done.returncode == 0 and "stdac-grid launch goes on" in done.stdout
+    wait_for(lambda: not any(s.state == "running" for s in ledger.statuses()))
+    assert any(s.state == "waiting" for s in ledger.statuses())
+    refused = run("stdac-grid", "work", "run", cwd=tmp_path)
+    assert refused.returncode == 1 and "stdac-grid retry" in refused.stderr
+    assert launched(tmp_path, "--workers", "2") == undisturbed
+
+
+def test_work_needs_no_launch_and_leaves_at_a_checkpoint(undisturbed: dict[str, object], tmp_path: Path) -> None:
+    """What a batch system does to it: SIGUSR2 before the time limit, then it is started again."""
+    words = ("stdac-grid", "work", "run", "--grid", "grid.toml", "--workers", "2", "--device", "cpu")
+    worker = begin(tmp_path, *words)
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")))
+    worker.send_signal(signal.SIGUSR2)
+    _, said = worker.communicate(timeout=100)
+    assert worker.returncode == 0, said
+    states = {s.state for s in Ledger(tmp_path / "run").statuses()}
+    assert "running" not in states and "waiting" in states
+    left = [json.loads(p.read_text()) for p in tmp_path.glob("run/trials/*/attempt-*/progress.json")]
+    assert left and all(progress["step"] <= 1 for progress in left)
+    begin(tmp_path, *words).communicate(timeout=200)
+    run("stdac-grid", "collect", "run", cwd=tmp_path)
+    assert outcome(tmp_path / "run") == undisturbed
+
+
+def test_logs_and_status_say_what_happened(finished: Path) -> None:
+    trial_id = next(s.trial_id for s in Ledger(finished).statuses())
+    said = run("stdac-grid", "logs", "run", trial_id[:8], "-f", cwd=finished.parent)
+    assert f"trial {trial_id} attempt 1 done" in said.stdout and "epoch" in said.stdout
+    status = run("stdac-grid", "status", "run", cwd=finished.parent).stdout
+    assert "5 of 5 done" in status and socket.gethostname() in status
+    assert run("stdac-grid", "doctor", "run", cwd=finished.parent).stdout.startswith("nothing to mend")
+
+
 def test_a_failing_trial_does_not_stop_the_grid(tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text(GRID + '[[trials]]\ndataset = "nowhere.npy"\nn_clusters = 3\n')
-    done = run("stdac-grid", "launch", "grid.toml", "--out", "run", cwd=tmp_path)
+    done = run("stdac-grid", "launch", "grid.toml", "--out", "run", "--backend", "local", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "1 trials failed" in done.stderr and "nowhere.npy" in done.stderr
     states = [s.state for s in Ledger(tmp_path / "run").statuses()]
@@ -133,13 +206,20 @@ def test_a_failing_trial_does_not_stop_the_grid(tmp_path: Path) -> None:
 
 
 def test_a_long_grid_asks_first(tmp_path: Path) -> None:
-    done = run("stdac-grid", "launch", "--out", "run", "--device", "cpu", cwd=tmp_path)
+    done = run("stdac-grid", "launch", "--out", "run", "--device", "cpu", "--backend", "local", cwd=tmp_path)
     assert done.returncode == 1 and "launch quick" in done.stderr and not (tmp_path / "run").exists()
 
 
-def test_several_nodes_without_a_cluster_say_how_to_get_one(tmp_path: Path) -> None:
-    done = run("stdac-grid", "launch", "quick", "--nodes", "4", cwd=tmp_path, RAY_ADDRESS="")
-    assert done.returncode == 1 and "RAY_ADDRESS" in done.stderr
+def test_several_nodes_without_a_cluster_say_what_was_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tune, "find_cluster", lambda: None)
+    monkeypatch.setattr(slurm, "available", lambda: False)
+    with pytest.raises(StdacError, match=r"RAY_ADDRESS.*no Ray runs.*sbatch.*--simulate"):
+        backends.find(4)
+    assert backends.find(1)[0] == "local"
+    done = run("stdac-grid", "launch", "quick", "--nodes", "4", "--backend", "local", cwd=tmp_path)
+    assert done.returncode == 1 and "this machine alone" in done.stderr and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("tool", ["stdac", "stdac-grid"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from stdac import record
-from stdac.errors import StdacError
+from stdac import files, record
+from stdac.errors import DiskFull, StdacError
 from stdac.files import link_once, whole, write_json
 from stdac.methods import resolve
 from stdac.record import METRICS, Superseded, TrialFolder, metrics_table
@@ -66,6 +67,114 @@ def test_a_reused_process_id_is_not_the_same_process(folder: TrialFolder) -> Non
     lease = json.loads(path.read_text())
     path.write_text(json.dumps(lease | {"process_start": lease["process_start"] - 1}))
     assert folder.holder() is None
+
+
+def test_a_frozen_process_of_this_host_may_be_superseded(folder: TrialFolder) -> None:
+    attempt = folder.claim({})
+    long_ago = time.time() - record.LEASE_S - 5
+    os.utime(folder.path / "lease-1.json", (long_ago, long_ago))
+    second = folder.claim({})
+    assert second.number == 2
+    with pytest.raises(Superseded):
+        attempt.check()
+
+
+def test_a_process_in_another_container_of_this_host_is_judged_by_its_lease(folder: TrialFolder) -> None:
+    folder.claim({})
+    path = folder.path / "lease-1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"namespace": "another", "pid": 2**22 + 1}))
+    assert folder.holder() is not None
+
+
+def test_a_host_whose_clock_is_an_hour_off_takes_over_nothing(
+    folder: TrialFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leases are judged by the clock of the file system that stamps them."""
+    folder.claim({})
+    path = folder.path / "lease-1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "elsewhere"}))
+    monkeypatch.setattr(files, "_clocks", {})
+    real = time.time
+    for hour in (3600, -3600):
+        monkeypatch.setattr(time, "time", lambda hour=hour: real() + hour)
+        assert folder.holder() is not None
+    old = real() - record.LEASE_S - 5
+    os.utime(path, (old, old))
+    assert folder.holder() is None
+
+
+def test_a_trial_finished_between_look_and_claim_is_not_begun_again(
+    folder: TrialFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt, real = folder.claim({}), folder.done
+    attempt.__exit__(None, None, None)
+    answers = iter([None, {"attempt": 1}])
+    monkeypatch.setattr(folder, "done", lambda: next(answers, real()))
+    assert folder.claim({}) is None and folder.leases() == [1]
+
+
+def test_a_trial_that_kills_its_process_again_and_again_has_failed(folder: TrialFolder) -> None:
+    for number in range(1, record.CRASHES + 1):
+        assert folder.claim({}).number == number
+        crash(folder, number)
+    assert folder.claim({}) is None
+    assert "died 5 times in a row" in folder.error()
+    folder.forgive()
+    assert folder.error() is None and folder.claim({}).number == record.CRASHES + 1
+
+
+def test_crashes_before_a_checkpoint_count_no_more(folder: TrialFolder) -> None:
+    for number in range(1, record.CRASHES + 1):
+        attempt = folder.claim({})
+        if number == 2:
+            attempt.save_checkpoint({})
+        crash(folder, number)
+    assert folder.crashes() == [5, 4, 3] and folder.claim({}) is not None
+
+
+def crash(folder: TrialFolder, number: int) -> None:
+    """Make the lease that of a process that is gone."""
+    path = folder.path / f"lease-{number}.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"process_start": -1}))
+
+
+def test_what_an_interruption_has_cost_is_written_down(folder: TrialFolder) -> None:
+    with folder.claim({}) as first:
+        first.save_checkpoint({})
+        first.progress({"epoch": 2})
+    path = folder.path / "attempt-1"
+    saved = (path / "checkpoint.pt").stat().st_mtime
+    os.utime(path / "progress.json", (saved + 12, saved + 12))
+    with folder.claim({}) as second:
+        assert second.finish({})
+    assert folder.done() | {"finished": 0} == {
+        "attempt": 2,
+        "attempts": 2,
+        "finished": 0,
+        "hosts": [socket.gethostname()] * 2,
+        "lost_seconds": 12.0,
+        "sha256": {},
+    }
+
+
+def test_a_superseded_attempt_marks_nothing_as_failed(folder: TrialFolder) -> None:
+    attempt = folder.claim({})
+    attempt.fail(ValueError("early"), {})
+    assert folder.error() is not None
+    folder.clear_error()
+    (folder.path / "lease-2.json").write_bytes((folder.path / "lease-1.json").read_bytes())
+    attempt.fail(ValueError("late"), {})
+    assert folder.error() is None
+
+
+def test_a_damaged_checkpoint_is_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trial, folder = resolve(small("st-dac")), TrialFolder(tmp_path / "trial")
+    folder.create(trial.to_json())
+    for number in (1, 2):
+        with folder.claim({}):
+            (folder.path / f"attempt-{number}" / "checkpoint.pt").write_bytes(b"PK\x03\x04, and then nothing")
+    assert run_trial(trial, folder, machine=CPU)
+    assert folder.done()["attempt"] == 3 and "going on without it" in capsys.readouterr().err
 
 
 def test_a_lease_of_another_host_lives_while_it_is_renewed(folder: TrialFolder) -> None:
@@ -154,8 +263,9 @@ def test_a_disk_that_fills_up_during_a_trial_costs_only_that_trial(small_disk: P
     done = TrialFolder(small_disk / "done")
     assert run_trial(TRIAL, done, machine=CPU, keep="metrics")
     folder = TrialFolder(small_disk / "trial")
-    with pytest.raises(StdacError, match="no space left"):
+    with pytest.raises(DiskFull, match="no space left"):
         run_trial(resolve(small("st-dac")), folder, machine=CPU)
+    assert folder.error() is None  # the trial is not to blame
     assert done.done() is not None and not list(small_disk.rglob("*.tmp"))
     assert folder.done() is None
     metrics = done.path / "attempt-1" / "metrics.parquet"

@@ -1,0 +1,197 @@
+"""The backends: who starts the workers of a run. What is done is read from the run folder, whoever does it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from cluster_jobs import local, ray_tune, slurm
+from cluster_jobs.display import Display
+from cluster_jobs.ledger import Ledger
+from cluster_jobs.worker import Options
+from stdac.errors import StdacError
+
+CANCEL_S = 30.0
+Tick = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a launch was asked for. workers: trials at a time in all, None for as many as the hardware has places."""
+
+    run: Path
+    options: Options
+    nodes: int = 1
+    workers: int | None = None
+    trials_per_gpu: int = 1
+    simulate: bool = False
+    detach: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that was chosen: `start(tick, say)` runs workers until no trial is left to claim."""
+
+    name: str
+    why: str
+    at_once: int
+    gpu: bool
+    start: Callable[[Tick, Callable[[str], None]], None]
+    detach: Callable[[], None]
+
+
+def choose(name: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
+    """The backend of that name, or for "auto" the first that is there: Ray, SLURM, this machine.
+
+    flags, table: how to ask SLURM, from the command line and from the grid's file. Raises StdacError for several nodes
+    where there is no cluster.
+    """
+    why = "as asked"
+    if request.simulate:
+        name, why = "ray", f"--simulate: {request.nodes} Ray nodes on this machine"
+    elif name == "auto":
+        name, why = find(request.nodes)
+    if name == "slurm":
+        return on_slurm(why, request, flags, table)
+    if name == "ray":
+        return on_ray(why, request)
+    if request.nodes > 1:
+        raise StdacError(
+            f"got --nodes {request.nodes} and --backend local, which is this machine alone: {HOW_TO_GET_ONE}"
+        )
+    return on_this_machine(why, request)
+
+
+HOW_TO_GET_ONE = (
+    "start Ray on the nodes (`ray start --head` on one, `ray start --address=HEAD:6379` on the others) and set "
+    "RAY_ADDRESS=HEAD:6379, or launch on a login node of a SLURM cluster, or add --simulate to try it on this machine"
+)
+
+
+def find(nodes: int) -> tuple[str, str]:
+    """The first backend that is there, and why. Raises StdacError for several nodes where there is no cluster."""
+    cluster = ray_tune.find_cluster()
+    if cluster is not None:
+        return "ray", cluster[1]
+    if slurm.available():
+        return "slurm", "sbatch is on the PATH"
+    if nodes > 1:
+        raise StdacError(
+            f"got --nodes {nodes}, but there is no cluster here: RAY_ADDRESS is not set, no Ray runs on this machine, "
+            f"and sbatch is not on the PATH; {HOW_TO_GET_ONE}"
+        )
+    return "local", "no cluster was found: neither RAY_ADDRESS, nor a Ray on this machine, nor sbatch"
+
+
+def on_this_machine(why: str, request: Request) -> Backend:
+    """Worker processes here."""
+    gpu = local.uses_gpu(request.options.device)
+    places = local.default_workers(request.options.device)
+    workers = request.workers or places * (request.trials_per_gpu if gpu else 1)
+
+    def start(tick: Tick, _say: Callable[[str], None]) -> None:
+        local.Workers(request.run, workers, request.options, gpus=places if gpu else 0).watch(tick)
+
+    return Backend("local", why, workers, gpu, start, lambda: detach(request.run))
+
+
+def on_ray(why: str, request: Request) -> Backend:
+    """Workers as Tune trials on the nodes of a Ray cluster."""
+    gpu = local.uses_gpu(request.options.device)
+    at_once = request.workers or local.default_workers(request.options.device) * request.nodes
+
+    def start(tick: Tick, say: Callable[[str], None]) -> None:
+        ray_tune.run_workers(
+            request.run,
+            request.nodes,
+            request.workers,
+            request.trials_per_gpu,
+            request.options,
+            tick,
+            simulate=request.simulate,
+            say=say,
+        )
+
+    return Backend("ray", why, at_once, gpu, start, lambda: detach(request.run))
+
+
+def on_slurm(why: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
+    """Workers as the tasks of a SLURM array."""
+    settings = slurm.settings(flags, table, os.environ, request.options.device)
+    tasks = request.nodes * (settings.workers_per_node or 1)
+    at_once = request.workers or tasks * request.trials_per_gpu
+
+    def run(tick: Tick, say: Callable[[str], None], leave: bool) -> None:
+        slurm.run_workers(
+            request.run,
+            request.nodes,
+            request.workers,
+            request.trials_per_gpu,
+            request.options,
+            settings,
+            tick,
+            detach=leave,
+            say=say,
+        )
+
+    return Backend(
+        "slurm",
+        why,
+        at_once,
+        "gpu" in (settings.gres or ""),
+        lambda tick, say: run(tick, say, False),
+        lambda: run(lambda: None, lambda line: click.echo(line, err=True), True),
+    )
+
+
+def drive(ledger: Ledger, backend: Backend, display: Display) -> None:
+    """Run workers until every trial is done or failed, or the run is cancelled; wait for those that others are at."""
+    while not ledger.cancelled():
+        backend.start(display.tick, display.say)
+        while (states := {status.state for status in ledger.statuses()}) and "running" in states:
+            if "waiting" in states or ledger.cancelled():
+                break
+            display.tick()
+            time.sleep(1)
+        if not {"waiting", "running"} & states:
+            return
+
+
+def detach(run: Path) -> None:
+    """Launch again in a session of its own, which goes on when this terminal is closed."""
+    words = [word for word in sys.argv[1:] if word != "--detach"]
+    (run / "logs").mkdir(exist_ok=True)
+    path = run / "logs" / f"launch-{os.getpid()}.log"
+    with open(path, "ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cluster_jobs.cli", *words, "--yes"],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": local.import_path()},
+        )
+    click.echo(f"process {process.pid} goes on, its output is in {path}; watch it with stdac-grid status {run} --watch")
+
+
+def cancel(ledger: Ledger) -> str:
+    """Stop every worker of a run, and wait until they have given their leases back; what was done, in a sentence."""
+    if not any(status.state in ("waiting", "running") for status in ledger.statuses()):
+        return f"nothing to cancel: no trial of {ledger.path} is left"
+    ledger.cancel()
+    jobs = slurm.cancel(ledger.path)
+    deadline = time.monotonic() + CANCEL_S
+    while (running := sum(s.state == "running" for s in ledger.statuses())) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    statuses = ledger.statuses()
+    open_trials = sum(status.state in ("waiting", "running") for status in statuses)
+    words = [f"{jobs} SLURM jobs cancelled"] if jobs else []
+    words += [f"{running} trials still run and will stop at their next step"] if running else []
+    words += [f"{open_trials} trials are left: stdac-grid launch goes on with them"]
+    return "; ".join(words)

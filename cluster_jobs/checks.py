@@ -1,0 +1,195 @@
+"""What the files of a run must be. Each check raises Damaged, or OSError where a file cannot be read at all."""
+
+import io
+import json
+import re
+import stat
+import zipfile
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cluster_jobs.ledger import TRIALS
+from stdac.record import METRICS
+from stdac.trial import SCHEMA_VERSION, canonical_json
+
+T = TypeVar("T")
+
+
+class Damaged(Exception):
+    """What is wrong with a file: a clause that follows its name."""
+
+
+class Foreign(Damaged):
+    """The file is whole, but another trial's or another version's."""
+
+
+def content(path: Path) -> bytes:
+    """The bytes of a regular file."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise Damaged("is not a file")
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Damaged("is missing") from error
+
+
+def parsed(path: Path, parse: Callable[[bytes], T], kind: str) -> T:
+    """What `parse` makes of a file."""
+    data = content(path)
+    try:
+        return parse(data)
+    except Damaged:
+        raise
+    except Exception as error:  # parsers raise whatever random bytes make them stumble over
+        raise Damaged(f"is not {kind}, or only part of one") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object."""
+    value = parsed(path, json.loads, "JSON")
+    if not isinstance(value, dict):
+        raise Damaged("is not a JSON object")
+    return value
+
+
+def read_trial(folder: Path) -> dict[str, Any]:
+    """trial.json of the trial that its folder is named after. Raises Foreign for another's, or another version's."""
+    trial = read_object(folder / "trial.json")
+    if id_of(trial) != folder.name:
+        raise Foreign("trial.json is another trial's")
+    if trial.get("schema_version") != SCHEMA_VERSION:
+        version = printable(str(trial.get("schema_version")))
+        raise Foreign(f"trial.json has schema version {version}, this stdac reads {SCHEMA_VERSION}")
+    return trial
+
+
+def id_of(trial: Mapping[str, Any]) -> str | None:
+    """The id of a trial's JSON, as `stdac.trial.Trial.id`; None where it is no trial's."""
+    try:
+        return sha256(canonical_json(trial).encode()).hexdigest()[:16]
+    except (ValueError, RecursionError):  # numbers that are not finite, or too deep
+        return None
+
+
+def read_plan(data: bytes) -> dict[str, dict[str, Any]]:
+    """The trials of a TRIALS file. Raises Foreign for another version's."""
+    table = read_table(data)
+    rows = table.to_pylist()
+    trials = {row["trial_id"]: json.loads(row["trial"]) for row in rows}
+    if any(id_of(trial) != trial_id for trial_id, trial in trials.items()):
+        raise Damaged("has trials whose ids are not theirs")
+    versions = {trial.get("schema_version") for trial in trials.values()} - {SCHEMA_VERSION}
+    if versions:
+        raise Foreign(f"has schema version {versions.pop()}, this stdac reads {SCHEMA_VERSION}")
+    if not table.schema.equals(TRIALS) or any(row["schema_version"] != SCHEMA_VERSION for row in rows):
+        raise Damaged("has columns of another schema")
+    return trials
+
+
+def read_table(data: bytes) -> pa.Table:
+    """A Parquet file, every page of it checked."""
+    table = pq.read_table(pa.BufferReader(data), use_threads=False, page_checksum_verification=True)
+    table.validate(full=True)
+    return table
+
+
+def check_rows(path: Path, trial_id: str | None = None) -> None:
+    """A METRICS file with at most one row a key, all of them of `trial_id` if given."""
+    table = parsed(path, read_table, "a Parquet file")
+    if not table.schema.equals(METRICS):
+        raise Damaged("has columns of another schema")
+    columns = ("trial_id", "phase", "epoch", "schema_version")
+    keys = list(zip(*(table[name].to_pylist() for name in columns), strict=True))
+    if any(version != SCHEMA_VERSION for *_, version in keys):
+        raise Damaged("has rows of another schema version")
+    if len(set(keys)) != len(keys):
+        raise Damaged("has several rows of one trial, phase and epoch")
+    if trial_id is not None and {key[0] for key in keys} != {trial_id}:
+        raise Damaged("has no rows of its trial, or another's")
+
+
+def check_zip(path: Path) -> None:
+    """A zip archive, as torch and numpy write them, with every checksum right."""
+
+    def test(data: bytes) -> None:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if not archive.namelist() or archive.testzip() is not None:
+                raise Damaged("has a member that is empty or damaged")
+
+    parsed(path, test, "a zip archive")
+
+
+def check_lease(path: Path) -> dict[str, Any]:
+    """A lease with all that other attempts look at."""
+    lease = read_object(path)
+    try:
+        datetime.fromisoformat(lease["began"])
+        if isinstance(lease["host"], str) and {"attempt", "pid", "process_start"} <= lease.keys():
+            return lease
+    except (KeyError, TypeError, ValueError) as error:
+        raise Damaged("does not say since when it holds") from error
+    raise Damaged("does not say who holds it")
+
+
+def check_result(folder: Path, attempts: Mapping[int, Path]) -> int:
+    """done.json, and every file of the attempt that it names; returns that attempt's number."""
+    done = named(folder / "done.json", read_object)
+    done = {"sha256": {}} | done  # a trial of an earlier stdac has none
+    if done.get("trial_id") != folder.name or not all(isinstance(done.get(k), kind) for k, kind in DONE.items()):
+        raise Damaged("done.json is not this trial's, or lacks what others read in it")
+    number, digests = done["attempt"], done["sha256"]
+    if type(number) is not int or number not in attempts:
+        raise Damaged("done.json names an attempt that is missing")
+    for path in listed(attempts[number]):
+        if path.name in PARTS:
+            named(path, PARTS[path.name])
+        if path.name in digests and sha256(content(path)).hexdigest() != digests[path.name]:
+            raise Damaged(f"{path.name} is not what its attempt wrote")
+    named(attempts[number] / "metrics.parquet", partial(check_rows, trial_id=folder.name))
+    return number
+
+
+def check_table(path: Path) -> None:
+    """A Parquet file."""
+    parsed(path, read_table, "a Parquet file")
+
+
+PARTS = {"assignments.parquet": check_table, "model.pt": check_zip, "stn.npz": check_zip}
+"""What a result may have beside its metrics.parquet. Users delete some of it to save space."""
+
+DONE: dict[str, Any] = {"attempt": int, "attempts": int, "seconds": int | float, "device": str, "sha256": dict}
+"""What others read in done.json."""
+
+
+def named(path: Path, check: Callable[[Path], T]) -> T:
+    """What a check returns; where a file is damaged, its name is said."""
+    try:
+        return check(path)
+    except Damaged as damage:
+        raise Damaged(f"{printable(path.name)} {damage}") from damage
+
+
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder, by name; nothing where it is gone."""
+    try:
+        return sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    """The paths in a folder whose names match, by the number in them."""
+    matches = [(pattern.fullmatch(path.name), path) for path in listed(folder)]
+    return {int(match[1]): path for match, path in matches if match}
+
+
+def printable(text: str | Path) -> str:
+    """On one line, whatever a name or a message holds."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

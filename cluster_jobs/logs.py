@@ -1,0 +1,138 @@
+"""What the workers said about one trial: the sections of its attempts, wherever they ran.
+
+A worker's log has many trials in it. The section of an attempt begins with the line "trial ID attempt N on HOST at
+TIME: …" and ends with "trial ID attempt N done …" (or failed, stopped, superseded), or where the next one begins.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+
+from cluster_jobs.ledger import Ledger
+from stdac.errors import StdacError
+
+POLL_S = 0.5
+LAST_WORDS_S = 5.0  # how long a worker may take from done.json to the last line of its section
+NAMED = 8
+
+MARK = re.compile(rb"trial ([0-9a-f]{16}) attempt ([0-9]+) (.*)", re.DOTALL)
+
+
+def resolve(ledger: Ledger, prefix: str) -> str:
+    """The id of the planned trial that begins with `prefix`. Raises StdacError where none or several do."""
+    ids = list(ledger.trials())
+    matches = [trial_id for trial_id in ids if trial_id.startswith(prefix)]
+    if len(matches) == 1:
+        return matches[0]
+    if not matches:
+        raise StdacError(f"{ledger.path} has no trial {prefix!r}: it has {listing(ids)}")
+    raise StdacError(f"got {prefix!r}, with which {len(matches)} trials begin: {listing(matches)}; add a digit or more")
+
+
+def listing(ids: list[str]) -> str:
+    """Some ids in a sentence."""
+    rest = f" and {len(ids) - NAMED} more, see stdac-grid status" if len(ids) > NAMED else ""
+    return (" ".join(ids[:NAMED]) or "none") + rest
+
+
+def read(ledger: Ledger, trial_id: str) -> Iterator[str]:
+    """The lines of a trial's attempts, in order, then the error where it failed."""
+    return lines(ledger, trial_id, wait=False)
+
+
+def follow(ledger: Ledger, trial_id: str) -> Iterator[str]:
+    """What `read` gives, then every new line, on whatever node the trial goes on, until it is done or failed."""
+    return lines(ledger, trial_id, wait=True)
+
+
+def lines(ledger: Ledger, trial_id: str, *, wait: bool) -> Iterator[str]:
+    """See `read` and `follow`."""
+    folder = ledger.folder(trial_id)
+    section: Section | None = None
+    deadline: float | None = None
+    waits = f"trial {trial_id} waits for a worker"
+    if wait and not folder.leases():
+        yield waits
+    while True:
+        state = ledger.status(trial_id).state
+        idle = state == "waiting" and (not wait or ledger.cancelled())
+        for number in folder.leases():
+            if section is None or number > section.number:
+                yield from section.close() if section is not None else ()
+                section = Section(ledger, trial_id, number)
+            if number == section.number:
+                yield from section.lines()
+        if state in ("done", "failed"):
+            deadline = deadline or time.monotonic() + LAST_WORDS_S
+        heard = deadline is not None and (section is None or section.ended or time.monotonic() > deadline)
+        if heard or idle or not wait:
+            break
+        time.sleep(POLL_S)
+    yield from section.close() if section is not None else ()
+    if state == "failed":
+        yield from (folder.error() or "").splitlines()
+    elif idle:
+        yield f"{waits}: stdac-grid launch, or retry where the run was cancelled"
+
+
+class Section:
+    """One attempt's part of a worker's log, read as it grows."""
+
+    def __init__(self, ledger: Ledger, trial_id: str, number: int) -> None:
+        log = ledger.folder(trial_id).lease(number).get("log")
+        self.path = ledger.path / log if isinstance(log, str) else None
+        self.mark, self.number = (trial_id.encode(), str(number).encode()), number
+        self.name = f"trial {trial_id} attempt {number}"
+        self.ended = self.path is None
+        self._inside = self._seen = False
+        self._offset = 0
+        self._rest = b""
+        self._said: set[str] = set()
+
+    def lines(self) -> Iterator[str]:
+        """The whole lines that were written since the last call."""
+        if self.path is None:
+            yield from self.say("ran in a worker started by hand: what it said was not kept")
+            return
+        try:
+            if not self.path.is_file():
+                yield from self.say(f"ran with a log that is not here: {self.path}")
+                return
+            with self.path.open("rb") as file:
+                if file.seek(0, 2) < self._offset:
+                    yield from self.say(f"ran with a log that was cut short: {self.path}")
+                    self._offset, self._rest, self._inside = 0, b"", False
+                file.seek(self._offset)
+                for line in file:
+                    self._offset += len(line)
+                    self._rest += line
+                    if line.endswith(b"\n"):
+                        yield from self.take()
+        except OSError as error:
+            yield from self.say(f"ran with a log that cannot be read ({error.strerror}): {self.path}")
+
+    def close(self) -> Iterator[str]:
+        """The last line, where it has no end, and a word where there was none at all."""
+        if self._rest:
+            yield from self.take()
+        if not self._seen:
+            yield from self.say(f"is not in its worker's log: {self.path}")
+
+    def take(self) -> Iterator[str]:
+        """The line that was read, if it is this section's."""
+        line, self._rest = self._rest.rstrip(b"\r\n"), b""
+        mark = MARK.fullmatch(line)
+        if mark:
+            self._inside = mark.group(1, 2) == self.mark
+        if self._inside:
+            self._seen = True
+            yield line.decode(errors="replace")
+        if mark and self._inside and not mark[3].startswith(b"on "):
+            self.ended, self._inside = True, False
+
+    def say(self, what: str) -> Iterator[str]:
+        """A line of our own, once."""
+        if what not in self._said:
+            self._said.add(what)
+            self._seen = True
+            yield f"{self.name} {what}"

@@ -1,0 +1,372 @@
+"""The process that talks to Ray: one Ray Tune experiment whose trials are long-lived units of workers on the nodes.
+
+Tune runs workers, not our trials. What is done is read from the run folder, never from Ray's state: a unit that was
+lost with its node is replaced by another, which goes on with what is missing.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import tune
+from ray.cluster_utils import Cluster
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from cluster_jobs.ledger import Ledger, Status
+from cluster_jobs.local import Workers, cores
+from cluster_jobs.ray_tune import Job, answers, remove
+from cluster_jobs.worker import end_with_parent
+from stdac.errors import StdacError
+
+JOIN_S = 60.0
+POLL_S = 0.5
+LOOK_S = 1.0
+STEP_S = 2.0  # how long a unit may take to notice that it is to end
+HOLD_S = 30.0  # a unit that cannot work keeps its place this long, so that no other is started at the same fault
+LOSSES = 3  # units lost in a row, besides one for each place, without an epoch done in between
+HEAD_GONE_S = 10.0
+SILENCE_S = 60.0
+STOP_S = 30.0
+OBJECT_STORE = 80 * 2**20  # bytes: nothing of ours is kept there
+
+Tell = Callable[[str, str], None]
+
+
+class Leave(Exception):
+    """A unit is told to end."""
+
+
+class Unit(tune.Trainable):  # type: ignore[misc]
+    """A unit of workers on one node, as a Tune trial: worker processes are supervised until no trial is left to claim.
+
+    It asks for one whole GPU, on which several processes may run, so that units spread over all GPUs; or for CPUs.
+    """
+
+    @classmethod
+    def default_resource_request(cls, config: dict[str, Any]) -> tune.PlacementGroupFactory:
+        """What Ray is asked for."""
+        return tune.PlacementGroupFactory([{"GPU": 1} if config["gpu"] else {"CPU": config["threads"]}])
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Start the workers; where they cannot run, the results say so."""
+        job = Job(**config["job"])
+        with suppress(OSError):
+            os.chdir(job.cwd)
+        options = replace(job.options(), device="cuda" if config["gpu"] else "cpu", threads=config["threads"])
+        self.workers = Workers(Path(job.run), config["processes"], options)
+        self.fault: str | None = None
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+
+    def watch(self) -> None:
+        """Supervise the workers, in a thread because `step` must return now and then."""
+        try:
+            self.workers.watch(self.look_up)
+        except Leave:
+            return
+        except Exception as error:  # noqa: BLE001 - told to the launch, which decides
+            self.fault = str(error)
+            self.ending.wait(HOLD_S)
+
+    def look_up(self) -> None:
+        """Raise Leave once the unit is to end."""
+        if self.ending.is_set():
+            raise Leave
+
+    def step(self) -> dict[str, Any]:
+        """A sign of life."""
+        self.thread.join(STEP_S)
+        return {"done": not self.thread.is_alive(), "fault": self.fault}
+
+    def cleanup(self) -> None:
+        """End the workers; they give their leases back."""
+        self.ending.set()
+        self.thread.join()
+
+
+class Nodes:
+    """The living nodes. head: its address, once joined; heard: when it last answered. cpus, gpus: of all nodes."""
+
+    def __init__(self, job: Job, tell: Tell) -> None:
+        self.job, self.tell = job, tell
+        self.head: str | None = None
+        self.heard = 0.0
+        self.cpus = self.gpus = 0
+        self._addresses: dict[str, str] = {}
+
+    def connect(self) -> None:
+        """Note the head's address; say how nodes that are missing can join."""
+        self.heard = time.monotonic()
+        self.head = str(ray.get_runtime_context().gcs_address)
+        self.look()
+        missing = self.job.nodes - len(self._addresses)
+        if missing > 0:
+            self.tell("say", f"{missing} of {self.job.nodes} nodes have not joined; on each of them run")
+            self.tell("say", f"  {join_command(self.head)}")
+
+    def look(self) -> None:
+        """Ask the head; say which nodes have joined and which are gone."""
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        self.heard = time.monotonic()
+        self.cpus = sum(int(node["Resources"].get("CPU", 0)) for node in alive)
+        self.gpus = sum(int(node["Resources"].get("GPU", 0)) for node in alive)
+        earlier, self._addresses = self._addresses, {node["NodeID"]: node["NodeManagerAddress"] for node in alive}
+        if earlier:
+            for node in self._addresses.keys() - earlier.keys():
+                self.tell("say", f"the Ray node {self._addresses[node]} has joined, {len(alive)} are there")
+            for node in earlier.keys() - self._addresses.keys():
+                self.tell("say", f"the Ray node {earlier[node]} is gone, {len(alive)} are left")
+
+    def complete(self) -> bool:
+        """Whether as many nodes are there as were asked for."""
+        return len(self._addresses) >= self.job.nodes
+
+
+class Units(Searcher):  # type: ignore[misc]
+    """Suggests a further unit while a trial waits: nodes that join late get work at once, lost units are replaced.
+
+    There is at most one unit more than the cluster has places; it waits for a node to join.
+    """
+
+    def __init__(self, job: Job, nodes: Nodes, tell: Tell, stop: threading.Event) -> None:
+        super().__init__()
+        self.job, self.nodes, self.tell, self.stop = job, nodes, tell, stop
+        self.ledger = Ledger(Path(job.run))
+        self.options = job.options()
+        self.error: str | None = None
+        self._look_at = 0.0
+        self._statuses: list[Status] = []
+        self._progress: set[Any] = set()
+        self._units: dict[str, str | None] = {}  # Tune's id of a unit -> its node, once it has run for a moment
+        self._faulty: set[str] = set()
+        self._losses = 0
+        self._said: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What Tune may save of this: nothing, the run folder has it all."""
+        return {}
+
+    def on_gpu(self) -> bool:
+        """Whether trials run on GPUs."""
+        return self.options.device.startswith("cuda") or (self.options.device == "auto" and self.nodes.gpus > 0)
+
+    def processes(self) -> int:
+        """Worker processes of a unit."""
+        return self.job.trials_per_gpu if self.on_gpu() else 1
+
+    def threads(self) -> int:
+        """CPU threads of a worker process."""
+        share = self.nodes.cpus // max(1, self.nodes.gpus * self.processes()) if self.on_gpu() else 1
+        return self.options.threads or max(1, share)
+
+    def places(self) -> int:
+        """Units that the cluster has room for, and the launch wants at a time."""
+        room = self.nodes.gpus if self.on_gpu() else self.nodes.cpus // self.threads()
+        return room if self.job.workers is None else min(room, -(-self.job.workers // self.processes()))
+
+    def count(self, *states: str) -> int:
+        """Trials in these states."""
+        return sum(status.state in states for status in self._statuses)
+
+    def over(self) -> bool:
+        """Whether there is nothing left to do: all trials are over, or the launch is to end."""
+        now = time.monotonic()
+        if now >= self._look_at:
+            self.nodes.look()
+            self._statuses = self.ledger.statuses()
+            self._look_at = time.monotonic() + max(LOOK_S, 5 * (time.monotonic() - now))
+            if self.on_gpu() and not self.nodes.gpus and self.nodes.complete():
+                self.error = (
+                    f"got --device {self.options.device}, but no node of the Ray cluster has a GPU: leave it out"
+                )
+        ended = self.stop.is_set() or self.error is not None or self.ledger.cancelled()
+        return ended or not self.count("waiting", "running")
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """A further unit; None while none is needed; FINISHED when all is over."""
+        if self.over():
+            return str(Searcher.FINISHED)
+        room = self.places() + (self.job.workers is None) - len(self._units)
+        unattended = self.count("waiting", "running") - len(self._units) * self.processes()
+        if not self.count("waiting") or room <= 0 or unattended <= 0:
+            return None
+        self._units[trial_id] = None
+        unit = {"gpu": self.on_gpu(), "processes": self.processes(), "threads": self.threads()}
+        return {"job": asdict(self.job), **unit}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Note where a unit runs, and whether it cannot work."""
+        self._units[trial_id] = node = result["node_ip"]
+        if result["fault"] and trial_id not in self._faulty:
+            self._faulty.add(trial_id)
+            self.lose(f"Ray node {node}: {result['fault']}")
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Note that a unit has ended, by itself or with its node."""
+        node = self._units.pop(trial_id, None)
+        self._faulty.discard(trial_id)
+        if error and not self.over():
+            where = f"on the Ray node {node} was lost" if node else "did not start"
+            self.lose(f"a worker {where} (see {self.job.log})")
+
+    def lose(self, reason: str) -> None:
+        """Count the loss of a unit; too many without any progress end the launch."""
+        progress = {progress_of(status) for status in self._statuses}
+        self._losses = 1 if progress - self._progress else self._losses + 1
+        self._progress |= progress
+        places = max(1, min(self.places(), self.count("waiting", "running")))
+        if len(self._faulty) >= places or self._losses > LOSSES + places:
+            self.error = f"the workers cannot run: {reason}"
+        elif reason not in self._said:
+            self._said.add(reason)
+            self.tell("say", reason)
+
+
+class Over(Stopper):  # type: ignore[misc]
+    """Ends the experiment when the units say that all is over, whatever still runs or waits."""
+
+    def __init__(self, units: Units) -> None:
+        self.units = units
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """No unit is ended by what it reports."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether to end all."""
+        return self.units.over()
+
+
+def progress_of(status: Status) -> tuple[Any, ...]:
+    """How far a trial is, for comparison only."""
+    progress = status.detail.get("progress") or {}
+    return (status.trial_id, status.state in ("done", "failed"), progress.get("phase"), progress.get("epoch"))
+
+
+def join_command(head: str) -> str:
+    """What to type on another machine, so that it joins the cluster at `head`."""
+    names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
+    words = [f"{name}={os.environ[name]}" for name in names if name in os.environ]
+    command = Path(sys.executable).with_name("ray")
+    return " ".join([*words, str(command) if command.exists() else "ray", "start", f"--address={head}"])
+
+
+@contextmanager
+def cluster(job: Job) -> Iterator[None]:
+    """A connection to the cluster of a job, which is started here where it names none."""
+    here = {"include_dashboard": False, "object_store_memory": OBJECT_STORE}
+    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
+    nodes = Cluster()
+    try:
+        if job.simulate:
+            here |= {"include_log_monitor": False, "no_monitor": True, "num_cpus": max(1, cores() // job.nodes)}
+            for number in range(job.nodes):  # one after another: raylets that start together abort
+                nodes.add_node(**here, node_ip_address=f"127.0.0.{number + 2}")
+            ray.init(nodes.address, **quiet)
+        elif job.address is None:
+            ray.init("local", **here, **quiet, num_cpus=max(cores(), job.workers or 1))
+        else:
+            ray.init(job.address, **quiet)
+        yield
+    finally:
+        ray.shutdown()
+        for node in reversed(nodes.list_all_nodes()):
+            nodes.remove_node(node, allow_graceful=False)
+
+
+def run_experiment(job: Job, nodes: Nodes, units: Units) -> None:
+    """Run units until all is over. Raises StdacError where they cannot work or the head is lost."""
+    config = tune.TuneConfig(search_alg=units, num_samples=-1)
+    run_config = tune.RunConfig(
+        name="units",
+        storage_path=str(Path(job.scratch) / "tune"),
+        checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+        stop=Over(units),
+        verbose=0,
+    )
+    try:
+        tune.Tuner(Unit, tune_config=config, run_config=run_config).fit()
+    except Exception as error:
+        if nodes.head is not None and not answers(nodes.head):
+            raise StdacError(head_is_gone(nodes.head)) from error
+        raise
+    if units.error is not None:
+        raise StdacError(units.error)
+
+
+def guard(job: Job, nodes: Nodes, tell: Tell, stop: threading.Event) -> None:
+    """End this process where it would wait in vain: for a head that is gone, for a stop that does not come.
+
+    Runs in a thread, because Ray may keep the main one for minutes.
+    """
+    began = going_on = answered = time.monotonic()
+    while True:
+        time.sleep(POLL_S)
+        now = time.monotonic()
+        if os.getppid() != job.launcher:
+            stop.set()
+        if stop.is_set():
+            if now - going_on > STOP_S:
+                os._exit(1)
+            continue
+        going_on = now
+        if nodes.head is None:
+            if now - began > JOIN_S * (1 if job.address else job.nodes):
+                tell("error", f"Ray did not answer {f'at {job.address}' if job.address else 'here'}: see {job.log}")
+                os._exit(1)
+        else:
+            if answers(nodes.head):
+                answered = now
+            if now - answered > HEAD_GONE_S or now - nodes.heard > SILENCE_S:
+                tell("error", head_is_gone(nodes.head))
+                os._exit(1)
+
+
+def head_is_gone(address: str) -> str:
+    """The sentence for a lost head."""
+    return f"the Ray head at {address} is gone: start it again and launch again; nothing done is lost"
+
+
+def main() -> None:
+    """The process that `ray_tune` starts. argv[1] is a Job as JSON, stdout carries lines [kind, text], stderr logs."""
+    end_with_parent()
+    job = Job(**json.loads(sys.argv[1]))
+    messages = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def tell(kind: str, text: str) -> None:
+        with suppress(OSError):
+            print(json.dumps([kind, text]), file=messages, flush=True)
+
+    stop = threading.Event()
+    nodes = Nodes(job, tell)
+    threading.Thread(target=guard, args=(job, nodes, tell, stop), daemon=True).start()
+    try:
+        with cluster(job):
+            signal.signal(signal.SIGTERM, lambda *_: stop.set())
+            try:
+                nodes.connect()
+                run_experiment(job, nodes, Units(job, nodes, tell, stop))
+            finally:
+                stop.set()
+    except StdacError as error:
+        tell("error", str(error))
+        sys.exit(1)
+    except Exception as error:
+        reason = (str(error).splitlines() or [""])[0]
+        tell("error", f"Ray failed ({type(error).__name__}: {reason}): see {job.log}")
+        raise
+    finally:
+        if os.getppid() != job.launcher:
+            remove(Path(job.scratch))

@@ -1,0 +1,319 @@
+"""The SLURM backend: one array of workers that checkpoint and requeue themselves, and a driver that looks after it.
+
+What is done is read from the run folder, never from SLURM, which forgets jobs, runs some twice and may not answer for a
+while. The jobs of a run carry a name made from its folder: a driver may die at any moment, and the next one, on any
+login node, finds them.
+"""
+
+import math
+import os
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster_jobs.ledger import Ledger
+from cluster_jobs.local import last_line
+from cluster_jobs.slurm_array import (
+    NOT_OUR_FOLDER,
+    Node,
+    NotSubmitted,
+    is_over,
+    log_folder,
+    signal_delay,
+    submit,
+    sweep,
+)
+from cluster_jobs.slurm_queue import (
+    Job,
+    answer,
+    cancel,
+    describe_end,
+    describe_queue,
+    end_states,
+    job_name,
+    jobs,
+    max_array_size,
+    partitions,
+    summary,
+)
+from cluster_jobs.slurm_settings import TIME_MIN, Settings, chosen, completed, gpus_in
+from cluster_jobs.worker import Options
+from stdac.errors import StdacError
+
+__all__ = [
+    "Settings",
+    "available",
+    "cancel",
+    "job_name",
+    "jobs",
+    "run_workers",
+    "settings",
+    "summary",
+    "trials_per_task",
+]
+
+POLL_S = 10.0  # between two questions to the controller; less at first, see `Driver.look_when_due`
+LEDGER_S = 1.0  # between two looks at the run folder; more where a look takes long
+LOG_S = 75.0  # a log may take this long to appear: NFS clients remember for a minute that a file was not there
+END_S = 20.0  # jobs whose work is over end by themselves within this time
+FRUITLESS = 3  # submissions in a row without a trial or an epoch done
+NO_LOG_SIGNAL = 53  # how SLURM marks a job whose log it could not open
+
+
+def available() -> bool:
+    """Whether this is a machine from which jobs are submitted: sbatch is on the PATH, and this is no job itself."""
+    return shutil.which("sbatch") is not None and "SLURM_JOB_ID" not in os.environ
+
+
+def settings(
+    flags: Mapping[str, Any], table: Mapping[str, Any], environment: Mapping[str, str], device: str
+) -> Settings:
+    """What was asked for, completed with what the cluster says of the partition's time limit and GPUs.
+
+    Raises StdacError as `chosen` does, and where SLURM is missing or does not answer.
+    """
+    return completed(chosen(flags, table, environment), partitions(), device)
+
+
+class Interrupts:
+    """Ctrl-C, as one exception and never in the middle of a submission; from then on it is ignored, until the exit."""
+
+    def __init__(self) -> None:
+        self.holding = self.pressed = False
+
+    def __enter__(self) -> "Interrupts":
+        self.before = signal.signal(signal.SIGINT, self.press)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self.before)
+
+    def press(self, *_: object) -> None:
+        """The signal handler."""
+        self.pressed = True
+        if not self.holding:
+            self.interrupt()
+
+    def interrupt(self) -> None:
+        """Raise KeyboardInterrupt, once."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # inherited by scancel, too
+        raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Put an interruption off until the end of the block."""
+        self.holding = True
+        try:
+            yield
+        finally:
+            self.holding = False
+        if self.pressed:
+            self.interrupt()
+
+
+class Driver:
+    """Sees to it that a run has jobs while it has trials. All it remembers may be lost: the next driver goes on."""
+
+    def __init__(
+        self, run: Path, asked: Settings, node: Node, tasks: int, say: Callable[[str], None], poll_s: float
+    ) -> None:
+        self.run, self.asked, self.node, self.tasks, self.say, self.poll_s = run, asked, node, tasks, say, poll_s
+        self.ledger = Ledger(run)
+        self.interrupts = Interrupts()
+        self.seen: dict[str, Job] = {}  # since the last submission
+        self.submitted = time.monotonic()
+        self.looked = self.glanced = -math.inf
+        self.glance_s = LEDGER_S
+        self.absent = 0  # looks in a row that found none of our jobs alive
+        self.fruitless = 0
+        self.mark: tuple[int, int] = (0, 0)
+        self.no_log_since: dict[str, float] = {}
+        self.said = ""
+
+    def start(self) -> None:
+        """Submit, unless jobs of this run live."""
+        known = jobs(job_name(self.run))
+        if known is None:
+            raise StdacError("the SLURM controller does not answer (squeue failed): launch again when it does")
+        living = [job for job in known if job.living]
+        if living:
+            self.say(f"{len(living)} jobs of this run are in SLURM's queue already: none is submitted")
+            self.seen = {job.id: job for job in living}
+        else:
+            self.submit()
+
+    def submit(self) -> None:
+        """Submit the array; where the controller does not answer, the next look decides."""
+        waiting = sum(status.state in ("waiting", "running") for status in self.ledger.statuses())
+        tasks = min(self.tasks, math.ceil(waiting / self.node.processes), max_array_size())
+        self.seen, self.absent, self.submitted = {}, 0, time.monotonic()
+        with self.interrupts.held():
+            try:
+                array = submit(self.run, self.asked, self.node, max(1, tasks), self.say)
+            except NotSubmitted:
+                return
+        self.say(f"submitted SLURM job {array}, named {job_name(self.run)}; logs in {log_folder(self.run)}")
+
+    def watch(self, tick: Callable[[], None]) -> None:
+        """Look after the jobs until all trials are over, or the run is cancelled, calling `tick` twice a second."""
+        self.mark = self.progress()
+        while not self.finished():
+            tick()
+            self.look_when_due()
+            time.sleep(0.5)
+
+    def finished(self) -> bool:
+        """Whether all is over, by the run folder; looked up less often where that takes long."""
+        now = time.monotonic()
+        if now - self.glanced < self.glance_s:
+            return False
+        over = is_over(self.ledger)
+        self.glanced = time.monotonic()
+        self.glance_s = max(LEDGER_S, 5 * (self.glanced - now))
+        return over
+
+    def look_when_due(self) -> None:
+        """Ask the controller: every `poll_s` seconds, more often in the first ones after a submission."""
+        now = time.monotonic()
+        if now - self.looked >= min(self.poll_s, max(1.0, (self.looked - self.submitted) / 2)):
+            self.look()
+            self.looked = time.monotonic()
+
+    def look(self) -> None:
+        """Follow the jobs; submit again when, twice in a row, none is alive while trials are waiting."""
+        known = jobs(job_name(self.run))
+        if known is None:
+            self.report("the SLURM controller does not answer; what runs goes on, waiting for it")
+            return
+        self.seen |= {job.id: job for job in known if job.living or job.id in self.seen}
+        self.check_folder()
+        living = [job for job in known if job.living]
+        self.report(f"SLURM: {describe_queue(living)}" if living else "")
+        self.absent = 0 if living else self.absent + 1
+        if self.absent >= 2 and not self.no_log_since and self.trials_wait():
+            self.submit_again()
+
+    def trials_wait(self) -> bool:
+        """Whether a trial is there that nobody is at."""
+        return any(status.state == "waiting" for status in self.ledger.statuses())
+
+    def report(self, line: str) -> None:
+        """Say a line that is new."""
+        if line and line != self.said:
+            self.say(line)
+        self.said = line
+
+    def check_folder(self) -> None:
+        """Raise StdacError where a job has ended whose log is not here: its node sees another folder, or none."""
+        folder, now = log_folder(self.run), time.monotonic()
+        for job in self.seen.values():
+            code, _, number = job.exit.partition(":")
+            sees_another = code == str(NOT_OUR_FOLDER) or number == str(NO_LOG_SIGNAL)
+            if job.state != "FAILED":
+                continue
+            if (folder / f"{job.id}_0_log.out").exists():
+                self.no_log_since.pop(job.id, None)
+            elif now - self.no_log_since.setdefault(job.id, now) > LOG_S:
+                sees_another = True
+            if sees_another:
+                raise StdacError(
+                    f"node {job.nodes} does not share {self.run} with this machine, or cannot write it (job {job.id} "
+                    "left nothing there): choose an --out on a file system that all nodes see under the same name"
+                )
+
+    def submit_again(self) -> None:
+        """Submit anew. Raises StdacError where jobs ended with nothing done in between FRUITLESS times in a row."""
+        ends = end_states(self.seen)
+        if ends and {job.state for job in ends} == {"CANCELLED"}:
+            raise StdacError("the run's SLURM jobs were cancelled by hand: launch again to go on with the trials left")
+        mark = self.progress()
+        self.fruitless = 0 if mark > self.mark else self.fruitless + 1
+        self.mark = mark
+        if self.fruitless >= FRUITLESS:
+            raise StdacError(self.complaint(ends))
+        self.submit()
+
+    def progress(self) -> tuple[int, int]:
+        """Grows with every trial that is done or failed, and with every epoch's checkpoint."""
+        over = sum(status.state in ("done", "failed") for status in self.ledger.statuses())
+        checkpoints = self.run.glob("trials/*/attempt-*/checkpoint.pt")
+        return over, max((path.stat().st_mtime_ns for path in checkpoints), default=0)
+
+    def complaint(self, ends: Sequence[Job]) -> str:
+        """What is known of jobs that ended for nothing, in one sentence."""
+        counts = Counter(describe_end(job) for job in ends)
+        how = ", ".join(f"{count} × {end}" for end, count in counts.most_common()) or "none was seen alive"
+        logs = sorted(log_folder(self.run).glob("*_log.out"), key=lambda path: path.stat().st_mtime)
+        said = f"; the last log ends with {last_line(logs[-1])!r}: {logs[-1]}" if logs else ""
+        return f"SLURM's jobs ended {FRUITLESS} times without a trial or an epoch done ({how}){said}"
+
+    def finish(self) -> None:
+        """Leave nothing behind: what waits is cancelled at once, what runs is given a moment to end by itself."""
+        name, deadline = job_name(self.run), time.monotonic() + END_S
+        answer("scancel", "--state=PENDING", f"--name={name}", f"--user={os.getuid()}")
+        while (known := jobs(name)) is None or any(job.living for job in known):
+            if time.monotonic() > deadline:
+                self.abandon()
+                return
+            time.sleep(1)
+        sweep(self.run)
+
+    def abandon(self) -> None:
+        """Cancel the jobs, and say so."""
+        try:
+            self.say(f"cancelled {cancel(self.run)} SLURM jobs")
+            sweep(self.run)
+        except StdacError as error:
+            self.say(str(error))
+
+
+def trials_per_task(asked: Settings, trials_per_gpu: int) -> int:
+    """Trials at a time in one task: `trials_per_gpu` on each GPU, or one a CPU where a task has no GPU."""
+    return gpus_in(asked.gres or "") * trials_per_gpu or asked.cpus_per_task
+
+
+def run_workers(
+    run: Path,
+    nodes: int,
+    workers: int | None,
+    trials_per_gpu: int,
+    options: Options,
+    asked: Settings,
+    tick: Callable[[], None],
+    *,
+    detach: bool,
+    say: Callable[[str], None],
+    poll_s: float = POLL_S,
+) -> None:
+    """Run workers as the tasks of an array until every trial is done or failed, calling `tick` about twice a second.
+
+    workers: trials at a time in all; `nodes` times the settings' workers_per_node tasks if None. detach: return after
+    the submission. Call it in the main thread: on Ctrl-C, and on any error, it cancels the jobs; a driver that is
+    killed leaves them, and the next finds them. Raises StdacError where SLURM refuses, where a node does not see the
+    folder, and where the jobs end again and again with nothing done.
+    """
+    run = run.resolve()
+    gpus = gpus_in(asked.gres or "")
+    processes = trials_per_task(asked, trials_per_gpu)
+    options = replace(options, threads=options.threads or 1)  # on every machine the same: so are a CPU's results
+    tasks = math.ceil(workers / processes) if workers else nodes * (asked.workers_per_node or 1)
+    grace_s = signal_delay(asked.time or TIME_MIN) - 15
+    driver = Driver(run, asked, Node(run, processes, gpus, options, grace_s), tasks, say, poll_s)
+    with driver.interrupts:
+        try:
+            if not is_over(driver.ledger):
+                driver.start()
+                if detach:
+                    say(f"watch it with stdac-grid status {run} --watch, end it with stdac-grid cancel {run}")
+                    return
+                driver.watch(tick)
+            driver.finish()
+        except (KeyboardInterrupt, Exception):
+            driver.abandon()
+            raise

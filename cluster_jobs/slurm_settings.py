@@ -1,0 +1,155 @@
+"""How to ask SLURM for nodes: what the user said, completed with what the cluster says of its partitions. Pure."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, NamedTuple
+
+from stdac.errors import StdacError
+
+TIME_MIN = 240  # a task's time limit where neither the user nor the partition says less; it is requeued and goes on
+
+ENVIRONMENT = {
+    "partition": "SBATCH_PARTITION",
+    "account": "SBATCH_ACCOUNT",
+    "qos": "SBATCH_QOS",
+    "time": "SBATCH_TIMELIMIT",
+    "gres": "SBATCH_GRES",
+    "mem_per_cpu": "SBATCH_MEM_PER_CPU",
+    "constraint": "SBATCH_CONSTRAINT",
+}
+"""Where sbatch itself looks for a setting."""
+
+OURS = {"array", "error", "job-name", "open-mode", "output", "requeue", "signal"}
+"""Options of sbatch that the backend needs as it sets them."""
+
+OVERRIDING = {*ENVIRONMENT.values(), "SBATCH_ARRAY_INX", "SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_GPU"} | {
+    "SBATCH_NO_REQUEUE",
+    *(f"SBATCH_{name.upper().replace('-', '_')}" for name in OURS),
+}
+"""Variables by which sbatch would override its script: what they say is in the settings, or must not be said."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to ask SLURM for the tasks of a run's array; None is left to the cluster.
+
+    time: of one task, in minutes. gres: of one task ("gpu:1"), "" for none. workers_per_node: tasks a node, for which
+    the array is sized; SLURM places them. extra: further options of sbatch; a value of "" for one that has none.
+    """
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    time: int | None = None
+    gres: str | None = None
+    mem_per_cpu: str = "2000M"
+    cpus_per_task: int = 2
+    constraint: str | None = None
+    workers_per_node: int | None = None
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Partition(NamedTuple):
+    """What sinfo says of one. time: its limit in minutes, None without. gpus: of the node that has most."""
+
+    time: int | None
+    gpus: int
+    default: bool
+
+
+def chosen(flags: Mapping[str, Any], table: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """Settings from flags, over sbatch's environment variables, over a grid's [slurm] table, over the defaults.
+
+    A flag that is None or () was not given. Raises StdacError for keys that do not exist and values that cannot be.
+    """
+    names = [f.name for f in fields(Settings)]
+    unknown = sorted(set(table) - set(names))
+    if unknown:
+        raise StdacError(f"[slurm] has an unknown key {unknown[0]!r}: expected one of {', '.join(names)}")
+    given = dict(table)
+    given |= {key: environment[variable] for key, variable in ENVIRONMENT.items() if environment.get(variable)}
+    given |= {key: value for key, value in flags.items() if value not in (None, ())}
+    given["extra"] = further_options(table.get("extra", {})) | further_options(flags.get("extra") or {})
+    for key, value in given.items():
+        if key == "time":
+            given[key] = minutes(value)
+        elif key in ("cpus_per_task", "workers_per_node"):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise StdacError(f"got {key} = {value!r}, expected a whole number of at least 1")
+        elif key != "extra":
+            given[key] = str(value)
+    return Settings(**given)
+
+
+def further_options(extra: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
+    """Options of sbatch from a table, or from words like "reservation=friday"; what has a key of its own is refused."""
+    if not isinstance(extra, Mapping):
+        extra = {key: value for key, _, value in (word.partition("=") for word in extra)}
+    options = {str(key).lstrip("-").replace("_", "-"): str(value) for key, value in extra.items()}
+    for name in options:
+        if name.replace("-", "_") in {f.name for f in fields(Settings)}:
+            raise StdacError(f"got {name!r} among the further options of sbatch: it has a key and a flag of its own")
+        if name in OURS:
+            raise StdacError(f"got {name!r} among the further options of sbatch: stdac has to set it itself")
+    return options
+
+
+def minutes(duration: str | int) -> int:
+    """A duration in SLURM's formats as minutes, seconds rounded up: 90, 30:00, 1:30:00, 1-12, 1-12:30, 1-12:30:00."""
+    match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(duration).strip())
+    if match is None:
+        raise StdacError(f"got a time of {duration!r}, expected minutes, H:M:S or D-H:M:S, such as 90 or 1-12:00:00")
+    days, *rest = match.groups()
+    parts = [int(part) for part in rest if part is not None]
+    if days is None and len(parts) < 3:
+        parts.insert(0, 0)
+    hours, mins, seconds = (*parts, 0, 0)[:3]
+    whole = int(days or 0) * 1440 + hours * 60 + mins + math.ceil(seconds / 60)
+    if whole < 1:
+        raise StdacError(f"got a time of {duration!r}, expected at least one minute")
+    return whole
+
+
+def completed(asked: Settings, known: Mapping[str, Partition], device: str) -> Settings:
+    """The settings with time, gres and workers_per_node filled in for the partitions of a cluster and a device."""
+    names = asked.partition.split(",") if asked.partition else [name for name, part in known.items() if part.default]
+    mine = [known[name] for name in names if name in known]
+    node_gpus = 0 if device == "cpu" else max((part.gpus for part in mine), default=0)
+    gres = asked.gres if asked.gres is not None else "gpu:1" if node_gpus else ""
+    return replace(
+        asked,
+        time=asked.time or min([TIME_MIN, *(part.time for part in mine if part.time)]),
+        gres=gres,
+        workers_per_node=asked.workers_per_node or max(1, node_gpus // max(1, gpus_in(gres)) if gpus_in(gres) else 1),
+    )
+
+
+def gpus_in(gres: str) -> int:
+    """The number of GPUs in a gres: "gpu:2" has 2, "gpu:a100:4(S:0-1),gpu:v100:1" has 5, "(null)" none."""
+    items = re.sub(r"\([^)]*\)", "", gres).split(",")
+    words = [item.split(":") for item in items if item.split(":")[0] == "gpu"]
+    return sum(int(word[-1]) if word[-1].isdigit() else 1 for word in words)
+
+
+def read_partitions(text: str) -> dict[str, Partition]:
+    """Partitions from lines of sinfo like "gpu*|1-00:00:00|gpu:2", several a partition where its nodes differ."""
+    found: dict[str, Partition] = {}
+    for line in text.splitlines():
+        name, limit, gres = line.split("|", 2)
+        default = name.endswith("*")
+        name = name.rstrip("*")
+        gpus = max(gpus_in(gres), found[name].gpus if name in found else 0)
+        found[name] = Partition(None if limit == "infinite" else minutes(limit), gpus, default)
+    return found
+
+
+def submission_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment for sbatch: without what would override the script, or tell of a job that we are in."""
+    kept = ("SLURM_CONF", "SLURM_CLUSTERS")
+    return {
+        key: value
+        for key, value in environment.items()
+        if key not in OVERRIDING and (key in kept or not key.startswith("SLURM_"))
+    }

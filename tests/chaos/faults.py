@@ -1,0 +1,176 @@
+"""The faults: functions of the scene that do their harm and say to whom, or None where there is no victim now."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import partial
+
+from cluster_jobs.doctor import examine, mend
+from stdac.errors import StdacError
+from stdac.record import LEASE_S, TrialFolder
+from tests.chaos.processes import Process
+from tests.chaos.scene import Scene
+
+Fault = Callable[[Scene], str | None]
+Find = Callable[[Scene], Iterable[Process]]
+
+
+def of_role(*roles: str) -> Find:
+    """Finds the run's processes of these roles."""
+    return lambda scene: scene.processes(*roles)
+
+
+def signalled(find: Find, number: int, times: int = 1) -> Fault:
+    """Sends a signal to one of the processes found, several times within a second."""
+
+    def fault(scene: Scene) -> str | None:
+        victim = choose(scene, find)
+        if victim is None:
+            return None
+        for turn in range(times):
+            time.sleep(0.3 * (turn > 0))
+            victim.signal(number)
+        return name(victim)
+
+    return fault
+
+
+def frozen(find: Find) -> Fault:
+    """Stops one of the processes found; it goes on after its lease, most of the time."""
+
+    def fault(scene: Scene) -> str | None:
+        victim = choose(scene, find)
+        if victim is None:
+            return None
+        seconds = LEASE_S * scene.chance.uniform(0.5, 2.5)
+        victim.signal(signal.SIGSTOP)
+        scene.undo_later(seconds, f"{name(victim)} goes on", partial(victim.signal, signal.SIGCONT))
+        return f"{name(victim)} for {seconds:.0f} s"
+
+    return fault
+
+
+def power_cut(scene: Scene) -> str | None:
+    """Every process of the run on this machine is gone at once."""
+    victims = scene.processes()
+    kill_at_once(victims)
+    return f"{len(victims)} processes" if victims else None
+
+
+def kill_at_once(victims: Sequence[Process]) -> None:
+    """Kill processes before any of them can see another die."""
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        for victim in victims:
+            victim.signal(number)
+
+
+def full_disk(scene: Scene) -> str | None:
+    """No space is left, or so little that small files still find some, for a while."""
+    if not scene.volume.small or scene.volume.ballast.exists():
+        return None
+    spare = scene.chance.choice([0, 0, 8192, 65536])
+    seconds = scene.chance.uniform(1, 8)
+    taken = scene.volume.fill(spare)
+    scene.undo_later(seconds, "there is space again", scene.volume.free)
+    return f"{taken >> 20} MiB taken, {spare} bytes left, for {seconds:.0f} s"
+
+
+def split_brain(scene: Scene) -> str | None:
+    """A living attempt's lease looks old until another attempt has taken over: both run at the same time."""
+    running = scene.trials("running")
+    if not running:
+        return None
+    status = scene.chance.choice(running)
+    folder, number = scene.ledger.folder(status.trial_id), status.detail["attempt"]
+    lease = folder.path / f"lease-{number}.json"
+    another_host(scene)
+    deadline = time.monotonic() + LEASE_S
+    while superseded(folder, number) is False and time.monotonic() < deadline:
+        with suppress(OSError):
+            os.utime(lease, (1, 1))
+        time.sleep(0.005)
+    return f"trial {status.trial_id} attempt {number}, " + ("taken over" if superseded(folder, number) else "kept")
+
+
+def superseded(folder: TrialFolder, number: int) -> bool:
+    """Whether a later attempt exists, or the trial is done."""
+    return folder.leases()[-1] > number or folder.done() is not None
+
+
+def another_host(scene: Scene) -> str | None:
+    """A worker of another host joins, started by hand; there is one at a time."""
+    if os.geteuid() != 0 or scene.processes("work"):
+        return None
+    return str(scene.work(f"elsewhere{len(scene.commands)}"))
+
+
+def second_launch(scene: Scene) -> str | None:
+    """Another launch of the same run, at the same time."""
+    return str(scene.launch()) if len(scene.launches()) == 1 else None
+
+
+def doctor(scene: Scene) -> str | None:
+    """The doctor mends what it finds, in the middle of everything."""
+    findings = examine(scene.ledger)
+    mended = 0
+    for finding in findings:
+        with suppress(StdacError):
+            mend(finding)
+            mended += finding.mend is not None
+    return f"{len(findings)} findings, {mended} mended" if findings else None
+
+
+def cancelled(scene: Scene) -> str | None:
+    """The run is cancelled; the next launch takes that back."""
+    if scene.ledger.cancelled() or not scene.trials("running"):
+        return None
+    with suppress(StdacError):  # a full disk
+        scene.ledger.cancel()
+    return scene.run.name
+
+
+def damaged_checkpoint(scene: Scene) -> str | None:
+    """A checkpoint that nobody writes any more loses its second half, as on a disk that lied about fsync."""
+    idle = [scene.ledger.folder(status.trial_id) for status in scene.trials("waiting")]
+    paths = [path for folder in idle for path in folder.checkpoints()]
+    if not paths:
+        return None
+    path = scene.chance.choice(paths)
+    os.truncate(path, path.stat().st_size // 2)
+    return str(path.relative_to(scene.run))
+
+
+def choose(scene: Scene, find: Find) -> Process | None:
+    """One of the processes found, or None."""
+    found = sorted(find(scene))
+    return scene.chance.choice(found) if found else None
+
+
+def name(process: Process) -> str:
+    """A process in two words."""
+    return f"{process.role()} {process.pid}"
+
+
+ANYWHERE: dict[str, Fault] = {
+    "kill a worker": signalled(of_role("worker"), signal.SIGKILL),
+    "terminate a worker": signalled(of_role("worker"), signal.SIGTERM),
+    "ask a worker to leave": signalled(of_role("worker"), signal.SIGUSR2),
+    "freeze a worker": frozen(of_role("worker")),
+    "kill the driver": signalled(of_role("launch"), signal.SIGKILL),
+    "terminate the driver": signalled(of_role("launch"), signal.SIGTERM),
+    "hang up on the driver": signalled(of_role("launch"), signal.SIGHUP),
+    "interrupt the driver": signalled(of_role("launch"), signal.SIGINT),
+    "interrupt the driver twice": signalled(of_role("launch"), signal.SIGINT, times=2),
+    "freeze the driver": frozen(of_role("launch")),
+    "cut the power": power_cut,
+    "fill the disk": full_disk,
+    "split brain": split_brain,
+    "another host joins": another_host,
+    "a second launch": second_launch,
+    "the doctor calls": doctor,
+    "cancel the run": cancelled,
+    "damage a checkpoint": damaged_checkpoint,
+}
+"""The faults that any backend can meet, by kind."""

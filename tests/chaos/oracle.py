@@ -1,0 +1,149 @@
+"""What must hold, whatever happened: while a run goes on, and when it is over."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from cluster_jobs.doctor import examine, mend
+from cluster_jobs.ledger import Ledger
+from stdac.errors import StdacError
+from stdac.record import TIMINGS, TrialFolder
+
+Outcome = dict[str, str]
+"""What a trial has come to: its rows as JSON, digests of its files. Equal outcomes are equal bit for bit."""
+
+KEPT = re.compile(
+    r"(grid|trials)(-\d+)?\.(toml|parquet)|metrics\.parquet|logs/.*|trials/\w+/(trial|done|lease-\d+)\.json"
+    r"|trials/\w+/attempt-\d+/((metrics|assignments)\.parquet|model\.pt|stn\.npz)"
+    r"|damaged/.*checkpoint\.pt-\d+"
+)
+"""The files of a finished run."""
+
+ROW = re.compile(r"^  \w+ epoch \d+  ", re.MULTILINE)  # in a worker's log
+
+
+class Violation(Exception):
+    """Something that must hold does not."""
+
+
+class Oracle:
+    """Watches a run whose trials must come out as `expected`: id -> Outcome."""
+
+    def __init__(self, run: Path, expected: Mapping[str, Outcome]) -> None:
+        self.run, self.expected = run, expected
+        self.ledger = Ledger(run)
+        self.done: dict[str, bytes] = {}  # the done.json of each trial, as it was first seen
+        self.outside: set[Path] = set()  # folders beside the run that must go with it
+
+    def look(self) -> None:
+        """Raise Violation where a result is wrong, has changed or is gone."""
+        self.outside |= {link.resolve() for link in self.run.glob(".ray-*/tmp")}
+        for trial_id in self.expected:
+            folder = self.ledger.folder(trial_id)
+            try:
+                content = (folder.path / "done.json").read_bytes()
+            except FileNotFoundError:
+                if trial_id in self.done:
+                    raise Violation(f"trial {trial_id} was done, and is so no more") from None
+                continue
+            if trial_id not in self.done:
+                self.done[trial_id] = content
+                self.compare(trial_id)
+            elif content != self.done[trial_id]:
+                raise Violation(f"the done.json of trial {trial_id} was {self.done[trial_id]!r} and is {content!r}")
+
+    def compare(self, trial_id: str) -> None:
+        """Raise Violation where a done trial did not come out as expected."""
+        outcome = outcome_of(self.ledger.folder(trial_id))
+        for part in outcome.keys() | self.expected[trial_id].keys():
+            got, wanted = outcome.get(part), self.expected[trial_id].get(part)
+            if got != wanted:
+                raise Violation(f"the {part} of trial {trial_id} are {got}, and undisturbed {wanted}")
+
+    def judge(self) -> None:
+        """Raise Violation where a finished run is not complete, unique and equal to the undisturbed one."""
+        self.look()
+        lacking = self.expected.keys() - self.done.keys()
+        if lacking:
+            raise Violation(f"{len(lacking)} trials are not done: {' '.join(sorted(lacking))}")
+        for trial_id in self.expected:
+            self.compare(trial_id)
+        rows = rows_of(self.run / "metrics.parquet")
+        doubled = [key for key, n in Counter((r["trial_id"], r["phase"], r["epoch"]) for r in rows).items() if n > 1]
+        if doubled:
+            raise Violation(f"rows are doubled in metrics.parquet: {doubled}")
+        wanted = [row for trial_id in self.expected for row in json.loads(self.expected[trial_id]["rows"])]
+        if sorted(map(canonical, rows)) != sorted(map(canonical, wanted)):
+            raise Violation(f"metrics.parquet has {len(rows)} rows, which are not the {len(wanted)} undisturbed ones")
+
+    def clear_away(self) -> list[str]:
+        """Let the doctor mend what faults have left; what it found. Raise Violation where anything remains."""
+        found = examine(self.ledger)
+        for finding in found:
+            with suppress(StdacError):
+                mend(finding)
+        remaining = [str(finding) for finding in examine(self.ledger)]
+        if remaining:
+            raise Violation(f"the doctor's work is not done: {remaining}")
+        files = (path.relative_to(self.run).as_posix() for path in self.run.rglob("*") if not path.is_dir())
+        left = [name for name in files if not KEPT.fullmatch(name)] + [str(p) for p in self.outside if p.exists()]
+        if left:
+            raise Violation(f"these are left behind: {' '.join(sorted(left))}")
+        return [finding.what for finding in found]
+
+    def work(self) -> tuple[int, int, int]:
+        """Attempts made, epochs scored by all of them, and the epochs that there are."""
+        attempts = sum(len(self.ledger.folder(trial_id).leases()) for trial_id in self.expected)
+        scored = sum(len(ROW.findall(log.read_text(errors="replace"))) for log in self.run.glob("logs/*.log"))
+        return attempts, scored, sum(len(json.loads(outcome["rows"])) for outcome in self.expected.values())
+
+
+def outcomes(run: Path) -> dict[str, Outcome]:
+    """What every trial of a finished run has come to."""
+    ledger = Ledger(run)
+    return {trial_id: outcome_of(ledger.folder(trial_id)) for trial_id in ledger.trials()}
+
+
+def outcome_of(folder: TrialFolder) -> Outcome:
+    """What a done trial has come to."""
+    done = folder.done() or {}
+    path = folder.path / f"attempt-{done['attempt']}"
+    outcome = {"rows": canonical(rows_of(path / "metrics.parquet"))}
+    outcome["assignments"] = digest(canonical(pq.read_table(path / "assignments.parquet").to_pydict()).encode())
+    if (path / "model.pt").exists():
+        outcome["model"] = digest((path / "model.pt").read_bytes())
+    if (path / "stn.npz").exists():
+        outcome["figures"] = digest(b"".join(parts_of(path / "stn.npz")))
+    return outcome
+
+
+def rows_of(path: Path) -> list[dict[str, Any]]:
+    """The rows of a Parquet file of METRICS, without their timings."""
+    rows: list[dict[str, Any]] = pq.read_table(path).drop_columns(list(TIMINGS)).to_pylist()
+    return rows
+
+
+def parts_of(path: Path) -> Iterator[bytes]:
+    """Name, type, shape and content of each array in an .npz file."""
+    with np.load(path) as arrays:
+        for name in sorted(arrays):
+            yield f"{name} {arrays[name].dtype} {arrays[name].shape} ".encode()
+            yield arrays[name].tobytes()
+
+
+def canonical(value: Any) -> str:
+    """JSON in which equal values are equal strings, not-a-number included."""
+    return json.dumps(value, sort_keys=True)
+
+
+def digest(content: bytes) -> str:
+    """SHA-256."""
+    return hashlib.sha256(content).hexdigest()

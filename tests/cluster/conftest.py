@@ -1,0 +1,122 @@
+"""A real SLURM of four nodes on this machine, where root, its packages and ../shared/slurm are to be had."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[2].parent / "shared" / "slurm"
+STATE = Path(os.environ.get("SLURM_LAB", Path(os.environ.get("TMPDIR", "/tmp")) / "stdac-slurm"))
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Until the condition holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def alive(pid_file: Path) -> bool:
+    """Whether the process that a file names is there."""
+    return pid_file.exists() and Path(f"/proc/{pid_file.read_text().strip()}").exists()
+
+
+class Lab:
+    """The cluster and what can befall it: nodes n1 to n4 of 4 CPUs and 2 pretended GPUs, one partition, `gpu`."""
+
+    def __init__(self, accounting: bool) -> None:
+        self.accounting = accounting
+        self.conf = STATE / "etc" / "slurm.conf"
+
+    def script(self, name: str, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Run one of the lab's scripts. Its daemons outlive it, so that its output goes to a file, not to a pipe."""
+        with tempfile.TemporaryFile("w+") as output:
+            done = subprocess.run(
+                [SCRIPTS / name, *words],
+                env=os.environ | environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                timeout=400,
+                check=False,
+            )
+            output.seek(0)
+            return subprocess.CompletedProcess(done.args, done.returncode, output.read())
+
+    def up(self) -> bool:
+        """Whether a cluster of this kind runs already."""
+        controller = alive(STATE / "run" / "slurmctld.pid")
+        return controller and ("slurmdbd" in self.conf.read_text()) == self.accounting
+
+    def start(self) -> str | None:
+        """Start what does not run; the reason where that cannot be."""
+        done = self.script("start-slurm.sh", DBD=str(int(self.accounting)))
+        return None if done.returncode == 0 else (done.stdout.strip().splitlines() or ["it said nothing"])[-1]
+
+    def power_cut(self, node: str) -> None:
+        """End everything that runs on a node."""
+        assert self.script("power-cut.sh", node).returncode == 0
+
+    def kill_controller(self) -> None:
+        """End slurmctld without warning."""
+        path = STATE / "run" / "slurmctld.pid"
+        os.kill(int(path.read_text()), 9)
+        wait_for(lambda: not alive(path))
+
+    def start_controller(self, *lines: str) -> None:
+        """Start slurmctld again, with further lines in its configuration."""
+        with self.conf.open("a") as conf:
+            conf.writelines(f"{line}\n" for line in lines)
+        subprocess.run(["slurmctld", "-f", self.conf], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(lambda: self.ask("scontrol", "ping") and "is UP" in self.ask("scontrol", "ping"))
+
+    def on_node(self, node: str, *command: str) -> None:
+        """Run a command in a node's view of the file system."""
+        pid = (STATE / "run" / f"init-{node}.pid").read_text().strip()
+        subprocess.run(["nsenter", "-t", pid, "-m", *command], check=True, timeout=30)
+
+    @staticmethod
+    def ask(*command: str) -> str:
+        """What a SLURM command prints."""
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout
+
+    def queue(self) -> list[str]:
+        """The jobs that run or wait, all users' and names."""
+        return self.ask("squeue", "--noheader", "--array", "--format=%i %j %T").splitlines()
+
+
+def why_not() -> str | None:
+    """Why there can be no SLURM here, or None."""
+    if not SCRIPTS.is_dir():
+        return f"no SLURM to start: there is no folder {SCRIPTS}"
+    return None if os.geteuid() == 0 else "no SLURM to start: that needs root"
+
+
+@pytest.fixture(scope="session", params=["plain", "accounting"])
+def slurm(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A cluster without or with slurmdbd. One that was there before, idle and of the same kind, is used and left."""
+    if why_not() is not None:
+        pytest.skip(str(why_not()))
+    lab = Lab(accounting=request.param == "accounting")
+    found = lab.up()
+    if not found:
+        lab.script("stop-slurm.sh", "--purge")
+    problem = lab.start()
+    if problem is not None:
+        lab.script("stop-slurm.sh", "--purge")
+        pytest.skip(f"no SLURM ({request.param}): {problem}")
+    before = os.environ.get("SLURM_CONF")
+    os.environ["SLURM_CONF"] = str(lab.conf)
+    yield lab
+    if before is None:
+        del os.environ["SLURM_CONF"]
+    else:
+        os.environ["SLURM_CONF"] = before
+    if not found:
+        lab.script("stop-slurm.sh", "--purge")
