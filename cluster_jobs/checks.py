@@ -148,8 +148,8 @@ def check_result(folder: Path, attempts: Mapping[int, Path]) -> int:
     if type(number) is not int or number not in attempts:
         raise Damaged("done.json names an attempt that is missing")
     for path in listed(attempts[number]):
-        if path.name in PARTS:
-            named(path, PARTS[path.name])
+        if path.name in PART_CHECKS:
+            named(path, PART_CHECKS[path.name])
         if path.name in digests and sha256(content(path)).hexdigest() != digests[path.name]:
             raise Damaged(f"{path.name} is not what its attempt wrote")
     named(attempts[number] / "metrics.parquet", partial(check_rows, trial_id=folder.name))
@@ -161,7 +161,7 @@ def check_table(path: Path) -> None:
     parsed(path, read_table, "a Parquet file")
 
 
-PARTS = {"assignments.parquet": check_table, "model.pt": check_zip, "stn.npz": check_zip}
+PART_CHECKS = {"assignments.parquet": check_table, "model.pt": check_zip, "stn.npz": check_zip}
 """What a result may have beside its metrics.parquet. Users delete some of it to save space."""
 
 DONE: dict[str, Any] = {"attempt": int, "attempts": int, "seconds": int | float, "device": str, "sha256": dict}

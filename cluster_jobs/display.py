@@ -103,7 +103,8 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
 
     Of a long grid only what runs and what failed is listed, unless show_all.
     """
-    from cluster_jobs import slurm
+
+    from cluster_jobs.slurm_queue import summary as slurm_summary
 
     trials, statuses = ledger.trials(), ledger.statuses()
     shown = [s for s in statuses if show_all or len(statuses) <= LISTED or s.state in ("running", "failed")]
@@ -111,7 +112,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
     if len(shown) < len(statuses):
         lines.append(f"({len(statuses) - len(shown)} trials that are done or waiting are not listed: --all)")
     lines.append(summary(trials, statuses))
-    queue = slurm.summary(ledger.path)
+    queue = slurm_summary(ledger.path)
     if queue:
         lines.append(f"SLURM: {queue}")
     if ledger.cancelled():

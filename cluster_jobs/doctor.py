@@ -178,15 +178,16 @@ class Examination:
 
     def trial_file(self, folder: Path, *, begun: bool) -> Iterator[Finding]:
         """A trial.json that cannot be read says what the plan says. Raises Foreign where it is another trial's."""
+        path = folder / "trial.json"
+        if not begun and not os.path.lexists(path):  # a worker has just made the folder
+            return
         try:
             read_trial(folder)
         except Foreign:
             raise
         except Damaged as damage:
-            if begun:
-                path = folder / "trial.json"
-                rewrite = unchanged(path, partial(self.replace, path, json_bytes(self.plan[folder.name])))
-                yield Finding(path, str(damage), CUT_SHORT, "write it again as it was planned", rewrite)
+            rewrite = unchanged(path, partial(self.replace, path, json_bytes(self.plan[folder.name])))
+            yield Finding(path, str(damage), CUT_SHORT, "write it again as it was planned", rewrite)
 
     def after_done(self, folder: Path, attempts: Mapping[int, Path], winner: int) -> Iterator[Finding]:
         """What is left over in the folder of a done trial."""

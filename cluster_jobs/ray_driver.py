@@ -1,12 +1,15 @@
 """The process that talks to Ray: one Ray Tune experiment whose trials are long-lived units of workers on the nodes.
 
-Tune runs workers, not our trials. What is done is read from the run folder, never from Ray's state: a unit that was
-lost with its node is replaced by another, which goes on with what is missing.
+Tune runs workers, not our trials: on two busy cores a trial of 0.2 s took 3.3 s as a trial of Tune, which starts a
+process for each and writes ten files, and 0.2 s in a process that was there. What is done is read from the run folder,
+never from Ray's state: a unit that was lost with its node is replaced by another, which goes on with what is missing.
 """
 
 import json
 import os
+import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -46,6 +49,14 @@ class Leave(Exception):
     """A unit is told to end."""
 
 
+class UnitWorkers(Workers):
+    """The workers of a unit; each has a log of its own, although one SLURM job may carry several units of a node."""
+
+    def log(self, slot: int) -> str:
+        """The log of a slot's worker, relative to the run folder."""
+        return f"logs/{os.getpid()}-{socket.gethostname()}-{slot}.log"
+
+
 class Unit(tune.Trainable):  # type: ignore[misc]
     """A unit of workers on one node, as a Tune trial: worker processes are supervised until no trial is left to claim.
 
@@ -63,7 +74,7 @@ class Unit(tune.Trainable):  # type: ignore[misc]
         with suppress(OSError):
             os.chdir(job.cwd)
         options = replace(job.options(), device="cuda" if config["gpu"] else "cpu", threads=config["threads"])
-        self.workers = Workers(Path(job.run), config["processes"], options)
+        self.workers = UnitWorkers(Path(job.run), config["processes"], options)
         self.fault: str | None = None
         self.ending = threading.Event()
         self.thread = threading.Thread(target=self.watch, daemon=True)
@@ -90,24 +101,24 @@ class Unit(tune.Trainable):  # type: ignore[misc]
         return {"done": not self.thread.is_alive(), "fault": self.fault}
 
     def cleanup(self) -> None:
-        """End the workers; they give their leases back."""
+        """End the workers; they give their leases back. Nothing is left of what Tune made for this unit."""
         self.ending.set()
         self.thread.join()
+        shutil.rmtree(self.logdir, ignore_errors=True)
 
 
 class Nodes:
-    """The living nodes. head: its address, once joined; heard: when it last answered. cpus, gpus: of all nodes."""
+    """The living nodes. cpus, gpus: of all. head: its address, once joined. asked: since when it owes us an answer."""
 
     def __init__(self, job: Job, tell: Tell) -> None:
         self.job, self.tell = job, tell
         self.head: str | None = None
-        self.heard = 0.0
+        self.asked: float | None = None
         self.cpus = self.gpus = 0
         self._addresses: dict[str, str] = {}
 
     def connect(self) -> None:
         """Note the head's address; say how nodes that are missing can join."""
-        self.heard = time.monotonic()
         self.head = str(ray.get_runtime_context().gcs_address)
         self.look()
         missing = self.job.nodes - len(self._addresses)
@@ -117,8 +128,9 @@ class Nodes:
 
     def look(self) -> None:
         """Ask the head; say which nodes have joined and which are gone."""
+        self.asked = time.monotonic()
         alive = [node for node in ray.nodes() if node["Alive"]]
-        self.heard = time.monotonic()
+        self.asked = None
         self.cpus = sum(int(node["Resources"].get("CPU", 0)) for node in alive)
         self.gpus = sum(int(node["Resources"].get("GPU", 0)) for node in alive)
         earlier, self._addresses = self._addresses, {node["NodeID"]: node["NodeManagerAddress"] for node in alive}
@@ -183,7 +195,8 @@ class Units(Searcher):  # type: ignore[misc]
         """Whether there is nothing left to do: all trials are over, or the launch is to end."""
         now = time.monotonic()
         if now >= self._look_at:
-            self.nodes.look()
+            with suppress(Exception):  # an answer that fails is not yet a head that is gone: `guard` knows
+                self.nodes.look()
             self._statuses = self.ledger.statuses()
             self._look_at = time.monotonic() + max(LOOK_S, 5 * (time.monotonic() - now))
             if self.on_gpu() and not self.nodes.gpus and self.nodes.complete():
@@ -277,7 +290,7 @@ def cluster(job: Job) -> Iterator[None]:
         elif job.address is None:
             ray.init("local", **here, **quiet, num_cpus=max(cores(), job.workers or 1))
         else:
-            ray.init(job.address, **quiet)
+            join(job.address, quiet)
         yield
     finally:
         ray.shutdown()
@@ -285,9 +298,30 @@ def cluster(job: Job) -> Iterator[None]:
             nodes.remove_node(node, allow_graceful=False)
 
 
+def join(address: str, quiet: dict[str, Any]) -> None:
+    """Connect to a cluster. Raises StdacError where it does not let us in."""
+    try:
+        ray.init(address, **quiet)
+    except Exception as error:
+        raise StdacError(
+            f"the Ray cluster at {address} does not let this machine in ({reason_of(error)}): run `ray start "
+            f"--address={address}` here, with the same Ray and Python as there, and the file of its token, if it has "
+            "one, in RAY_AUTH_TOKEN_PATH"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what was first to go wrong."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
 def run_experiment(job: Job, nodes: Nodes, units: Units) -> None:
     """Run units until all is over. Raises StdacError where they cannot work or the head is lost."""
-    config = tune.TuneConfig(search_alg=units, num_samples=-1)
+    config = tune.TuneConfig(
+        search_alg=units, num_samples=-1, trial_dirname_creator=lambda trial: f"unit-{trial.trial_id}"
+    )
     run_config = tune.RunConfig(
         name="units",
         storage_path=str(Path(job.scratch) / "tune"),
@@ -322,13 +356,16 @@ def guard(job: Job, nodes: Nodes, tell: Tell, stop: threading.Event) -> None:
             continue
         going_on = now
         if nodes.head is None:
+            answered = now
             if now - began > JOIN_S * (1 if job.address else job.nodes):
-                tell("error", f"Ray did not answer {f'at {job.address}' if job.address else 'here'}: see {job.log}")
+                where = f"at {job.address}: is it the head of a Ray cluster?" if job.address else "on this machine:"
+                tell("error", f"Ray did not start to answer {where} (see {job.log})")
                 os._exit(1)
         else:
             if answers(nodes.head):
                 answered = now
-            if now - answered > HEAD_GONE_S or now - nodes.heard > SILENCE_S:
+            asked = nodes.asked
+            if now - answered > HEAD_GONE_S or (asked is not None and now - asked > SILENCE_S):
                 tell("error", head_is_gone(nodes.head))
                 os._exit(1)
 
@@ -353,20 +390,27 @@ def main() -> None:
     nodes = Nodes(job, tell)
     threading.Thread(target=guard, args=(job, nodes, tell, stop), daemon=True).start()
     try:
-        with cluster(job):
+        with told(job, tell), cluster(job):
             signal.signal(signal.SIGTERM, lambda *_: stop.set())
             try:
-                nodes.connect()
-                run_experiment(job, nodes, Units(job, nodes, tell, stop))
+                with told(job, tell):
+                    nodes.connect()
+                    run_experiment(job, nodes, Units(job, nodes, tell, stop))
             finally:
                 stop.set()
-    except StdacError as error:
-        tell("error", str(error))
-        sys.exit(1)
-    except Exception as error:
-        reason = (str(error).splitlines() or [""])[0]
-        tell("error", f"Ray failed ({type(error).__name__}: {reason}): see {job.log}")
-        raise
     finally:
         if os.getppid() != job.launcher:
             remove(Path(job.scratch))
+
+
+@contextmanager
+def told(job: Job, tell: Tell) -> Iterator[None]:
+    """Tell the launch of an error, before anything else is tried: of several it hears the first."""
+    try:
+        yield
+    except StdacError as error:
+        tell("error", str(error))
+        raise
+    except Exception as error:
+        tell("error", f"Ray failed ({reason_of(error)}): see {job.log}")
+        raise

@@ -27,7 +27,7 @@ from typing import Any
 from cluster_jobs.local import import_path
 from cluster_jobs.worker import Options
 from stdac.errors import StdacError
-from stdac.files import file_system_time, read_json, write_json
+from stdac.files import file_system_time, read_json, refusal, write_json
 from stdac.record import LEASE_S, RENEW_S, process_namespace, process_start
 
 POLL_S = 0.5
@@ -35,6 +35,13 @@ STOP_S = 40.0  # for the Ray process to end all workers, wherever they are
 GRACE_S = 3.0  # for workers to give their leases back when that process was killed
 PORT = 6379  # Ray's own default
 SCRATCH = ".ray-"
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "10000",  # how many units may wait is our decision
+}
 CURRENT_CLUSTER = "/tmp/ray/ray_current_cluster"  # where `ray start` notes the address of this machine's cluster
 
 
@@ -113,10 +120,10 @@ def run_workers(
     cluster = None if simulate else find_cluster()
     address = check_address(cluster[0]) if cluster else None
     run = run.resolve()
-    (run / "logs").mkdir(exist_ok=True)
     log = run / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
     sweep(run)
     with scratch_folder(run) as scratch:
+        log.parent.mkdir(exist_ok=True)
         job = Job(
             launcher=os.getpid(),
             run=str(run),
@@ -235,17 +242,15 @@ def members(session: int) -> list[int]:
 
 def environment(job: Job) -> dict[str, str]:
     """The environment of the Ray process, and of a Ray that it starts."""
-    own = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    own |= {"PYTHONPATH": import_path(), "RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0"}
-    own |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "RAY_AIR_NEW_OUTPUT": "0", "TUNE_MAX_PENDING_TRIALS_PG": "10000"}
+    own = os.environ | QUIET | {"PYTHONPATH": import_path()}
+    own.pop("RAY_ADDRESS", None)
     if job.address is not None:
         if "RAY_AUTH_MODE" not in own and has_token():
             own["RAY_AUTH_MODE"] = "token"
         return own
     own.pop("RAY_AUTH_TOKEN", None)
-    own |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(Path(job.scratch) / "token")}
-    own |= {"RAY_TMPDIR": str((Path(job.scratch) / "tmp").resolve()), "RAY_enable_metrics_collection": "0"}
-    own |= {"RAY_worker_niceness": "0"}
+    own |= {"RAY_enable_metrics_collection": "0", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token"}
+    own |= {"RAY_AUTH_TOKEN_PATH": f"{job.scratch}/token", "RAY_TMPDIR": os.path.realpath(f"{job.scratch}/tmp")}
     if job.nodes == 1:
         own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what keeps Ray on the loopback there does so everywhere
     elif not job.simulate and not answers(f"127.0.0.1:{PORT}"):
@@ -263,20 +268,31 @@ def has_token() -> bool:
 def scratch_folder(run: Path) -> Iterator[Path]:
     """RUN/.ray-<random>: this launch's Tune files, the token of a Ray started here, a link to its folder of sockets.
 
-    Removed on any exit; `sweep` removes what a killed launch left.
+    Removed on any exit; `sweep` removes what a killed launch left. Raises StdacError where it cannot be made.
     """
-    scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=run))
     try:
-        own = {"namespace": process_namespace(), "pid": os.getpid(), "process_start": process_start(os.getpid())}
-        write_json(scratch / "owner.json", own)
-        descriptor = os.open(scratch / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
-        # the path of a socket has room for 107 bytes, of which Ray takes 76
-        (scratch / "tmp").symlink_to(tempfile.mkdtemp(prefix="stdac-ray-", dir="/tmp"))
+        scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=run))
+    except OSError as error:
+        raise refusal(error, run) from error
+    try:
+        furnish(scratch)
         yield scratch
     finally:
         remove(scratch)
+
+
+def furnish(scratch: Path) -> None:
+    """Put into a scratch folder who made it, a token, and a link to a folder whose name is short enough for sockets."""
+    own = {"namespace": process_namespace(), "pid": os.getpid(), "process_start": process_start(os.getpid())}
+    write_json(scratch / "owner.json", own)
+    try:
+        descriptor = os.open(scratch / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with open(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        # a socket's path has room for 107 bytes, of which Ray takes 76
+        (scratch / "tmp").symlink_to(tempfile.mkdtemp(prefix="stdac-ray-", dir="/tmp"))
+    except OSError as error:
+        raise refusal(error, scratch) from error
 
 
 def sweep(run: Path) -> None:

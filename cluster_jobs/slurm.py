@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.local import last_line
 from cluster_jobs.slurm_array import (
     NOT_OUR_FOLDER,
     Node,
@@ -143,7 +142,7 @@ class Driver:
             raise StdacError("the SLURM controller does not answer (squeue failed): launch again when it does")
         living = [job for job in known if job.living]
         if living:
-            self.say(f"{len(living)} jobs of this run are in SLURM's queue already: none is submitted")
+            self.say(f"jobs of this run are in SLURM's queue already ({len(living)}): none is submitted")
             self.seen = {job.id: job for job in living}
         else:
             self.submit()
@@ -155,10 +154,12 @@ class Driver:
         self.seen, self.absent, self.submitted = {}, 0, time.monotonic()
         with self.interrupts.held():
             try:
-                array = submit(self.run, self.asked, self.node, max(1, tasks), self.say)
+                ids = submit(self.run, self.asked, self.node, max(1, tasks), self.say)
             except NotSubmitted:
                 return
-        self.say(f"submitted SLURM job {array}, named {job_name(self.run)}; logs in {log_folder(self.run)}")
+            self.seen = {job: Job(job, "PENDING", "", "", "") for job in ids}
+        count = f"{len(ids)} tasks" if len(ids) > 1 else "1 task"
+        self.say(f"submitted SLURM job {ids[0].split('_')[0]} of {count}, named {job_name(self.run)}")
 
     def watch(self, tick: Callable[[], None]) -> None:
         """Look after the jobs until all trials are over, or the run is cancelled, calling `tick` twice a second."""
@@ -250,8 +251,8 @@ class Driver:
         counts = Counter(describe_end(job) for job in ends)
         how = ", ".join(f"{count} × {end}" for end, count in counts.most_common()) or "none was seen alive"
         logs = sorted(log_folder(self.run).glob("*_log.out"), key=lambda path: path.stat().st_mtime)
-        said = f"; the last log ends with {last_line(logs[-1])!r}: {logs[-1]}" if logs else ""
-        return f"SLURM's jobs ended {FRUITLESS} times without a trial or an epoch done ({how}){said}"
+        said = f"; the last log, {logs[-1]}, says: {last_word(logs[-1])}" if logs else ""
+        return f"SLURM's jobs ended {FRUITLESS} times without a trial or an epoch done (the last time: {how}){said}"
 
     def finish(self) -> None:
         """Leave nothing behind: what waits is cancelled at once, what runs is given a moment to end by itself."""
@@ -267,10 +268,19 @@ class Driver:
     def abandon(self) -> None:
         """Cancel the jobs, and say so."""
         try:
-            self.say(f"cancelled {cancel(self.run)} SLURM jobs")
+            cancelled = cancel(self.run)
+            if cancelled:
+                self.say(f"SLURM jobs cancelled: {cancelled}")
             sweep(self.run)
         except StdacError as error:
             self.say(str(error))
+
+
+def last_word(log: Path) -> str:
+    """The last line of a task's log that is not SLURM's own."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    ours = [line for line in lines if not line.startswith(("srun:", "slurmstepd", "submitit"))]
+    return (ours or lines or ["nothing"])[-1]
 
 
 def trials_per_task(asked: Settings, trials_per_gpu: int) -> int:

@@ -79,8 +79,8 @@ class NotSubmitted(Exception):
     """The controller did not answer sbatch: it may have the job nevertheless."""
 
 
-def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[str], None]) -> str:
-    """Submit an array of `tasks` tasks that run `node`, of fewer where a limit asks for it; returns its job id.
+def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[str], None]) -> list[str]:
+    """Submit an array of `tasks` tasks that run `node`, of fewer where a limit asks for it; returns their ids.
 
     Raises NotSubmitted where the controller does not answer, StdacError with sbatch's reason where it refuses.
     """
@@ -110,13 +110,13 @@ def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[
     if tasks < wanted:
         say(f"SLURM accepts {tasks} of {wanted} jobs at a time (a submit limit): these do all the work")
     array = process.stdout.strip().split(";")[0]
-    for index in range(tasks):
-        delayed = DelayedSubmission(node)
-        delayed.set_timeout(asked.time or TIME_MIN, REQUEUES)
-        path = JobPaths(folder, f"{array}_{index}").submitted_pickle
+    ids = [f"{array}_{index}" for index in range(tasks)]
+    delayed = DelayedSubmission(node)
+    delayed.set_timeout(asked.time or TIME_MIN, REQUEUES)
+    for path in (JobPaths(folder, job).submitted_pickle for job in ids):
         delayed.dump(path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
-    return array
+    return ids
 
 
 def refusal(stderr: str) -> str:

@@ -53,7 +53,13 @@ def answer(*command: str) -> str | None:
     """What a SLURM command prints, or None where it fails or does not answer."""
     try:
         process = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=ANSWER_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
@@ -109,9 +115,14 @@ def end_states(seen: Mapping[str, Job]) -> list[Job]:
     return list(known.values())
 
 
+def was_submitted(run: Path) -> bool:
+    """Whether a run may have jobs: a driver has submitted some once, and SLURM is here to be asked."""
+    return (run / "logs" / "slurm").is_dir() and shutil.which("squeue") is not None
+
+
 def summary(run: Path) -> str:
     """Our jobs of a run in the queue: "2 running on n1 n2, 2 pending (Resources)"; "" for none, or no SLURM here."""
-    if shutil.which("squeue") is None:
+    if not was_submitted(run):
         return ""
     known = jobs(job_name(run))
     return "the controller does not answer" if known is None else describe_queue(known)
@@ -141,7 +152,7 @@ def describe_end(job: Job) -> str:
 
 def cancel(run: Path) -> int:
     """Cancel all our jobs of a run; how many there were. Raises StdacError where the controller does not answer."""
-    if shutil.which("squeue") is None:
+    if not was_submitted(run):
         return 0
     name = job_name(run)
     known = jobs(name)

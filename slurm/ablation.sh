@@ -3,6 +3,7 @@
 #
 # GRID is a preset or a TOML file (paper: 100 trials), RUN the run folder (runs/GRID), on a file system that all nodes
 # share. Set the partition and the account below. Submit it again whenever you like: it runs what is missing.
+# SLURM may send the signal a minute early: with a --time of a few minutes ask for --signal=B:USR2@30.
 #
 ##SBATCH --partition=gpu
 ##SBATCH --account=my-account
@@ -33,7 +34,8 @@ command -v stdac-grid >/dev/null || {
   exit 1
 }
 
-# in place of this shell, so that the signal before the time limit reaches it: at the next checkpoint (at the latest
-# when the grace is over) it stops its trials and requeues the job, which goes on from there; one thread, as in a launch:
-# the number of threads shows in the last digits of what a CPU computes
+# exec: in place of this shell, so that the signal before the time limit reaches it. At the next checkpoint, at the latest
+# when the grace is over, it stops its trials and requeues the job, which goes on from there. One thread, as in a launch:
+# their number shows in the last digits of what a CPU computes.
+trap '' USR2  # until then
 exec stdac-grid work "$run" --grid "$grid" --workers "${STDAC_TRIALS_PER_GPU:-1}" --threads 1 --grace 90

@@ -4,11 +4,9 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from pathlib import Path
 
 import pyarrow as pa
@@ -28,7 +26,11 @@ from stdac.run import run_trial
 from stdac.trial import Trial
 from tests.conftest import CPU, small
 
-GRID = [resolve(small("kmeans")), resolve(small("pca-kmeans")), resolve(small("st-dac", params={"width": 0.05}))]
+GRID = [
+    resolve(small("kmeans")),
+    resolve(small("pca-kmeans")),
+    resolve(small("st-dac", limit=100, params={"width": 0.05, "macro_batch": 50})),
+]
 KMEANS, _, DEEP = (trial.id for trial in GRID)
 
 
@@ -49,12 +51,7 @@ def rewrite(path: Path, change: Callable[[dict[str, object]], object]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pa.Table]:
     """A finished run, and its rows."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    rows = plan_and_work(run)
-    for path in run.glob("trials/*/done.json"):
-        parts = (path.parent / "attempt-1").iterdir()
-        sums = {part.name: sha256(part.read_bytes()).hexdigest() for part in parts}
-        rewrite(path, lambda done, sums=sums: {"sha256": sums} | done)
-    return run, rows
+    return run, plan_and_work(run)
 
 
 @pytest.fixture(scope="module")
@@ -468,20 +465,19 @@ def test_a_name_that_leads_nowhere_is_named(run: Path) -> None:
     mended(run, only(run))
 
 
-def test_a_run_may_be_mended_while_it_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_goes_on_has_no_findings(tmp_path: Path) -> None:
     run = tmp_path / "run"
     grid = [resolve(small("kmeans", seed=seed, limit=60)) for seed in range(10)]
     Ledger(run).plan(grid, "")
-    command = [sys.executable, "-m", "cluster_jobs.worker", str(run), *Options("cpu", 1).words()]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as worker:
-        looks = 0
-        while worker.poll() is None:
-            for finding in examine(Ledger(run)):
-                mend(finding)
-                raise AssertionError(str(finding))
-            looks += 1
-    assert worker.returncode == 0 and looks > 5
-    assert {status.state for status in Ledger(run).statuses()} == {"done"} and not (run / "damaged").exists()
+    worker = threading.Thread(target=Worker(run, Options("cpu", 1)).work, daemon=True)
+    worker.start()
+    looks = 0
+    while worker.is_alive():
+        findings = examine(Ledger(run))
+        assert findings == [], [str(finding) for finding in findings]
+        looks += 1
+    assert looks > 5
+    assert {status.state for status in Ledger(run).statuses()} == {"done"}
 
 
 def test_a_mend_that_is_refused_is_one_sentence(run: Path) -> None:
@@ -509,7 +505,7 @@ def damage(run: Path, how: Damage) -> None:
         return
     data = bytearray(path.read_bytes())
     start = int(where * len(data))
-    noise = random.Random(seed).randbytes(256)
+    noise = random.Random(seed).randbytes(1 + seed % 256)
     path.write_bytes(data[:start] + (b"" if kind == "truncate" else noise + data[start + len(noise) :]))
     age(path)
 
@@ -529,7 +525,7 @@ def survives(before: Path, rows: pa.Table, damages: list[Damage]) -> None:
         assert examine(Ledger(run)) == []
 
 
-QUIET = settings(deadline=None, max_examples=12, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
+QUIET = settings(deadline=None, max_examples=8, phases=[Phase.generate], suppress_health_check=[HealthCheck.too_slow])
 
 
 @QUIET

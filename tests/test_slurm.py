@@ -255,7 +255,7 @@ class Cluster(NamedTuple):
 
     def queue(self, state: str, exit_code: str = "0:0") -> None:
         """Have the controller know one job of ours."""
-        (self.folder / "queue").write_text(f"1_0|{state}|n1||{exit_code}|\n")
+        (self.folder / "queue").write_text(f"7_0|{state}|n1||{exit_code}|\n")
 
     def submissions(self) -> int:
         path = self.folder / "submissions"
@@ -283,14 +283,14 @@ def test_a_submission_is_the_script_and_a_pickle_for_each_task(cluster: Cluster)
     assert "--array=0-2%3" in (cluster.folder / "script").read_text()  # MaxArraySize 3
     names = {path.name for path in log_folder(cluster.driver.run).iterdir() if not path.name.startswith("probe-")}
     assert names == {f"7_{task}_submitted.pkl" for task in range(3)}
-    assert cluster.said == [f"submitted SLURM job 7, named {job_name(cluster.driver.run)}; logs in "
-                            f"{log_folder(cluster.driver.run)}"]  # fmt: skip
+    assert set(cluster.driver.seen) == {"7_0", "7_1", "7_2"}
+    assert cluster.said == [f"submitted SLURM job 7 of 3 tasks, named {job_name(cluster.driver.run)}"]
 
 
 def test_jobs_that_live_are_found_and_none_is_submitted(cluster: Cluster) -> None:
     cluster.queue("RUNNING")
     cluster.driver.start()
-    assert cluster.submissions() == 0 and "1 jobs of this run are in SLURM's queue already" in cluster.said[0]
+    assert cluster.submissions() == 0 and "SLURM's queue already (1)" in cluster.said[0]
 
 
 def test_a_submit_limit_halves_the_array_until_it_fits(cluster: Cluster) -> None:
@@ -311,7 +311,9 @@ def test_jobs_that_end_for_nothing_are_not_submitted_for_ever(cluster: Cluster) 
         cluster.driver.seen = ended("OUT_OF_MEMORY")
         cluster.driver.submit_again()
     cluster.driver.seen = ended("OUT_OF_MEMORY")
-    with pytest.raises(StdacError, match=r"3 times without a trial or an epoch done \(1 × OUT_OF_MEMORY\)"):
+    with pytest.raises(
+        StdacError, match=r"3 times without a trial or an epoch done \(the last time: 1 × OUT_OF_MEMORY\)"
+    ):
         cluster.driver.submit_again()
 
 
@@ -334,10 +336,8 @@ def test_jobs_cancelled_by_hand_stay_cancelled(cluster: Cluster) -> None:
 @pytest.mark.parametrize("status", ["66:0", "0:53"])
 def test_a_node_that_does_not_share_the_folder_is_named(status: str, cluster: Cluster) -> None:
     cluster.driver.start()
-    cluster.queue("RUNNING")
-    cluster.driver.look()
     cluster.queue("FAILED", status)
-    with pytest.raises(StdacError, match=f"node n1 does not share {cluster.driver.run} .*job 1_0.*--out"):
+    with pytest.raises(StdacError, match=f"node n1 does not share {cluster.driver.run} .*job 7_0.*--out"):
         cluster.driver.look()
 
 
@@ -356,16 +356,17 @@ def test_a_log_may_take_its_time_to_appear(cluster: Cluster, monkeypatch: pytest
 
 
 def test_while_the_controller_is_silent_nothing_is_submitted(cluster: Cluster) -> None:
+    cluster.driver.start()
     (cluster.folder / "queue").unlink()
     for _ in range(3):
         cluster.driver.look()
-    assert cluster.submissions() == 0 and "does not answer" in cluster.said[0] and len(cluster.said) == 1
+    assert cluster.submissions() == 1 and "does not answer" in cluster.said[1] and len(cluster.said) == 2
     assert slurm.summary(cluster.driver.run) == "the controller does not answer"
     (cluster.folder / "queue").touch()
     cluster.driver.look()
-    assert cluster.submissions() == 0  # unknown once
+    assert cluster.submissions() == 1  # none alive, once
     cluster.driver.look()
-    assert cluster.submissions() == 1
+    assert cluster.submissions() == 2
 
 
 def test_an_end_leaves_nothing_in_the_queue(cluster: Cluster) -> None:

@@ -22,28 +22,31 @@ UNDISTURBED_S = 1200
 
 
 class Campaign:
-    """Rounds of a grid on a cluster. keep: where the folders of rounds that failed go. pause_s: between two faults."""
+    """Rounds of a grid on a cluster. keep: where the folders of rounds that failed go. pause_s: between two faults.
 
-    def __init__(self, cluster: Cluster, volume: Volume, grid: Path, keep: Path, pause_s: float) -> None:
+    light: whether the trials only pretend to train.
+    """
+
+    def __init__(self, cluster: Cluster, volume: Volume, grid: Path, keep: Path, pause_s: float, light: bool) -> None:
         self.cluster, self.volume, self.grid, self.keep, self.pause_s = cluster, volume, grid, keep, pause_s
+        self.light = light
         self.kinds: Counter[str] = Counter()
         self.failures: list[str] = []
         self.rounds = 0
 
     def run(self, faults: int, seed: int) -> None:
         """Rounds until `faults` faults were injected; the first takes `seed`, the next seed + 1 and so on."""
-        expected = undisturbed(self.grid)
+        expected = undisturbed(self.grid, self.light)
         while self.kinds.total() < faults:
             self.round(expected, faults - self.kinds.total(), seed + self.rounds)
             say(f"{self.kinds.total()} faults in {self.rounds} rounds, {len(self.failures)} of them failed")
 
     def round(self, expected: Mapping[str, Outcome], budget: int, seed: int) -> None:
         """One round; where it fails, its folder is kept."""
-        self.rounds += 1
         chance = Random(seed)
         run, said = self.volume.path / f"run-{seed}", self.volume.path.parent / f"said-{seed}"
         said.mkdir()
-        say(f"round {self.rounds} with seed {seed} in {run}")
+        say(f"round {self.rounds + 1} with seed {seed} in {run}")
         words, environment = self.cluster.launching(chance)
         scene = Scene(run, self.grid, words, environment, chance, self.volume, said)
         chaos = Round(self.cluster, scene, Oracle(run, expected), budget, self.pause_s, say)
@@ -56,20 +59,23 @@ class Campaign:
             for folder in filter(Path.exists, (run, said)):
                 shutil.copytree(folder, self.keep / folder.name, symlinks=True, dirs_exist_ok=True)
         finally:
-            scene.end()
+            self.cluster.end(scene)
             shutil.rmtree(run, ignore_errors=True)
+        self.rounds += 1  # only what was judged counts
         self.kinds += chaos.kinds
 
     def report(self) -> str:
         """How many faults of which kinds there were, and what did not hold."""
-        head = f"{self.cluster.name}: {self.kinds.total()} faults in {self.rounds} rounds, {len(self.failures)} failed"
+        name = self.cluster.name + (" with light trials" if self.light else "")
+        head = f"{name}: {self.kinds.total()} faults in {self.rounds} rounds, {len(self.failures)} failed"
         return "\n".join([head, *(f"{n:5} {kind}" for kind, n in self.kinds.most_common()), *self.failures])
 
 
-def undisturbed(grid: Path) -> dict[str, Outcome]:
+def undisturbed(grid: Path, light: bool) -> dict[str, Outcome]:
     """What the trials of a grid come to where nothing happens; remembered for this code and this torch."""
-    sources = [grid, *sorted((ROOT / "stdac").rglob("*.py"))]
-    key = sha256(b"".join(path.read_bytes() for path in sources) + torch.__version__.encode()).hexdigest()[:16]
+    sources = [grid, *sorted((ROOT / "stdac").rglob("*.py")), *sorted(Path(__file__).parent.glob("light/*.py"))]
+    parts = [f"{torch.__version__} {light}".encode(), *(path.read_bytes() for path in sources)]
+    key = sha256(b"".join(parts)).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"stdac-undisturbed-{key}.json"
     if not path.exists():
         say("an undisturbed run")

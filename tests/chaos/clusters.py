@@ -24,7 +24,7 @@ class Cluster:
 
     def launching(self, chance: Random) -> tuple[list[str], dict[str, str]]:
         """How to launch the next round: further words of the command, and its environment."""
-        return ["--backend", "local", "--workers", str(chance.choice([2, 3, 4]))], {}
+        return ["--backend", "local", "--workers", "2"], {}
 
     def faults(self) -> Mapping[str, Fault]:
         """The faults that the round can meet, by kind."""
@@ -40,3 +40,7 @@ class Cluster:
     def left(self, scene: Scene) -> list[str]:
         """What of a run is still there, in words."""
         return [f"{process.pid} {process.command[:200]}" for process in scene.processes()]
+
+    def end(self, scene: Scene) -> None:
+        """Leave nothing of a run."""
+        scene.end()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -41,7 +42,7 @@ def frozen(find: Find) -> Fault:
     """Stops one of the processes found; it goes on after its lease, most of the time."""
 
     def fault(scene: Scene) -> str | None:
-        victim = choose(scene, find)
+        victim = choose(scene, lambda scene: [process for process in find(scene) if not process.stopped()])
         if victim is None:
             return None
         seconds = LEASE_S * scene.chance.uniform(0.5, 2.5)
@@ -84,19 +85,18 @@ def split_brain(scene: Scene) -> str | None:
         return None
     status = scene.chance.choice(running)
     folder, number = scene.ledger.folder(status.trial_id), status.detail["attempt"]
-    lease = folder.path / f"lease-{number}.json"
     another_host(scene)
-    deadline = time.monotonic() + LEASE_S
-    while superseded(folder, number) is False and time.monotonic() < deadline:
-        with suppress(OSError):
+    threading.Thread(target=keep_old, args=(folder, number), daemon=True).start()
+    return f"trial {status.trial_id} attempt {number}"
+
+
+def keep_old(folder: TrialFolder, number: int) -> None:
+    """Make a lease look old, again and again, until it is given back, a later attempt exists or a while has passed."""
+    lease, deadline = folder.path / f"lease-{number}.json", time.monotonic() + 5 * LEASE_S
+    with suppress(OSError):
+        while folder.leases()[-1] == number and lease.stat().st_mtime > 0 and time.monotonic() < deadline:
             os.utime(lease, (1, 1))
-        time.sleep(0.005)
-    return f"trial {status.trial_id} attempt {number}, " + ("taken over" if superseded(folder, number) else "kept")
-
-
-def superseded(folder: TrialFolder, number: int) -> bool:
-    """Whether a later attempt exists, or the trial is done."""
-    return folder.leases()[-1] > number or folder.done() is not None
+            time.sleep(0.01)
 
 
 def another_host(scene: Scene) -> str | None:
@@ -174,3 +174,15 @@ ANYWHERE: dict[str, Fault] = {
     "damage a checkpoint": damaged_checkpoint,
 }
 """The faults that any backend can meet, by kind."""
+
+COMMON = {
+    "kill a worker": 6,
+    "freeze a worker": 8,
+    "split brain": 8,
+    "terminate a worker": 3,
+    "ask a worker to leave": 3,
+    "fill the disk": 4,
+    "the doctor calls": 4,
+    "damage a checkpoint": 4,
+}
+"""How much more often some kinds come than the others: those that hit a trial, and do not keep the run from running."""

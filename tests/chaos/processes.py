@@ -33,6 +33,12 @@ class Process(NamedTuple):
         """Whether it still is there, and is no zombie."""
         return process_start(self.pid) == self.start
 
+    def stopped(self) -> bool:
+        """Whether it has been stopped by a signal."""
+        with suppress(OSError):
+            return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return False
+
     def signal(self, number: int) -> None:
         """Send it a signal, if it is there."""
         if self.alive():

@@ -11,16 +11,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
-from cluster_jobs.local import last_line
+from cluster_jobs.local import import_path, last_line
 from cluster_jobs.ray_tune import answers
 from tests.chaos.clusters import Cluster
 from tests.chaos.faults import ANYWHERE, Fault, Find, choose, frozen, kill_at_once, name, of_role, signalled
 from tests.chaos.processes import MARK, Process, descendants, processes
-from tests.chaos.scene import ROOT, Scene
+from tests.chaos.scene import Scene
 
 NODES = 4
 SIMULATED = 0.3  # the share of rounds whose launch starts the nodes itself
-START_S = 120.0
+STARTS = 3
+START_S = 300.0  # on a machine that is busy with other things
 STARTED = "Ray runtime started"
 
 
@@ -34,6 +35,7 @@ class Ray(Cluster):
         self.address = f"127.0.0.2:{free_port()}"
         self.nodes: dict[int, subprocess.Popen[bytes]] = {}
         self.simulated = False
+        self.problem = ""
 
     def __enter__(self) -> "Ray":
         self.folder.mkdir()
@@ -57,8 +59,8 @@ class Ray(Cluster):
         """What a process needs to be let in."""
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
 
-    def start(self, number: int) -> None:
-        """Start node `number`, the head being 0; returns once it has joined."""
+    def start(self, number: int) -> bool:
+        """Start node `number`, the head being 0; True once it has joined."""
         log = self.folder / f"node-{number}-{time.monotonic_ns()}.log"
         words = ["--block", f"--node-ip-address=127.0.0.{number + 2}", "--num-cpus=1", "--disable-usage-stats"]
         words += [f"--object-store-memory={80 * 2**20}"]
@@ -67,7 +69,8 @@ class Ray(Cluster):
             words += ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder / 'tmp'}"]
         else:
             words += [f"--address={self.address}"]
-        own = {"PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self.folder / "tmp"), MARK: str(self.folder)}
+        own = {"PYTHONPATH": import_path(), "RAY_TMPDIR": str(self.folder / "tmp"), MARK: str(self.folder)}
+        own["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = f"{START_S:.0f}"
         with open(log, "wb") as file:
             self.nodes[number] = subprocess.Popen(
                 [Path(sys.executable).with_name("ray"), "start", *words],
@@ -75,23 +78,26 @@ class Ray(Cluster):
                 stdout=file,
                 stderr=file,
                 env=os.environ | own | self.access(),
-                start_new_session=True,
+                process_group=0,
             )
         deadline = time.monotonic() + START_S
-        while STARTED not in log.read_text(errors="replace"):
-            if self.nodes[number].poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"Ray node {number} did not start: {last_line(log)} ({log})")
+        while self.nodes[number].poll() is None and time.monotonic() < deadline:
+            if STARTED in log.read_text(errors="replace"):
+                return True
             time.sleep(0.2)
+        self.problem = f"Ray node {number} did not start: {last_line(log)}"
+        return False
 
     def mend(self) -> None:
-        """Start the nodes that are gone; all of them where the head is."""
+        """Start the nodes that are gone; all of them where the head is. Raises RuntimeError where they do not start."""
         if self.simulated:
             return
-        if not (self.lives(0) and answers(self.address)):
-            self.stop()
-        for number in range(NODES):
-            if not self.lives(number):
-                self.start(number)
+        for _ in range(STARTS):
+            if not (self.lives(0) and answers(self.address)):
+                self.stop()
+            if all(self.lives(number) or self.start(number) for number in range(NODES)):
+                return
+        raise RuntimeError(self.problem)
 
     def lives(self, number: int) -> bool:
         """Whether a node is there."""

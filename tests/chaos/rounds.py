@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from stdac.record import LEASE_S
 from tests.chaos.clusters import Cluster
+from tests.chaos.faults import COMMON
 from tests.chaos.oracle import Oracle, Violation
 from tests.chaos.scene import Command, Scene
 
-ROUND_FAULTS = 16  # at most, so that the run gets somewhere
+ROUND_FAULTS = 24  # at most, so that the run gets somewhere
 TOGETHER = 0.15  # the chance that a fault is followed by another at once
-IDLE = 0.2  # how fast time goes, for faults, while no trial runs: most faults shall hit one
+IDLE = 0.04  # how fast time goes, for faults, while no trial runs: nearly all shall hit one
 TICK_S = 0.2
 QUIET_S = 60.0  # processes that have to end must have done so by then
 END_S = 900.0  # a run without faults must have ended by then
@@ -78,7 +79,7 @@ class Round:
     def inject(self) -> None:
         """One fault of a random kind, among those that find a victim."""
         faults = self.cluster.faults()
-        for kind in self.chance.sample(sorted(faults), len(faults)):
+        for kind in sorted(faults, key=lambda kind: -(self.chance.random() ** (1 / COMMON.get(kind, 1)))):
             victim = faults[kind](self.scene)
             if victim is not None:
                 self.kinds[kind] += 1

@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from cluster_jobs.ledger import Ledger, Status
-from cluster_jobs.local import last_line
+from cluster_jobs.local import import_path, last_line
 from tests.chaos.processes import MARK, Process, processes
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ class Scene:
     def start(self, *words: str, prefix: Sequence[str] = ()) -> Command:
         """Start a command of stdac-grid."""
         log = self.said / f"{words[0]}-{len(self.commands) + 1}.log"
-        own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", MARK: str(self.run)}
+        own = {"PYTHONPATH": import_path(), "OMP_NUM_THREADS": "1", MARK: str(self.run)}
         with open(log, "wb") as file:
             process = subprocess.Popen(
                 [*prefix, sys.executable, "-c", "from cluster_jobs.cli import main; main()", *words],
@@ -110,7 +110,7 @@ class Scene:
                 stdout=file,
                 stderr=file,
                 env=os.environ | own | self.environment,
-                start_new_session=True,
+                process_group=0,
             )
         self.commands.append(Command(process, log))
         return self.commands[-1]

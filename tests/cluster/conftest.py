@@ -1,6 +1,7 @@
 """A real SLURM of four nodes on this machine, where root, its packages and ../shared/slurm are to be had."""
 
 import os
+import signal
 import subprocess
 import tempfile
 import time
@@ -11,6 +12,7 @@ import pytest
 
 SCRIPTS = Path(__file__).resolve().parents[2].parent / "shared" / "slurm"
 STATE = Path(os.environ.get("SLURM_LAB", Path(os.environ.get("TMPDIR", "/tmp")) / "stdac-slurm"))
+CONTROLLER = STATE / "run" / "slurmctld.pid"
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -50,8 +52,7 @@ class Lab:
 
     def up(self) -> bool:
         """Whether a cluster of this kind runs already."""
-        controller = alive(STATE / "run" / "slurmctld.pid")
-        return controller and ("slurmdbd" in self.conf.read_text()) == self.accounting
+        return alive(CONTROLLER) and ("slurmdbd" in self.conf.read_text()) == self.accounting
 
     def start(self) -> str | None:
         """Start what does not run; the reason where that cannot be."""
@@ -62,11 +63,10 @@ class Lab:
         """End everything that runs on a node."""
         assert self.script("power-cut.sh", node).returncode == 0
 
-    def kill_controller(self) -> None:
-        """End slurmctld without warning."""
-        path = STATE / "run" / "slurmctld.pid"
-        os.kill(int(path.read_text()), 9)
-        wait_for(lambda: not alive(path))
+    def end_controller(self, how: signal.Signals) -> None:
+        """End slurmctld: by SIGKILL it may forget the last seconds, and start what has ended in them once more."""
+        os.kill(int(CONTROLLER.read_text()), how)
+        wait_for(lambda: not alive(CONTROLLER))
 
     def start_controller(self, *lines: str) -> None:
         """Start slurmctld again, with further lines in its configuration."""
@@ -98,25 +98,31 @@ def why_not() -> str | None:
     return None if os.geteuid() == 0 else "no SLURM to start: that needs root"
 
 
-@pytest.fixture(scope="session", params=["plain", "accounting"])
+@pytest.fixture(scope="session", params=["plain", pytest.param("accounting", marks=pytest.mark.slow)])
 def slurm(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    """A cluster without or with slurmdbd. One that was there before, idle and of the same kind, is used and left."""
-    if why_not() is not None:
-        pytest.skip(str(why_not()))
+    """A cluster without or with slurmdbd. One of the same kind that is there is used; else it takes the other's place.
+
+    Most tests meet accounting in the slow runs only; those marked `with_and_without_accounting` meet both always.
+    """
+    problem = why_not()
+    if problem is not None:
+        pytest.skip(problem)
     lab = Lab(accounting=request.param == "accounting")
-    found = lab.up()
+    found, other = lab.up(), Lab(not lab.accounting)
+    replaced = other.up()
     if not found:
         lab.script("stop-slurm.sh", "--purge")
     problem = lab.start()
-    if problem is not None:
-        lab.script("stop-slurm.sh", "--purge")
-        pytest.skip(f"no SLURM ({request.param}): {problem}")
-    before = os.environ.get("SLURM_CONF")
-    os.environ["SLURM_CONF"] = str(lab.conf)
-    yield lab
-    if before is None:
-        del os.environ["SLURM_CONF"]
-    else:
-        os.environ["SLURM_CONF"] = before
+    if problem is None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(lab.conf))
+            yield lab
     if not found:
         lab.script("stop-slurm.sh", "--purge")
+    if replaced:
+        other.start()
+    if problem is not None:
+        pytest.skip(f"no SLURM ({request.param}): {problem}")
+
+
+with_and_without_accounting = pytest.mark.parametrize("slurm", ["plain", "accounting"], indirect=True, scope="session")

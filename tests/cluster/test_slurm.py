@@ -11,7 +11,7 @@ import pytest
 
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.slurm_queue import end_states, job_name, jobs
-from tests.cluster.conftest import Lab, wait_for
+from tests.cluster.conftest import Lab, wait_for, with_and_without_accounting
 from tests.test_launch import command, outcome, run
 
 pytestmark = pytest.mark.cluster
@@ -33,8 +33,8 @@ LONG = """
 dataset = "digits"
 limit = 1000
 [[trials]]
-epochs = 30
-seeds = 4
+epochs = 20
+seeds = 2
 params = { stn = 1, width = 0.2, macro_batch = 500 }
 """
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -93,6 +93,7 @@ def trials_begun(folder: Path) -> bool:
     return bool(list(folder.glob("trials/*/attempt-*/checkpoint.pt")))
 
 
+@with_and_without_accounting
 def test_a_grid_comes_to_the_same_as_locally_and_leaves_nothing(
     slurm: Lab, local: dict[str, object], tmp_path: Path
 ) -> None:
@@ -125,7 +126,7 @@ def test_ctrl_c_cancels_the_jobs_and_the_next_launch_goes_on(
     for _ in range(presses):
         os.killpg(driver.pid, signal.SIGINT)
     _, said = driver.communicate(timeout=60)
-    assert driver.returncode == 1 and re.search(r"cancelled \d SLURM jobs", said) and "Traceback" not in said
+    assert driver.returncode == 1 and re.search(r"SLURM jobs cancelled: \d", said) and "Traceback" not in said
     wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 20)
     assert "running" not in {status.state for status in Ledger(tmp_path / "run").statuses()}
     end(begin(tmp_path, *LAUNCH))
@@ -139,7 +140,7 @@ def test_detached_it_goes_on_alone_and_cancel_ends_it_from_anywhere(slurm: Lab, 
     status = run("stdac-grid", "status", tmp_path / "run", cwd=Path("/"))
     assert re.search(r"SLURM: \d running on n1", status.stdout)
     cancelled = run("stdac-grid", "cancel", tmp_path / "run", cwd=Path("/"))
-    assert cancelled.returncode == 0 and "4 SLURM jobs cancelled" in cancelled.stdout, cancelled.stderr
+    assert cancelled.returncode == 0 and "2 SLURM jobs cancelled" in cancelled.stdout, cancelled.stderr
     name = job_name(tmp_path / "run")
     wait_for(lambda: not any(name in job for job in slurm.queue()) and not processes_of(tmp_path / "run"), 20)
 
@@ -175,6 +176,7 @@ def test_a_folder_that_nodes_do_not_share_is_told_with_node_and_job(unshared: st
     wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 20)
 
 
+@with_and_without_accounting
 def test_the_end_of_a_job_is_known_with_and_without_accounting(slurm: Lab, tmp_path: Path) -> None:
     name = job_name(tmp_path)
     words = ["sbatch", f"--job-name={name}", "--array=0-1", "--mem-per-cpu=100M", "--output=/dev/null"]
@@ -237,7 +239,7 @@ def test_a_nodes_power_cut_costs_the_epoch_in_progress(slurm: Lab, tmp_path: Pat
 def test_while_the_controller_is_away_work_goes_on(slurm: Lab, local: dict[str, object], tmp_path: Path) -> None:
     driver = begin(tmp_path, *LAUNCH)
     wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")))
-    slurm.kill_controller()
+    slurm.end_controller(signal.SIGKILL)
     try:
         wait_for(lambda: all(s.state == "done" for s in Ledger(tmp_path / "run").statuses()))
     finally:
@@ -254,10 +256,10 @@ def test_thousands_of_trials_go_through_a_small_queue(slurm: Lab, tmp_path: Path
     if slurm.accounting:
         for words in ("add account lab", "add user root account=lab", "modify user root set MaxSubmitJobs=100"):
             subprocess.run(["sacctmgr", "-i", *words.split()], check=False, capture_output=True)
-        slurm.kill_controller()
+        slurm.end_controller(signal.SIGTERM)
         slurm.start_controller("AccountingStorageEnforce=limits")
-    words = (*LAUNCH, "--workers", "5000", "--keep", "metrics", "--device", "cpu")
-    said = end(begin(tmp_path, *words, grid=grid), 2400)
+    words = ("--workers", "5000", "--device", "cpu", "--cpus-per-task", "1", "--mem-per-cpu", "4000M")
+    said = end(begin(tmp_path, *LAUNCH, *words, "--keep", "metrics", grid=grid), 2400)
     assert not slurm.accounting or "SLURM accepts 62 of 1001 jobs" in said
     assert len(outcome(tmp_path / "run")["rows"]) == 2 * 5000
     wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)

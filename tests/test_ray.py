@@ -1,0 +1,237 @@
+"""The Ray backend's own decisions, without a cluster: which to join, what it leaves behind, how many units it wants."""
+
+import os
+import socket
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster_jobs import ray_tune
+from cluster_jobs.grid import load_grid
+from cluster_jobs.ledger import Ledger
+from cluster_jobs.ray_tune import Job, answers, check_address, environment, find_cluster, scratch_folder, sweep
+from stdac.errors import StdacError
+from stdac.record import LEASE_S
+
+GRID = """
+[[trials]]
+method = "kmeans"
+dataset = "digits"
+limit = 50
+seeds = 6
+"""
+
+
+@contextmanager
+def listening() -> Iterator[str]:
+    """The address of something that listens."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A launch of one node on this machine."""
+    return Job(
+        launcher=os.getpid(),
+        run=str(tmp_path / "run"),
+        scratch=str(tmp_path / "scratch"),
+        cwd=str(tmp_path),
+        log=str(tmp_path / "log"),
+        address=None,
+        nodes=1,
+        workers=None,
+        trials_per_gpu=1,
+        simulate=False,
+        device="auto",
+        threads=None,
+        data_dir=None,
+        keep="all",
+    )
+
+
+def test_ray_address_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    assert find_cluster() == ("head:6379", "RAY_ADDRESS is set")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert find_cluster() is None
+
+
+@pytest.mark.parametrize("asked", ["", "auto"])
+def test_a_ray_on_this_machine_is_found_only_while_it_listens(
+    asked: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    noted = tmp_path / "ray_current_cluster"
+    monkeypatch.setenv("RAY_ADDRESS", asked)
+    monkeypatch.setattr(ray_tune, "CURRENT_CLUSTER", str(noted))
+    assert find_cluster() is None
+    with listening() as address:
+        noted.write_text(address)
+        assert find_cluster() == (address, "a Ray cluster runs on this machine")
+    assert find_cluster() is None
+
+
+@pytest.mark.parametrize("address", ["", "host", "host:port", "127.0.0.1:99999999", "no.such.host.invalid:1"])
+def test_what_is_no_address_does_not_answer(address: str) -> None:
+    assert not answers(address)
+
+
+def test_a_dead_or_a_client_address_is_one_sentence() -> None:
+    with pytest.raises(StdacError, match="nothing answers at RAY_ADDRESS="):
+        check_address("127.0.0.1:1")
+    with pytest.raises(StdacError, match="Ray Client"):
+        check_address("ray://127.0.0.1:10001")
+
+
+def test_a_scratch_folder_holds_a_secret_and_goes_with_its_launch(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path) as scratch:
+        token, sockets = scratch / "token", (scratch / "tmp").resolve()
+        assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(token.read_text()) == 64
+        assert sockets.is_dir() and len(str(sockets)) < 31
+        sweep(tmp_path)
+        assert token.exists()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir()) and not sockets.exists()
+
+
+def test_what_a_killed_launch_left_is_swept(tmp_path: Path) -> None:
+    code = "import os, pathlib; from cluster_jobs.ray_tune import scratch_folder\n"
+    code += f"with scratch_folder(pathlib.Path({str(tmp_path)!r})): os._exit(9)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=60, check=False)
+    (scratch,) = tmp_path.iterdir()
+    sockets = (scratch / "tmp").resolve()
+    assert sockets.exists()
+    sweep(tmp_path)
+    assert not list(tmp_path.iterdir()) and not sockets.exists()
+
+
+def test_another_machine_s_scratch_is_left_until_it_falls_silent(tmp_path: Path) -> None:
+    scratch = tmp_path / ".ray-elsewhere"
+    scratch.mkdir()
+    (scratch / "owner.json").write_text('{"namespace": "another machine", "pid": 1, "process_start": 1}')
+    sweep(tmp_path)
+    assert scratch.exists()
+    long_ago = scratch.stat().st_mtime - LEASE_S - 1
+    os.utime(scratch, (long_ago, long_ago))
+    sweep(tmp_path)
+    assert not scratch.exists()
+
+
+def test_a_ray_started_here_is_private(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    alone, head = environment(job), environment(replace(job, nodes=2))
+    for names in (alone, head):
+        assert names["RAY_AUTH_MODE"] == "token" and names["RAY_AUTH_TOKEN_PATH"] == f"{job.scratch}/token"
+        assert names["RAY_USAGE_STATS_ENABLED"] == "0" and not {"RAY_ADDRESS", "RAY_AUTH_TOKEN"} & set(names)
+    assert alone["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"  # the loopback
+    assert "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER" not in head
+
+
+def test_a_cluster_is_joined_with_the_token_of_its_user(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
+    names = environment(replace(job, address="head:6379"))
+    assert names["RAY_AUTH_MODE"] == "token" and names["RAY_AUTH_TOKEN"] == "mine" and "RAY_TMPDIR" not in names
+
+
+class Fixed:
+    """A cluster of a given size, in place of asking Ray's head."""
+
+    def __init__(self, cpus: int, gpus: int = 0) -> None:
+        self.cpus, self.gpus = cpus, gpus
+
+    def look(self) -> None:
+        pass
+
+    def complete(self) -> bool:
+        return True
+
+
+def units(job: Job, nodes: Fixed) -> tuple[Any, list[str]]:
+    """Units of a run with six trials that wait, and what they say."""
+    pytest.importorskip("ray.tune", reason="Ray is not installed")
+    from cluster_jobs.ray_driver import Units
+
+    grid = Path(job.cwd) / "grid.toml"
+    grid.write_text(GRID)
+    loaded = load_grid(str(grid))
+    Ledger(Path(job.run)).plan(loaded.trials, loaded.text)
+    said: list[str] = []
+    return Units(job, nodes, lambda _kind, text: said.append(text), threading.Event()), said
+
+
+def wanted(found: Any, prefix: str = "unit") -> list[dict[str, Any]]:
+    """The units that are suggested one after another until none is; they are called unit-0, unit-1 ..."""
+    suggestions: list[dict[str, Any]] = []
+    while isinstance(unit := found.suggest(f"{prefix}-{len(suggestions)}"), dict):
+        suggestions.append(unit)
+    return suggestions
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "changes", "count", "kind"),
+    [
+        (2, 0, {}, 3, (False, 1, 1)),  # one more than there are places waits for a node to join
+        (2, 0, {"threads": 2}, 2, (False, 1, 2)),
+        (16, 0, {}, 6, (False, 1, 1)),  # no more than there are trials
+        (16, 0, {"workers": 4}, 4, (False, 1, 1)),
+        (16, 2, {}, 3, (True, 1, 8)),
+        (16, 4, {"trials_per_gpu": 2}, 3, (True, 2, 2)),
+        (16, 2, {"device": "cpu"}, 6, (False, 1, 1)),
+        (0, 0, {}, 1, (False, 1, 1)),
+    ],
+)
+def test_units_fit_the_cluster_and_the_work(
+    cpus: int, gpus: int, changes: dict[str, Any], count: int, kind: tuple[bool, int, int], job: Job
+) -> None:
+    suggestions = wanted(units(replace(job, **changes), Fixed(cpus, gpus))[0])
+    assert [(u["gpu"], u["processes"], u["threads"]) for u in suggestions] == [kind] * count
+
+
+def test_a_node_that_joins_gets_a_unit_and_a_lost_unit_is_replaced(job: Job) -> None:
+    nodes = Fixed(2)
+    found, said = units(job, nodes)
+    assert len(wanted(found)) == 3
+    nodes.cpus = 3
+    assert len(wanted(found, "late")) == 1
+    found.on_trial_result("unit-0", {"node_ip": "10.0.0.1", "fault": None})
+    found.on_trial_complete("unit-0", error=True)
+    assert len(wanted(found, "new")) == 1 and "10.0.0.1 was lost" in said[0]
+
+
+def test_units_that_are_lost_without_any_progress_end_the_launch(job: Job) -> None:
+    found, _ = units(job, Fixed(1))
+    for _ in range(5):
+        assert found.error is None
+        assert len(wanted(found)) == 2
+        found.on_trial_complete("unit-0", error=True)
+        found.on_trial_complete("unit-1")
+    assert found.error is not None and found.error.startswith("the workers cannot run: a worker did not start")
+    assert found.suggest("unit") == "FINISHED"
+
+
+def test_a_node_at_fault_is_named_and_ends_the_launch_only_where_there_is_no_other(job: Job) -> None:
+    found, said = units(job, Fixed(2))
+    assert len(wanted(found)) == 3
+    for _ in range(2):
+        found.on_trial_result("unit-0", {"node_ip": "10.0.0.1", "fault": "no such folder"})
+    assert said == ["Ray node 10.0.0.1: no such folder"] and found.error is None
+    found.on_trial_result("unit-1", {"node_ip": "10.0.0.2", "fault": "no such folder"})
+    assert found.error == "the workers cannot run: Ray node 10.0.0.2: no such folder"
+
+
+def test_a_cancelled_run_and_a_missing_gpu_end_the_launch(job: Job) -> None:
+    found, _ = units(job, Fixed(2))
+    Ledger(Path(job.run)).cancel()
+    assert found.suggest("unit") == "FINISHED" and found.error is None
+    found, _ = units(replace(job, device="cuda"), Fixed(2))
+    assert found.suggest("unit") == "FINISHED" and "no node of the Ray cluster has a GPU" in found.error
