@@ -125,7 +125,7 @@ def on_slurm(why: str, request: Request, flags: Mapping[str, Any], table: Mappin
     """Workers as the tasks of a SLURM array."""
     settings = slurm.settings(flags, table, os.environ, request.options.device)
     tasks = request.nodes * (settings.workers_per_node or 1)
-    at_once = request.workers or tasks * request.trials_per_gpu
+    at_once = request.workers or tasks * slurm.trials_per_task(settings, request.trials_per_gpu)
 
     def run(tick: Tick, say: Callable[[str], None], leave: bool) -> None:
         slurm.run_workers(

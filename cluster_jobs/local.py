@@ -101,7 +101,7 @@ class Workers:
         self.leaving = True
         self.send(signal.SIGUSR2)
         deadline = time.monotonic() + grace_s
-        while any(process.poll() is None for process in self.processes.values()) and time.monotonic() < deadline:
+        while any(process.poll() is None for process in list(self.processes.values())) and time.monotonic() < deadline:
             time.sleep(POLL_S)
         self.stop()
 
@@ -112,19 +112,19 @@ class Workers:
             self.send(signal.SIGTERM)
             self.send(signal.SIGCONT)
             deadline = time.monotonic() + STOP_S
-            while any(process.poll() is None for process in self.processes.values()):
+            while any(process.poll() is None for process in list(self.processes.values())):
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
         finally:
             self.send(signal.SIGKILL)
-            for process in self.processes.values():
+            for process in list(self.processes.values()):
                 process.wait()
             self.processes.clear()
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to every worker that is still there."""
-        for process in self.processes.values():
+        for process in list(self.processes.values()):
             with suppress(ProcessLookupError):
                 process.send_signal(number)
 
@@ -145,6 +145,7 @@ def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) ->
         if leave.is_set() and not supervisor.leaving:
             supervisor.leave(grace_s)
             if os.environ.get("SLURM_JOB_ID") and any(s.state in ("waiting", "running") for s in ledger.statuses()):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which SLURM ends what is queued again
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
 
     supervisor.watch(tick)
