@@ -17,6 +17,7 @@ from pathlib import Path
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.worker import Options, interrupt
 from stdac.errors import StdacError
+from stdac.files import refusal
 
 POLL_S = 0.2
 FAULTS = 3  # workers that end with an error in a row, with no trial done in between: the run is at fault
@@ -46,16 +47,20 @@ class Workers:
 
     def start(self, slot: int) -> None:
         """Start the worker of a slot."""
-        (self.run / "logs").mkdir(exist_ok=True)
         options = Options(self.options.device, self.threads, self.options.data_dir, self.options.keep)
         command = [sys.executable, "-m", "cluster_jobs.worker", str(self.run), *options.words()]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": import_path()}
         environment |= {"STDAC_LOG": self.log(slot), "STDAC_JOB": job_id() or ""}
         environment |= visible_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        with open(self.run / self.log(slot), "ab") as log:
-            self.processes[slot] = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
-            )
+        path = self.run / self.log(slot)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with open(path, "ab") as log:
+                self.processes[slot] = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                )
+        except OSError as error:
+            raise refusal(error, path) from error
 
     def watch(self, tick: Callable[[], None] = lambda: None) -> None:
         """Run until no trial is left to claim, calling `tick` meanwhile; on any exit end all processes.

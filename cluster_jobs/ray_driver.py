@@ -290,7 +290,7 @@ def cluster(job: Job) -> Iterator[None]:
         elif job.address is None:
             ray.init("local", **here, **quiet, num_cpus=max(cores(), job.workers or 1))
         else:
-            join(job.address, quiet)
+            join(job, quiet)
         yield
     finally:
         ray.shutdown()
@@ -298,15 +298,15 @@ def cluster(job: Job) -> Iterator[None]:
             nodes.remove_node(node, allow_graceful=False)
 
 
-def join(address: str, quiet: dict[str, Any]) -> None:
+def join(job: Job, quiet: dict[str, Any]) -> None:
     """Connect to a cluster. Raises StdacError where it does not let us in."""
     try:
-        ray.init(address, **quiet)
+        ray.init(job.address, **quiet)
     except Exception as error:
         raise StdacError(
-            f"the Ray cluster at {address} does not let this machine in ({reason_of(error)}): run `ray start "
-            f"--address={address}` here, with the same Ray and Python as there, and the file of its token, if it has "
-            "one, in RAY_AUTH_TOKEN_PATH"
+            f"the Ray cluster at {job.address} does not let this machine in (see {job.log}): run `ray start "
+            f"--address={job.address}` here, with the same Ray and Python as there, and the file of its token, if it "
+            "has one, in RAY_AUTH_TOKEN_PATH"
         ) from error
 
 

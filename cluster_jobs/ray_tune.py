@@ -289,8 +289,10 @@ def furnish(scratch: Path) -> None:
         descriptor = os.open(scratch / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with open(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
-        # a socket's path has room for 107 bytes, of which Ray takes 76
-        (scratch / "tmp").symlink_to(tempfile.mkdtemp(prefix="stdac-ray-", dir="/tmp"))
+        # a socket's path has room for 107 bytes, of which Ray takes 76; linked before it is made, so that none is lost
+        sockets = Path("/tmp") / f"stdac-ray-{secrets.token_hex(6)}"
+        (scratch / "tmp").symlink_to(sockets)
+        sockets.mkdir(mode=0o700)
     except OSError as error:
         raise refusal(error, scratch) from error
 

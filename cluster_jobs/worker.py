@@ -97,7 +97,7 @@ class Worker:
         def claimed(attempt: "Attempt") -> None:
             lease = folder.lease(attempt.number)
             attempts.append(f"trial {trial_id} attempt {attempt.number}")
-            print(f"{attempts[0]} on {lease['host']} at {lease['began']}: {label(trial)}", flush=True)
+            say(f"{attempts[0]} on {lease['host']} at {lease['began']}: {label(trial)}")
 
         try:
             run_trial(
@@ -108,7 +108,7 @@ class Worker:
                 keep=options.keep,
                 on_claim=claimed,
                 on_progress=self.look_up,
-                on_score=lambda row: print(score_line(row), flush=True),
+                on_score=lambda row: say(score_line(row)),
             )
             done = folder.done() is not None
             ending = f"done in {time.monotonic() - began:.1f} s" if done else "superseded: another attempt took over"
@@ -121,7 +121,7 @@ class Worker:
             self.settled.add(trial_id)
         finally:
             for attempt in attempts:
-                print(f"{attempt} {ending}", flush=True)
+                say(f"{attempt} {ending}")
         return bool(attempts)
 
     def look_up(self, progress: "Progress") -> None:
@@ -136,6 +136,12 @@ class Worker:
     def leave(self, _signal: int, _frame: object) -> None:
         """Stop at the next checkpoint."""
         self.leaving = True
+
+
+def say(line: str) -> None:
+    """A line of the log. One that cannot be written, on a disk that is full, is no trial's fault."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 def score_line(row: Mapping[str, Any]) -> str:
@@ -181,7 +187,7 @@ def main(run: Path, device: str, threads: int | None, data_dir: Path | None, kee
     except KeyboardInterrupt:
         sys.exit(0 if worker.leaving or worker.ledger.cancelled() else 128 + signal.SIGTERM)
     except StdacError as error:
-        print(error, file=sys.stderr)
+        say(str(error))
         sys.exit(1)
 
 

@@ -58,7 +58,7 @@ node() {
 
 # Be a node that joins the head, again and again; srun starts this on each of the other nodes.
 join() {
-  trap 'kill -TERM "$raylet" 2>/dev/null; wait; rm -rf "$RAY_TMPDIR"; exit 0' TERM
+  trap 'kill -KILL "$raylet" 2>/dev/null; wait; rm -rf "$RAY_TMPDIR"; exit 0' TERM
   while true; do
     node --address="$STDAC_HEAD" &
     raylet=$!

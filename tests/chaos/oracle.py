@@ -27,6 +27,7 @@ KEPT = re.compile(
 )
 """The files of a finished run."""
 
+TRACEBACK = re.compile(r"^Traceback .*\n(?:[ \t].*\n|\n)*(\S.*)", re.MULTILINE)  # ends with what was raised
 ROW = re.compile(r"^  \w+ epoch \d+  ", re.MULTILINE)  # in a worker's log
 
 
@@ -104,6 +105,11 @@ class Oracle:
         attempts = sum(len(self.ledger.folder(trial_id).leases()) for trial_id in self.expected)
         scored = sum(len(ROW.findall(log.read_text(errors="replace"))) for log in self.run.glob("logs/*.log"))
         return attempts, scored, sum(len(json.loads(outcome["rows"])) for outcome in self.expected.values())
+
+    def tracebacks(self) -> Counter[str]:
+        """What was raised in workers without being caught, by their logs."""
+        texts = [log.read_text(errors="replace") for log in self.run.glob("logs/*.log")]
+        return Counter(error for text in texts for error in TRACEBACK.findall(text))
 
 
 def outcomes(run: Path) -> dict[str, Outcome]:

@@ -15,7 +15,7 @@ ROUND_FAULTS = 24  # at most, so that the run gets somewhere
 TOGETHER = 0.15  # the chance that a fault is followed by another at once
 IDLE = 0.04  # how fast time goes, for faults, while no trial runs: nearly all shall hit one
 TICK_S = 0.2
-QUIET_S = 60.0  # processes that have to end must have done so by then
+QUIET_S = 100.0  # processes that have to end must have done so by then; agents of Ray may take a minute
 END_S = 900.0  # a run without faults must have ended by then
 LAUNCHES = 3  # and take no more launches than this
 
@@ -41,12 +41,14 @@ class Round:
         self.finish()
         self.await_quiet("after the last launch")
         self.oracle.judge()
-        self.look_for_tracebacks()
+        self.look_for_surprises()
         time.sleep(LEASE_S + 1)  # until then the doctor takes leases and temporary files for somebody's
         findings = Counter(self.oracle.clear_away())
         attempts, scored, epochs = self.oracle.work()
         left = ", ".join(f"{n} × {what}" for what, n in findings.most_common()) or "nothing"
         self.say(f"held: {attempts} attempts, {scored} epochs scored for {epochs}; the doctor found {left}")
+        for error, count in self.oracle.tracebacks().items():
+            self.say(f"{count} × a traceback in the workers' logs: {error}")
 
     def disturb(self) -> None:
         """Faults, until the budget is used up or the run is over."""
@@ -122,8 +124,9 @@ class Round:
                 return
         raise Violation(f"{LAUNCHES} launches without faults were not enough: {self.scene.commands[-1]}")
 
-    def look_for_tracebacks(self) -> None:
-        """Raise Violation where a command has shown one to its user."""
+    def look_for_surprises(self) -> None:
+        """Raise Violation where a command has shown its user an error that is not one of ours."""
         for command in self.scene.commands:
-            if "Traceback" in (said := command.log.read_text(errors="replace")):
-                raise Violation(f"a user has seen a traceback of {command}: {said}")
+            said = command.log.read_text(errors="replace")
+            if "Traceback" in said or "(unexpected: " in said:
+                raise Violation(f"a user was left alone with an error of {command}: {said}")
