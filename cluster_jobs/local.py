@@ -50,7 +50,7 @@ class Workers:
         options = Options(self.options.device, self.threads, self.options.data_dir, self.options.keep)
         command = [sys.executable, "-m", "cluster_jobs.worker", str(self.run), *options.words()]
         environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": import_path()}
-        environment |= {"STDAC_LOG": self.log(slot), "STDAC_JOB": job_id() or ""}
+        environment |= {"STDAC_LOG": self.log(slot), "STDAC_JOB": job_id() or "", "STDAC_SUPERVISOR": str(os.getpid())}
         environment |= visible_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         path = self.run / self.log(slot)
         try:

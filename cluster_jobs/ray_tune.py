@@ -202,9 +202,11 @@ def driver(job: Job) -> Iterator["subprocess.Popen[str]"]:
             stderr=log,
             text=True,
             env=environment(job),
+            cwd=job.scratch,  # where a raylet that loses its head dumps its core
             start_new_session=True,
         )
     try:
+        write_json(Path(job.scratch) / "session.json", process.pid)
         yield process
     finally:
         try:
@@ -305,12 +307,15 @@ def sweep(run: Path) -> None:
 
 
 def is_left_over(scratch: Path) -> bool:
-    """Whether the launch that made a scratch folder is gone."""
+    """Whether the launch that made a scratch folder is gone, and the Ray that it started, which would write there."""
     owner: dict[str, Any] = {}
+    session: int | None = None
     with suppress(OSError, StdacError):
         owner = read_json(scratch / "owner.json")
+        session = read_json(scratch / "session.json")
     if owner.get("namespace") == process_namespace():
-        return bool(process_start(owner["pid"]) != owner["process_start"])
+        ended = bool(process_start(owner["pid"]) != owner["process_start"])
+        return ended and not (session is not None and members(session))
     try:
         return file_system_time(scratch.parent) - scratch.stat().st_mtime > LEASE_S
     except OSError:

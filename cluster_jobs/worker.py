@@ -174,7 +174,7 @@ def interrupt(_signal: int, _frame: object) -> None:
 @click.option("--keep", default="all")
 def main(run: Path, device: str, threads: int | None, data_dir: Path | None, keep: str) -> None:
     """The process that a supervisor starts: SIGTERM stops it now, SIGUSR2 after the next checkpoint."""
-    parent = os.getppid()
+    parent = int(os.environ.get("STDAC_SUPERVISOR", os.getppid()))  # which may have died while this process started
     worker = Worker(run, Options(device, threads, data_dir, keep))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, which decides
     signal.signal(signal.SIGTERM, interrupt)

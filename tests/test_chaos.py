@@ -1,5 +1,6 @@
 """Faults at random in the middle of a grid, from a seed: nothing is lost, doubled or different. See tests/chaos."""
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -7,8 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from cluster_jobs.grid import load_grid
+from cluster_jobs.ledger import Ledger
 from tests.chaos.oracle import KEPT
 from tests.chaos.processes import Process, descendants
+from tests.cluster.conftest import why_not
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,10 +45,12 @@ def test_a_few_faults_on_this_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["local", "ray"])
+@pytest.mark.parametrize("backend", ["local", "ray", "slurm"])
 def test_many_faults(backend: str, tmp_path: Path) -> None:
     if backend == "ray" and find_spec("ray") is None:
         pytest.skip("Ray is not installed")
+    if backend == "slurm" and (problem := why_not()) is not None:
+        pytest.skip(problem)
     said = chaos(tmp_path, "--backend", backend, "--faults", "30", "--seed", "1", seconds=3600)
     assert f"{backend}: 30 faults" in said and " 0 failed" in said
 
@@ -54,6 +60,18 @@ def test_what_a_finished_run_may_hold() -> None:
     assert all(KEPT.fullmatch(name) for name in kept)
     left = ["cancel", ".ray-x/token", "trials/ab/error.txt", "trials/ab/attempt-3/checkpoint.pt", "trials/ab/.now-vm-1"]
     assert not any(KEPT.fullmatch(name) for name in left)
+
+
+def test_a_worker_whose_supervisor_died_while_it_started_ends(tmp_path: Path) -> None:
+    """Found by killing drivers: the worker took init for its supervisor, and ran the whole grid on its own."""
+    (tmp_path / "grid.toml").write_text(GRID)
+    grid = load_grid(str(tmp_path / "grid.toml"))
+    Ledger(tmp_path / "run").plan(grid.trials, grid.text)
+    command = [sys.executable, "-m", "cluster_jobs.worker", str(tmp_path / "run")]
+    environment = os.environ | {"STDAC_SUPERVISOR": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert not list(tmp_path.glob("run/trials/*/lease-*"))
 
 
 def test_descendants_are_children_and_theirs() -> None:

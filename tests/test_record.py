@@ -110,7 +110,7 @@ def test_a_trial_finished_between_look_and_claim_is_not_begun_again(
     attempt.__exit__(None, None, None)
     answers = iter([None, {"attempt": 1}])
     monkeypatch.setattr(folder, "done", lambda: next(answers, real()))
-    assert folder.claim({}) is None and folder.leases() == [1]
+    assert folder.claim({}) is None and not (folder.path / "attempt-2").exists() and folder.holder() is None
 
 
 def test_a_trial_that_kills_its_process_again_and_again_has_failed(folder: TrialFolder) -> None:

@@ -12,6 +12,7 @@ class Cluster:
     """This machine alone, and what the other clusters do differently."""
 
     name = "local"
+    quiet_s = 60.0  # processes that have to end must have done so by then
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -29,6 +29,7 @@ class Ray(Cluster):
     """A head and other nodes with one CPU each at 127.0.0.2 and the following addresses, with a token."""
 
     name = "ray"
+    quiet_s = 120.0  # Ray's agents notice after a minute that their raylet was killed
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder / "ray")

@@ -104,7 +104,7 @@ class Round:
 
     def await_quiet(self, when: str) -> None:
         """Wait until nothing of the run is left. Raises Violation where something stays."""
-        deadline = time.monotonic() + QUIET_S
+        deadline = time.monotonic() + self.cluster.quiet_s
         while left := self.cluster.left(self.scene):
             if time.monotonic() > deadline:
                 raise Violation(f"still there {when}: {'; '.join(left)}")
