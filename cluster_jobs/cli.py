@@ -203,6 +203,8 @@ def work(
     if ledger.cancelled():
         raise StdacError(f"{run} was cancelled: `stdac-grid retry {run}` lets workers take its trials again")
     done, failed = work_here(ledger, workers, Options(device, threads, absolute(data_dir), keep), grace)
+    if all(status.state in ("done", "failed") for status in ledger.statuses()):
+        ledger.collect()
     click.echo(f"{done} trials done here, {failed} failed")
     if failed:
         raise click.exceptions.Exit(1)

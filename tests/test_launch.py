@@ -182,7 +182,6 @@ def test_work_needs_no_launch_and_leaves_at_a_checkpoint(undisturbed: dict[str, 
     left = [json.loads(p.read_text()) for p in tmp_path.glob("run/trials/*/attempt-*/progress.json")]
     assert left and all(progress["step"] <= 1 for progress in left)
     begin(tmp_path, *words).communicate(timeout=200)
-    run("stdac-grid", "collect", "run", cwd=tmp_path)
     assert outcome(tmp_path / "run") == undisturbed
 
 

@@ -116,13 +116,14 @@ class Round:
         for _ in range(LAUNCHES):
             if not self.scene.launches():
                 self.say(f"{self.scene.launch()}, without faults")
+            launch = self.scene.launches()[-1]
             while self.scene.launches():
                 self.step()
                 if time.monotonic() > deadline:
                     raise Violation(f"the run has not ended after {END_S:.0f} s without faults")
-            if self.scene.commands[-1].process.returncode == 0:
+            if launch.process.returncode == 0:
                 return
-        raise Violation(f"{LAUNCHES} launches without faults were not enough: {self.scene.commands[-1]}")
+        raise Violation(f"{LAUNCHES} launches without faults were not enough: {launch}")
 
     def look_for_surprises(self) -> None:
         """Raise Violation where a command has shown its user an error that is not one of ours."""
