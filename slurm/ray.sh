@@ -58,7 +58,7 @@ node() {
 
 # Be a node that joins the head, again and again; srun starts this on each of the other nodes.
 join() {
-  trap 'kill -KILL "$raylet" 2>/dev/null; wait; rm -rf "$RAY_TMPDIR"; exit 0' TERM
+  trap '{ kill -KILL "$raylet"; wait; } 2>/dev/null; rm -rf "$RAY_TMPDIR"; exit 0' TERM
   while true; do
     node --address="$STDAC_HEAD" &
     raylet=$!
@@ -84,7 +84,12 @@ answers() { (exec 3<>"/dev/tcp/${STDAC_HEAD/:/\/}") 2>/dev/null; }
 finish() {
   trap '' USR2 TERM
   kill -INT "${launch:-}" 2>/dev/null && wait "$launch"
-  kill -TERM "${others:-}" "${head:-}" 2>/dev/null
+  if [ -n "${others:-}" ]; then
+    scancel --quiet --signal=TERM "$SLURM_JOB_ID.0" # srun itself would have its tasks killed before they have tidied up
+    for _ in $(seq 50); do kill -0 "$others" 2>/dev/null && sleep 0.1; done
+    kill -TERM "$others" 2>/dev/null
+  fi
+  kill -TERM "${head:-}" 2>/dev/null
   wait
   rm -rf "$RAY_TMPDIR" "$token"
 }
