@@ -24,7 +24,7 @@
 #SBATCH --output=stdac-ray-%j.log
 set -euo pipefail
 
-requeues=20  # how often the job starts anew after the head has died
+requeues=100  # of this job, after which a head that dies once more ends it
 grid=${1:-paper}
 name=${grid##*/}
 run=${2:-runs/${name%.toml}}
@@ -56,26 +56,36 @@ node() {
     >>"$STDAC_LOGS/ray-$SLURM_JOB_ID-$SLURMD_NODENAME.log" 2>&1
 }
 
+# End a node: politely, then for good.
+end() {
+  kill -TERM "$1"
+  for _ in $(seq 40); do
+    kill -0 "$1" || break
+    sleep 0.1
+  done
+  kill -KILL "$1"
+  wait
+  rm -rf "$RAY_TMPDIR"
+} 2>/dev/null
+
 # Be a node that joins the head, again and again; srun starts this on each of the other nodes.
 join() {
-  trap '{ kill -KILL "$raylet"; wait; } 2>/dev/null; rm -rf "$RAY_TMPDIR"; exit 0' TERM
+  trap 'end "$raylet"; exit 0' TERM
   while true; do
     node --address="$STDAC_HEAD" &
     raylet=$!
     wait "$raylet" || sleep 5
   done
 }
-export -f address node join
+export -f address node end join
 
 mkdir -p "$run/logs"
 run=$(realpath "$run")
-token=$run/.token-$SLURM_JOB_ID
-(umask 077 && head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' >"$token")
 export STDAC_LOGS=$run/logs OMP_NUM_THREADS=1
-export RAY_TMPDIR=/tmp/stdac-ray-$SLURM_JOB_ID RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token
-export RAY_enable_metrics_collection=0
+export RAY_TMPDIR=/tmp/stdac-ray-$SLURM_JOB_ID RAY_enable_metrics_collection=0
+RAY_AUTH_TOKEN=$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')
 STDAC_HEAD=$(address):$((20000 + SLURM_JOB_ID % 10000))
-export STDAC_HEAD
+export STDAC_HEAD RAY_AUTH_TOKEN RAY_AUTH_MODE=token
 
 # Whether the head answers.
 answers() { (exec 3<>"/dev/tcp/${STDAC_HEAD/:/\/}") 2>/dev/null; }
@@ -83,18 +93,19 @@ answers() { (exec 3<>"/dev/tcp/${STDAC_HEAD/:/\/}") 2>/dev/null; }
 # End all, on every node.
 finish() {
   trap '' USR2 TERM
-  kill -INT "${launch:-}" 2>/dev/null && wait "$launch"
+  kill -INT "$launch" 2>/dev/null && wait "$launch"
   if [ -n "${others:-}" ]; then
-    scancel --quiet --signal=TERM "$SLURM_JOB_ID.0" # srun itself would have its tasks killed before they have tidied up
+    scancel --signal=TERM "$SLURM_JOB_ID.0" 2>/dev/null # the tasks, not srun, which would not let them tidy up
     for _ in $(seq 50); do kill -0 "$others" 2>/dev/null && sleep 0.1; done
     kill -TERM "$others" 2>/dev/null
   fi
-  kill -TERM "${head:-}" 2>/dev/null
-  wait
-  rm -rf "$RAY_TMPDIR" "$token"
+  end "${head:-}"
 }
 trap 'set +e; finish' EXIT
 trap 'exit 143' TERM
+again=
+launch=
+trap 'again="the time limit is near"; kill -INT "$launch" 2>/dev/null || true' USR2
 
 node --head --port="${STDAC_HEAD##*:}" --include-dashboard=false &
 head=$!
@@ -115,16 +126,17 @@ RAY_ADDRESS=$STDAC_HEAD stdac-grid launch "$grid" --out "$run" --backend ray --n
   --trials-per-gpu "${STDAC_TRIALS_PER_GPU:-1}" --yes &
 launch=$!
 set +m
-again=
-trap 'again="the time limit is near"; kill -INT "$launch" 2>/dev/null' USR2
+[ -z "$again" ] || kill -INT "$launch" || true
 code=0
 wait "$launch" || code=$?
 while kill -0 "$launch" 2>/dev/null; do # a signal ends the first wait
   wait "$launch" && code=0 || code=$?
 done
 
-answers || again="the Ray head is gone"
-if [ -n "$again" ] && [ "$code" -ne 0 ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$requeues" ]; then
+if [ -z "$again" ] && ! answers && [ "${SLURM_RESTART_COUNT:-0}" -lt "$requeues" ]; then
+  again="the Ray head is gone"
+fi
+if [ -n "$again" ] && [ "$code" -ne 0 ]; then
   echo "$again: the job is requeued and goes on"
   set +e
   finish

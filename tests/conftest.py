@@ -1,5 +1,6 @@
 """What the tests share: small trials and their results."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 
 from stdac.machine import Machine
 from stdac.record import TIMINGS, TrialFolder
+
+# A job in the background ignores Ctrl-C, and so would all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CPU = Machine(device="cpu", compile="off", threads=1)
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -83,4 +84,7 @@ def test_descendants_are_children_and_theirs() -> None:
     for process in [*below, Process(shell.pid, start, "")]:
         process.signal(9)
     shell.wait()
-    assert not any(process.alive() for process in below)
+    deadline = time.monotonic() + 10
+    while any(process.alive() for process in below):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -53,6 +53,22 @@ if "cluster_jobs.worker" in sys.orig_argv:
     real = METHODS["kmeans"]
     METHODS["kmeans"] = real._replace(fit=lambda *words: (time.sleep({SLEEP_S}), real.fit(*words))[1])
 """
+STAND_INS = {
+    "scontrol": """
+        case "$1 $3" in
+          "show n1") echo "   NodeAddr=127.0.0.2 NodeHostName=n1";;
+          "show n2") echo "   NodeAddr=127.0.0.3 NodeHostName=n2";;
+          *) echo "$@" >>"$STAND_IN_LOG";;
+        esac""",
+    "srun": """
+        while [[ $1 == --* ]]; do shift; done
+        echo $$ >"$STAND_IN_LOG.srun"
+        SLURMD_NODENAME=n2 exec "$@" """,
+    "scancel": """
+        kill -TERM "$(cat "$STAND_IN_LOG.srun")" """,
+}
+"""What slurm/ray.sh calls of SLURM, for an allocation of the nodes n1 and n2 that are both this machine."""
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
@@ -262,3 +278,56 @@ def test_four_sleeping_workers_are_nearly_four_times_one(tmp_path: Path) -> None
     wall = (finished - min(map(datetime.fromisoformat, begins))).total_seconds()
     assert len(ends) == 24
     assert 24 * SLEEP_S / wall >= 3.6
+
+
+@pytest.mark.slow
+def test_a_batch_script_is_requeued_when_its_head_dies_and_ends_when_all_is_done(
+    local: dict[str, object], tmp_path: Path
+) -> None:
+    with allocation(tmp_path) as job:
+        wait_for(lambda: checkpoints(tmp_path))
+        for head in of_role(tmp_path, "head"):
+            head.signal(signal.SIGKILL)
+        assert job.wait(60) == 0
+    assert (tmp_path / "calls").read_text() == "requeue 4711\n"
+    nothing_is_left(tmp_path, 90)  # Ray's agents take a minute to notice; SLURM does not wait for them
+    with allocation(tmp_path) as job:
+        wait_for(lambda: of_role(tmp_path, "worker"))
+        job.send_signal(signal.SIGUSR2)
+        assert job.wait(60) == 0
+    assert (tmp_path / "calls").read_text() == "requeue 4711\n" * 2
+    nothing_is_left(tmp_path)
+    with allocation(tmp_path) as job:
+        assert job.wait(300) == 0, said(tmp_path)
+    assert (tmp_path / "calls").read_text() == "requeue 4711\n" * 2
+    assert outcome(tmp_path / "run") == local
+    nothing_is_left(tmp_path)
+
+
+@contextmanager
+def allocation(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """slurm/ray.sh in an allocation of two nodes with one CPU each."""
+    (folder / "grid.toml").write_text(GRID)
+    (folder / "bin").mkdir(exist_ok=True)
+    for name, text in STAND_INS.items():
+        program = folder / "bin" / name
+        program.write_text(f"#!/bin/bash{text}\n")
+        program.chmod(0o755)
+    slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "2", "SLURMD_NODENAME": "n1", "SLURM_CPUS_PER_TASK": "1"}
+    own = slurm | {MARK: str(folder), "STAND_IN_LOG": str(folder / "calls")}
+    own |= {"PATH": os.pathsep.join([str(folder / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])}
+    with open(folder / "said", "w") as output:
+        job = subprocess.Popen(
+            ["bash", REPOSITORY / "slurm" / "ray.sh", "grid.toml", "run"],
+            cwd=folder,
+            env=ENVIRONMENT | own,
+            stdout=output,
+            stderr=output,
+            text=True,
+            start_new_session=True,
+        )
+    try:
+        yield job
+    finally:
+        job.terminate()
+        job.wait(60)
