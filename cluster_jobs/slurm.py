@@ -310,7 +310,8 @@ def run_workers(
     """
     run = run.resolve()
     gpus = gpus_in(asked.gres or "")
-    processes = trials_per_task(asked, trials_per_gpu)
+    places = trials_per_task(asked, trials_per_gpu)
+    processes = min(places, workers or places)
     options = replace(options, threads=options.threads or 1)  # on every machine the same: so are a CPU's results
     tasks = math.ceil(workers / processes) if workers else nodes * (asked.workers_per_node or 1)
     grace_s = signal_delay(asked.time or TIME_MIN) - 15
