@@ -1,8 +1,8 @@
 """The process that talks to Ray: one Ray Tune experiment whose trials are long-lived units of workers on the nodes.
 
-Tune runs workers, not our trials: on two busy cores a trial of 0.2 s took 3.3 s as a trial of Tune, which starts a
-process for each and writes ten files, and 0.2 s in a process that was there. What is done is read from the run folder,
-never from Ray's state: a unit that was lost with its node is replaced by another, which goes on with what is missing.
+Tune runs workers, not our trials: on two busy cores a sleep of 0.2 s took 3.3 s as a trial of Tune, which starts a
+process for each, and 0.2 s as a task in a process that was there (ten of each, one after another). What is done is read
+from the run folder, never from Ray's state: a unit that was lost with its node is replaced by another, which goes on.
 """
 
 import json
