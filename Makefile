@@ -28,11 +28,12 @@ test-cluster: .venv/installed
 	$(BIN)/python -m pytest -m cluster
 
 # Kill what can be killed while a grid runs, then compare with an undisturbed one: make chaos BACKEND=ray N=50 SEED=1
+# LIGHT=1: with trials that only pretend to train, many more faults in the same time
 BACKEND ?= local
 N ?= 50
 SEED ?= 0
 chaos: .venv/installed
-	$(BIN)/python -m tests.chaos --backend $(BACKEND) --faults $(N) --seed $(SEED)
+	$(BIN)/python -m tests.chaos --backend $(BACKEND) --faults $(N) --seed $(SEED) $(if $(LIGHT),--light)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -31,7 +31,6 @@ class Request:
     workers: int | None = None
     trials_per_gpu: int = 1
     simulate: bool = False
-    detach: bool = False
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def launch(
     loaded = load_grid(grid)
     ledger = Ledger((out or Path("runs") / loaded.name).resolve())
     options = Options(device, None, absolute(data_dir), keep)
-    request = Request(ledger.path, options, nodes, workers, trials_per_gpu, simulate, detach)
+    request = Request(ledger.path, options, nodes, workers, trials_per_gpu, simulate)
     chosen = choose(backend, request, slurm, loaded.slurm)
     hours = grid_estimate(loaded, chosen.gpu, chosen.at_once) / 3600
     if hours > HOURS_TO_CONFIRM and not yes:

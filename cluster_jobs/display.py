@@ -103,7 +103,6 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
 
     Of a long grid only what runs and what failed is listed, unless show_all.
     """
-
     from cluster_jobs.slurm_queue import summary as slurm_summary
 
     trials, statuses = ledger.trials(), ledger.statuses()
