@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quick
 
-.PHONY: demo test test-slow test-cluster chaos lint lock clean
+.PHONY: demo test test-slow test-cluster chaos web lint lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,6 +34,10 @@ N ?= 50
 SEED ?= 0
 chaos: .venv/installed
 	$(BIN)/python -m tests.chaos --backend $(BACKEND) --faults $(N) --seed $(SEED) $(if $(LIGHT),--light)
+
+# onnxruntime-web for stdac page, from npm, beside the page's files: a wheel built after it needs no npm.
+web: .venv/installed
+	$(BIN)/python -m export.web fetch
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from cluster_jobs.ledger import TRIALS
 from stdac.record import METRICS
 from stdac.trial import SCHEMA_VERSION, canonical_json
+from stdac.words import one_line
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ def read_trial(folder: Path) -> dict[str, Any]:
     if id_of(trial) != folder.name:
         raise Foreign("trial.json is another trial's")
     if trial.get("schema_version") != SCHEMA_VERSION:
-        version = printable(str(trial.get("schema_version")))
+        version = one_line(str(trial.get("schema_version")))
         raise Foreign(f"trial.json has schema version {version}, this stdac reads {SCHEMA_VERSION}")
     return trial
 
@@ -173,7 +174,7 @@ def named(path: Path, check: Callable[[Path], T]) -> T:
     try:
         return check(path)
     except Damaged as damage:
-        raise Damaged(f"{printable(path.name)} {damage}") from damage
+        raise Damaged(f"{one_line(path.name)} {damage}") from damage
 
 
 def listed(folder: Path) -> list[Path]:
@@ -188,8 +189,3 @@ def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     """The paths in a folder whose names match, by the number in them."""
     matches = [(pattern.fullmatch(path.name), path) for path in listed(folder)]
     return {int(match[1]): path for match, path in matches if match}
-
-
-def printable(text: str | Path) -> str:
-    """On one line, whatever a name or a message holds."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))

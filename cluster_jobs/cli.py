@@ -30,9 +30,10 @@ def main() -> None:
 @click.option("--device", default="auto", help="auto, cpu or cuda: what the estimate is for.")
 def plan(grid: str, device: str) -> None:
     """Print the trials of GRID, their number and what they will cost; run nothing."""
-    from cluster_jobs.display import duration, label
+    from cluster_jobs.display import label
     from cluster_jobs.grid import load_grid
     from cluster_jobs.local import default_workers, uses_gpu
+    from stdac.words import duration
 
     loaded = load_grid(grid)
     gpu, workers = uses_gpu(device), default_workers(device)
@@ -114,10 +115,11 @@ def launch(
     Trials that failed before are tried again. The exit code is 1 if any trial failed.
     """
     from cluster_jobs.backends import Request, choose, drive
-    from cluster_jobs.display import Display, duration
+    from cluster_jobs.display import Display
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.worker import Options
+    from stdac.words import duration
 
     loaded = load_grid(grid)
     ledger = Ledger((out or Path("runs") / loaded.name).resolve())

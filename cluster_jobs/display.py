@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from cluster_jobs.ledger import Ledger, Status
 from stdac.record import RENEW_S
+from stdac.words import duration
 
 PLAIN_EVERY_S = 60.0
 WATCH_EVERY_S = 2.0
@@ -18,17 +19,10 @@ LISTED = 60
 
 
 def label(trial: dict[str, Any]) -> str:
-    """A trial in a few words: "st-dac stn=2 on digits, seed 0"."""
+    """A trial in a few words: "st-dac stn=2 on digits, K 10, seed 0"."""
     stn = trial["params"].get("stn")
-    return f"{trial['method']}{'' if stn is None else f' stn={stn}'} on {trial['dataset']}, seed {trial['seed']}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    what = f"{trial['method']}{'' if stn is None else f' stn={stn}'} on {trial['dataset']}"
+    return f"{what}, K {trial['n_clusters']}, seed {trial['seed']}"
 
 
 def elapsed(status: Status) -> float:

@@ -26,15 +26,14 @@ from cluster_jobs.checks import (
     listed,
     numbered,
     parsed,
-    printable,
     read_plan,
     read_trial,
 )
-from cluster_jobs.display import duration
 from cluster_jobs.ledger import PART, Ledger, trials_parquet
 from stdac.errors import StdacError
 from stdac.files import file_system_time, json_bytes, link_once
 from stdac.record import LEASE_S, timestamp
+from stdac.words import duration, one_line
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.now-.+", re.DOTALL)
 LEASE = re.compile(r"lease-([1-9][0-9]{0,8})\.json")
@@ -59,7 +58,7 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         remedy = f"mending would {self.remedy}" if self.mend is not None else self.remedy
-        return f"{printable(self.path)} {self.what}: {self.why}; {remedy}"
+        return f"{one_line(self.path)} {self.what}: {self.why}; {remedy}"
 
 
 def examine(ledger: Ledger) -> list[Finding]:
@@ -78,8 +77,8 @@ def mend(finding: Finding) -> None:
     try:
         finding.mend()
     except OSError as error:
-        reason = f"{error.strerror or error}: {printable(str(error.filename))}"
-        raise StdacError(f"cannot mend {printable(finding.path)} ({reason}): see to that and mend again") from error
+        reason = f"{error.strerror or error}: {one_line(str(error.filename))}"
+        raise StdacError(f"cannot mend {one_line(finding.path)} ({reason}): see to that and mend again") from error
 
 
 class Examination:
@@ -241,7 +240,7 @@ class Examination:
             yield Finding(path, str(damage), why, remedy, unchanged(path, partial(self.put_aside, path)))
         else:
             remedy = "stdac-grid retry, or the next launch, tries it again"
-            yield Finding(path, "says that the trial failed", printable(reason), remedy)
+            yield Finding(path, "says that the trial failed", one_line(reason), remedy)
 
     # the run folder itself
 
@@ -366,7 +365,7 @@ def unchanged(path: Path, action: Callable[[], object]) -> Callable[[], None]:
         if now is None and seen is not None:
             return  # mended by somebody else
         if now != seen:
-            raise StdacError(f"{printable(path)} has changed since it was examined: examine the run again")
+            raise StdacError(f"{one_line(path)} has changed since it was examined: examine the run again")
         action()
 
     return careful

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from export.cluster import Clusterer
+    from export.clusterer import Clusterer
 
 __all__ = ["Clusterer"]
 
@@ -11,7 +11,7 @@ __all__ = ["Clusterer"]
 def __getattr__(name: str) -> Any:
     """Import `Clusterer` on first use (PEP 562), so that `stdac --help` need not wait for pyarrow."""
     if name == "Clusterer":
-        from export.cluster import Clusterer
+        from export.clusterer import Clusterer
 
         return Clusterer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

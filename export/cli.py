@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stdac.words import counted, duration, one_line
+
 if TYPE_CHECKING:
     from export.cluster import Progress, Summary
     from export.to_onnx import ExportReport
@@ -20,10 +22,31 @@ LINE_EVERY_S = 10
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.pt")
 @click.argument("onnx", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.option(
-    "--names", type=click.Path(path_type=Path), help="Text file with one cluster name a line, cluster 0 first."
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="fp16: half the size, for GPUs; int8: a quarter, for CPUs, with ranges from training images.",
 )
-@click.option("--verify-on", metavar="DATASET", help="Verify on real images too: the first 256 of a data set or path.")
-def export_command(model: Path, onnx: Path, names: Path | None, verify_on: str | None) -> None:
+@click.option("--with-embedding", is_flag=True, help="Give the features that the last layer clusters as an output too.")
+@click.option(
+    "--names", type=click.Path(path_type=Path), help="Cluster names: a names.toml, or text with one name a line."
+)
+@click.option(
+    "--verify-on",
+    metavar="INPUT",
+    help="Images to verify, calibrate and measure on, as stdac cluster takes them; the training set if not given.",
+)
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
+def export_command(
+    model: Path,
+    onnx: Path,
+    precision: str,
+    with_embedding: bool,
+    names: Path | None,
+    verify_on: str | None,
+    data_dir: Path | None,
+) -> None:
     """Turn a trained MODEL.pt into one MODEL.onnx, verified against torch.
 
     The file takes uint8 images and gives clusters; any ONNX runtime opens it. Nothing is written if it disagrees.
@@ -32,15 +55,30 @@ def export_command(model: Path, onnx: Path, names: Path | None, verify_on: str |
     from export.to_onnx import export_model
     from stdac.model_file import load_model
 
-    labels = () if names is None else read_names(names)
-    images = None if verify_on is None else sample(verify_on, load_model(model)[1].shape)
-    click.echo(export_text(export_model(model, onnx, images, labels)))
+    config = load_model(model)[1]
+    report = export_model(
+        model,
+        onnx,
+        None if verify_on is None else sample(verify_on, config.shape),
+        () if names is None else read_names(names, config.trial.n_clusters),
+        precision=precision,
+        with_embedding=with_embedding,
+        data_dir=data_dir,
+    )
+    click.echo(export_text(report))
 
 
-def read_names(path: Path) -> tuple[str, ...]:
-    """Cluster names, one a line of a UTF-8 file. Raises StdacError where it cannot be read."""
+def read_names(path: Path, k: int) -> tuple[str, ...]:
+    """K cluster names, from a names.toml or one a line of a UTF-8 file. Raises StdacError where it cannot be read."""
     from stdac.errors import StdacError
 
+    if path.suffix == ".toml":
+        from export.names import load_names
+
+        names = load_names(path)
+        if names is None:
+            raise StdacError(f"there is no {path}: expected a names.toml, which the gallery of stdac cluster saves")
+        return names.of(k)
     try:
         return tuple(line.strip() for line in path.read_text("utf-8").rstrip().split("\n"))
     except (OSError, UnicodeDecodeError) as error:
@@ -64,28 +102,136 @@ def export_text(report: "ExportReport") -> str:
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), default="clusters.parquet", show_default=True)
-@click.option("--provider", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--gallery", type=click.Path(path_type=Path), metavar="FILE.html", help="Show the result as one HTML page."
+)
+@click.option(
+    "--names",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Cluster names; names.toml beside OUTPUT if not given.",
+)
+@click.option(
+    "--labels",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The truth, to score against: CSV, Parquet, .npy, IDX.",
+)
+@click.option(
+    "--compare",
+    type=click.Path(path_type=Path),
+    metavar="OLD.parquet",
+    help="Say how the images differ from an earlier run's.",
+)
+@click.option("--resume", is_flag=True, help="Keep OUTPUT's rows: sort new and changed files only.")
+@click.option("--fresh", is_flag=True, help="Start anew where an interrupted run could go on.")
+@click.option(
+    "--provider",
+    type=click.Choice(["auto", "cpu", "cuda", "tensorrt", "openvino"]),
+    default="auto",
+    show_default=True,
+    help="Where the model runs; auto: cuda where it works, else cpu.",
+)
+@click.option("--workers", type=click.IntRange(1, 256), help="Processes that decode pictures; one a CPU if not given.")
 @click.option("--quiet", is_flag=True, help="No progress and no table.")
-def cluster_command(model: Path, inputs: tuple[str, ...], output: Path, provider: str, quiet: bool) -> None:
+def cluster_command(
+    model: Path,
+    inputs: tuple[str, ...],
+    output: Path,
+    gallery: Path | None,
+    names: Path | None,
+    labels: Path | None,
+    compare: Path | None,
+    resume: bool,
+    fresh: bool,
+    provider: str,
+    workers: int | None,
+    quiet: bool,
+) -> None:
     """Sort the images of each INPUT into the clusters of MODEL.onnx.
 
-    INPUT: a folder (searched below too), an image, an .npz, .npy or IDX file, or a data set's name. A file that cannot
-    be read becomes a row with an error; the exit code is 0 if at least one image was sorted. Needs no torch.
+    INPUT: a folder (searched below too), an image, an .npz, .npy or IDX file, a Parquet file or a tar of images, a data
+    set's name, or - for a list of paths on stdin. A file that cannot be read becomes a row with an error; the exit code
+    is 0 if at least one image was sorted. Interrupted, the same command goes on where it stopped. Needs no torch.
     """
-    import warnings
-
-    from export.cluster import cluster_files
+    from export.cluster import Settings, cluster_files
     from stdac.errors import StdacError
 
-    with warnings.catch_warnings(), progress_shown(quiet) as show:
-        warnings.simplefilter("ignore")  # Pillow's remarks on odd files
-        summary = cluster_files(model, inputs, output, provider, show)
+    if compare is not None and compare.resolve() == output.resolve():
+        raise StdacError(f"{output} would be overwritten before it is compared: name another output with -o")
+    settings = Settings(
+        provider=provider,
+        workers=workers,
+        resume=resume,
+        fresh=fresh,
+        labels=labels,
+        names=names or output.with_name("names.toml"),
+        earlier=compare,
+    )
+    with progress_shown(quiet) as show:
+        summary = cluster_files(model, inputs, output, settings, show)
     if not summary.images:
         raise StdacError(f"no image was sorted: {unread_text(summary)}")
     if not quiet:
         click.echo(sizes_text(summary))
     if summary.errors:
         click.echo(unread_text(summary), err=True)
+    if summary.note:
+        click.echo(summary.note, err=True)
+    say_truth(summary, quiet)
+    if compare is not None:
+        say_drift(compare, summary)
+    if gallery is not None:
+        show_gallery(gallery, inputs, summary, workers, quiet)
+
+
+def say_truth(summary: "Summary", quiet: bool) -> None:
+    """Print the scores against the labels, where the inputs or a labels file have some."""
+    import pyarrow.parquet as pq
+
+    from export.truth import score, truth_text
+    from stdac.errors import StdacError
+
+    if quiet:
+        return
+    try:
+        truth = score(pq.read_table(summary.output, columns=["cluster", "label"]), len(summary.sizes))
+    except StdacError as error:  # scipy is missing: the clusters are there all the same
+        click.echo(str(error), err=True)
+    else:
+        if truth is not None:
+            click.echo(truth_text(truth, summary.names))
+
+
+def say_drift(earlier: Path, summary: "Summary") -> None:
+    """Print how the images differ from an earlier run's, and write the outliers beside the output."""
+    from export.drift import compare, write_outliers
+    from export.drift_text import drift_text
+
+    drift = compare(earlier, summary.output)
+    click.echo(f"\n{drift_text(drift, [name or '' for name in summary.names])}")
+    path = summary.output.with_suffix(".outliers.parquet")
+    click.echo(f"wrote {path}: {counted(write_outliers(path, drift), 'outlier')}")
+
+
+def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", workers: int | None, quiet: bool) -> None:
+    """Write the gallery."""
+    from functools import partial
+
+    from export.decode import pictures
+    from export.gallery import write_gallery
+
+    written = write_gallery(
+        path,
+        summary.output,
+        partial(pictures, summary.sources, workers=workers),
+        title=", ".join(Path(text).name or text for text in inputs),
+        names=summary.names,
+        model_id=summary.model_id,
+        k=len(summary.sizes),
+    )
+    if not quiet:
+        click.echo(f"wrote {path}: {written}")
 
 
 @contextmanager
@@ -118,27 +264,35 @@ def progress_shown(quiet: bool) -> Iterator["Callable[[Progress], None] | None"]
 
 def progress_lines() -> "Callable[[Progress], None]":
     """A function that tells the progress as a line on stderr, at most one in LINE_EVERY_S."""
-    last = time.monotonic()
+    began = last = time.monotonic()
 
     def show(progress: "Progress") -> None:
         nonlocal last
-        if time.monotonic() - last >= LINE_EVERY_S:
-            last = time.monotonic()
-            total = "" if progress.total is None else f" of {progress.total:,}"
-            click.echo(f"{progress.done:,}{total} images", err=True)
+        now = time.monotonic()
+        if now - last < LINE_EVERY_S:
+            return
+        last = now
+        rate = (progress.done - progress.known) / (now - began)
+        text = f"{progress.done:,} images, {rate:,.0f} images/s"
+        if progress.total is not None:
+            left = (progress.total - progress.done) / max(rate, 1e-9)
+            text = f"{progress.done:,} of {progress.total:,} images, {rate:,.0f} images/s, {duration(left)} left"
+        click.echo(text, err=True)
 
     return show
 
 
 def sizes_text(summary: "Summary") -> str:
     """A table of the clusters, and what was written."""
-    names = [one_line(name) for name in summary.cluster_names] or [""] * len(summary.sizes)
+    names = ["" if name is None else one_line(name) for name in summary.names]
     wide = max(map(len, ("name", *names)))
     lines = [f"cluster  {'name':{wide}}  {'images':>9}  mean confidence"]
     for k, (name, size, mean) in enumerate(zip(names, summary.sizes, summary.mean_confidence, strict=True)):
         lines.append(f"{k:>7}  {name:{wide}}  {size:>9,}  {'' if size == 0 else f'{mean:15.3f}'}".rstrip())
     rate = summary.images / max(summary.seconds, 1e-9)
     took = f"{summary.seconds:.1f} s, {rate:,.0f} images/s on {summary.provider}"
+    if summary.known:
+        took += f"; {summary.known:,} were known from before"
     return "\n".join([*lines, f"wrote {summary.output}: {counted(summary.images, 'image')} sorted ({took})"])
 
 
@@ -148,13 +302,3 @@ def unread_text(summary: "Summary") -> str:
         return "the inputs hold none"
     files, first = counted(summary.errors, "file"), one_line(summary.first_error)
     return f"{files} could not be read (the first: {first}); the column error of {summary.output} says why"
-
-
-def one_line(text: str) -> str:
-    """The text without line breaks or control characters, which a file's or cluster's name may hold."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def counted(n: int, noun: str) -> str:
-    """A number with its noun."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

@@ -1,288 +1,324 @@
-"""Sort images with an ONNX file: arrays to clusters, files to clusters.parquet. onnxruntime and pyarrow, no torch."""
+"""Inputs to clusters.parquet: decoding beside inference, in bounded memory, going on where it was stopped."""
 
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import redirect_stdout
-from io import StringIO
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from export.metadata import ModelInfo, parse_props
-from export.sources import Batch, Files, open_source, stream
+from export.child import Child
+from export.clusterer import Clusterer
+from export.decode import Decoded, decode_safely, decoders, file_stat, merged
+from export.labels import Labels, read_labels
+from export.names import Names, carry_names, load_names, write_names
+from export.rows import Known, Parts, clusters_schema
+from export.runs import RUN, Run, Source
+from export.runtime import available_cpus
+from export.sources import open_source
+from stdac import __version__
 from stdac.errors import StdacError
-from stdac.files import whole
-from stdac.images import Pixels, as_pixels
 
-CHUNK = 256
-"""Images a run of the graph: 64 to 1,024 are equally fast on a CPU, 4,096 are not and take 1.6 GB."""
-
-ROW_GROUP = 65_536
-
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-
-CLUSTERS = pa.schema(
-    [
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("index", pa.int64(), nullable=False),
-        pa.field("cluster", pa.int32()),
-        pa.field("name", pa.string()),
-        pa.field("confidence", pa.float32()),
-        pa.field("runner_up", pa.int32()),
-        pa.field("margin", pa.float32()),
-        pa.field("error", pa.string()),
-    ]
-)
-"""clusters.parquet, one row an image, in the order of the inputs (a folder's files sorted by name).
-
-source: the file or data set; index: the image's place in it (0 for a picture file). cluster: its id; name: the
-cluster's name, null where the model has none. confidence: the score of the cluster; runner_up: the cluster with the
-next score; margin: confidence minus that score. error: why the image could not be read (then all but source and index
-are null), null for one that was.
-"""
-
-
-class Prediction(NamedTuple):
-    """cluster: (N,) int64. confidence: (N,) float32, the cluster's score. scores: (N, K) float32, rows sum to 1."""
-
-    cluster: NDArray[np.int64]
-    confidence: NDArray[np.float32]
-    scores: NDArray[np.float32]
+AHEAD = 2  # batches of images that are decoded while the graph runs
 
 
 class Progress(NamedTuple):
-    """How far a run is: images done, of them not readable, and in all (None while that is not known)."""
+    """How far a run is: images done, of them not readable, of them known from before, and in all (None: not known)."""
 
     done: int
     errors: int
+    known: int
     total: int | None
 
 
-class Summary(NamedTuple):
+@dataclass(frozen=True)
+class Settings:
+    """How `cluster_files` works.
+
+    provider: as for `Clusterer`. workers: child processes that decode, None for one a CPU. resume: take rows from the
+    output that is there; fresh: forget an interrupted run. labels: a file with the truth, see `export.labels`. names: a
+    names.toml that is kept across runs; earlier: a clusters.parquet by which names of another model are carried over,
+    where it is not the output itself.
+    """
+
+    provider: str = "auto"
+    workers: int | None = None
+    resume: bool = False
+    fresh: bool = False
+    labels: Path | None = None
+    names: Path | None = None
+    earlier: Path | None = None
+
+
+@dataclass
+class Summary:
     """What `cluster_files` did.
 
-    images: how many got a cluster; errors: how many did not; first_error: "source: reason" of the first. sizes: (K,)
-    int64 images a cluster. mean_confidence: (K,) float64, NaN for an empty cluster. provider: "cpu" or "cuda".
+    sources: the opened inputs. sizes: (K,) int64 images a cluster. confidence: (K,) float64, their sum. errors: images
+    without a cluster; first_error: "source: reason" of the first. known: rows taken over from before. names: K, None
+    for none; note: what became of names of another model, or "". provider: a key of `export.runtime.PROVIDERS`.
     """
 
     output: Path
-    images: int
-    errors: int
-    first_error: str | None
-    sizes: NDArray[np.int64]
-    mean_confidence: NDArray[np.float64]
-    cluster_names: tuple[str, ...]
+    sources: Sequence[Source]
+    model_id: str
     provider: str
-    seconds: float
+    sizes: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    errors: int = 0
+    first_error: str | None = None
+    known: int = 0
+    names: tuple[str | None, ...] = ()
+    note: str = ""
+    seconds: float = 0.0
+
+    @property
+    def images(self) -> int:
+        """Images that got a cluster."""
+        return int(self.sizes.sum())
+
+    @property
+    def mean_confidence(self) -> NDArray[np.float64]:
+        """(K,), NaN for an empty cluster."""
+        with np.errstate(invalid="ignore"):
+            mean: NDArray[np.float64] = self.confidence / self.sizes
+        return mean
+
+    def count(self, table: pa.Table) -> None:
+        """Add some rows."""
+        ok = table.filter(table["error"].is_null())
+        cluster = ok["cluster"].to_numpy()
+        self.sizes += np.bincount(cluster, minlength=len(self.sizes))
+        self.confidence += np.bincount(cluster, ok["confidence"].to_numpy(), minlength=len(self.sizes))
+        self.errors += len(table) - len(ok)
+        if len(ok) < len(table) and self.first_error is None:
+            bad = table.filter(table["error"].is_valid()).slice(0, 1).to_pylist()[0]
+            self.first_error = f"{bad['source']}: {bad['error']}"
 
 
-class Clusterer:
-    """Sorts images with a model.onnx of `stdac export`; one instance may be used from several threads.
+class Part(NamedTuple):
+    """A run, its labels, each image's row in what is known (-1: none), and the others decoded (None: no others)."""
 
-    provider: "cpu", "cuda", or "auto": cuda where it works, else cpu; the attribute `provider` says which it is.
-    `info` is the file's metadata. Raises StdacError for a file that is not ours and a provider that does not come up.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], provider: str = "auto") -> None:
-        self.path = Path(path)
-        self._session, self.provider = open_session(read_model(self.path), self.path, provider)
-        self.info: ModelInfo = parse_props(self.path, self._session.get_modelmeta().custom_metadata_map)
-        check_signature(self.path, self._session, self.info)
-
-    def predict(self, images: ArrayLike) -> Prediction:
-        """The cluster of each image.
-
-        images: (N, H, W), (N, H, W, C) or (N, C, H, W) uint8, of the model's size and channels (`info.shape`); N may be
-        0. Raises StdacError for another shape or type.
-        """
-        try:
-            given = np.asarray(images)
-        except ValueError as error:
-            raise StdacError("got images of several shapes, expected one array: resize them first") from error
-        none = given.shape[:1] == (0,)
-        pixels = np.zeros((0, *self.info.shape), np.uint8) if none else as_pixels(given, "the input")
-        if pixels.shape[1:] != self.info.shape:
-            raise StdacError(
-                f"got images of shape (C, H, W) = {pixels.shape[1:]}, expected {self.info.shape} for {self.path.name}: "
-                "resize or convert them (stdac cluster does both)"
-            )
-        starts = range(0, max(len(pixels), 1), CHUNK)
-        parts = [self._run(pixels[start : start + CHUNK]) for start in starts]
-        return Prediction(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-
-    def _run(self, x: Pixels) -> list[NDArray[Any]]:
-        """One run of the graph; on a GPU always of CHUNK images, as each new shape repeats cuDNN's search."""
-        n = len(x)
-        if self.provider == "cuda" and n < CHUNK:
-            x = np.concatenate([x, np.zeros((CHUNK - n, *x.shape[1:]), np.uint8)])
-        outputs = self._session.run(["cluster", "confidence", "scores"], {"images": x})
-        return [output[:n] for output in outputs]
-
-
-def read_model(path: Path) -> bytes:
-    """The bytes of a model file. Raises StdacError where there is none."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise StdacError(
-            f"cannot read {path} ({error.strerror}): expected the model.onnx that stdac export writes"
-        ) from error
-
-
-def open_session(model: bytes, path: Path, provider: str) -> tuple[Any, str]:
-    """An onnxruntime session, and the provider that it really has: "cpu" or "cuda".
-
-    A CUDA library that is missing leaves a session on the CPU with no more than a log line, so the session is asked.
-    Raises StdacError where onnxruntime or the provider is missing, or the bytes are not an ONNX model.
-    """
-    if provider not in ("auto", *PROVIDERS):
-        raise StdacError(f"got provider {provider!r}, expected auto, {' or '.join(PROVIDERS)}")
-    ort = import_onnxruntime()
-    has_cuda = PROVIDERS["cuda"] in ort.get_available_providers()
-    if provider == "cuda" and not has_cuda:
-        raise StdacError("provider cuda is not in this onnxruntime: pip install 'stdac[gpu]' in place of 'stdac[cpu]'")
-    if has_cuda and provider != "cpu":
-        session = start_session(ort, model, path, "cuda")
-        if session is not None and session.get_providers()[0] == PROVIDERS["cuda"]:
-            return session, "cuda"
-    session = start_session(ort, model, path, "cpu")
-    if provider == "cuda":
-        raise StdacError(
-            "provider cuda did not come up: onnxruntime found no GPU, or no CUDA and cuDNN libraries that fit it; "
-            "install them or use --provider cpu"
-        )
-    return session, "cpu"
-
-
-def import_onnxruntime() -> Any:
-    """The onnxruntime module. Raises StdacError that names the extra to install."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise StdacError("onnxruntime is not installed: pip install 'stdac[cpu]' (or 'stdac[gpu]')") from error
-    return onnxruntime
-
-
-def start_session(ort: Any, model: bytes, path: Path, provider: str) -> Any:
-    """A session on one provider; None where CUDA fails to start. Raises StdacError where the model does not load."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = available_cpus()
-    # TF32 would move scores by up to 5e-3; the export was verified to 1e-4.
-    cuda = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
-    providers = [(PROVIDERS["cuda"], cuda), PROVIDERS["cpu"]] if provider == "cuda" else [PROVIDERS["cpu"]]
-    try:
-        with redirect_stdout(StringIO()):  # onnxruntime prints what it falls back to
-            if provider == "cuda" and hasattr(ort, "preload_dlls"):  # onnxruntime >= 1.21
-                ort.preload_dlls()
-            return ort.InferenceSession(model, options, providers=providers)
-    except Exception as error:  # onnxruntime's errors share no base but this
-        if provider == "cuda":
-            return None
-        raise StdacError(f"{path} is not an ONNX file: expected the model.onnx that stdac export writes") from error
-
-
-def available_cpus() -> int:
-    """Threads to use: $OMP_NUM_THREADS, as batch systems set it, else the CPUs that this process may run on."""
-    wish = os.environ.get("OMP_NUM_THREADS", "")
-    if wish.isdecimal() and int(wish) > 0:
-        return int(wish)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def check_signature(path: Path, session: Any, info: ModelInfo) -> None:
-    """Raise StdacError where the graph's inputs and outputs are not those that its metadata promises."""
-    inputs = [(x.name, x.type, x.shape[1:]) for x in session.get_inputs()]
-    outputs = {y.name: y.shape[1:] for y in session.get_outputs()}
-    promised: dict[str, list[int]] = {"cluster": [], "confidence": [], "scores": [info.k]}
-    missing = any(outputs.get(name) != shape for name, shape in promised.items())
-    if missing or inputs != [("images", "tensor(uint8)", list(info.shape))]:
-        raise StdacError(f"the graph of {path} does not fit its metadata: export the model again with stdac export")
+    run: Run
+    label: list[str | None]
+    row: NDArray[np.int64]
+    decoded: Decoded | None
 
 
 def cluster_files(
     model: Path,
     inputs: Sequence[str],
     output: Path,
-    provider: str = "auto",
+    settings: Settings | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Sort all images of the inputs into `output`, see CLUSTERS; it appears whole or not at all.
+    """Sort all images of the inputs into `output`, see `export.rows.CLUSTERS`; it appears whole or not at all.
 
-    inputs: as `export.sources.open_source` takes them. Raises StdacError for a model, input or output that cannot be
-    used, before anything is read; an image that cannot be read is a row with an error.
+    inputs: as `export.sources.open_source` takes them. A run that is interrupted leaves OUTPUT.parts, and the same call
+    goes on from there. Raises StdacError for a model, input or output that cannot be used, before anything is read; an
+    image that cannot be read is a row with an error.
     """
+    settings = settings or Settings()
     began = time.perf_counter()
     if os.path.isdir(output):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
         raise StdacError(
             f"cannot write {output}: it is a folder; name a file, for example {output / 'clusters.parquet'}"
         )
-    clusterer = Clusterer(model, provider)
-    info = clusterer.info
+    clusterer = Clusterer(model, settings.provider)
+    k = clusterer.info.k
     sources = [open_source(text) for text in inputs]
-    known = [s.count for s in sources if isinstance(s, Files)]
-    total = sum(known) if len(known) == len(sources) else None
-    counts, confidence, errors, first_error = np.zeros(info.k, np.int64), np.zeros(info.k), 0, None
-    with whole(output) as file, pq.ParquetWriter(file, CLUSTERS, compression="zstd") as writer:
-        rows = rows_of(clusterer, stream(sources, info.shape))
-        for group in row_groups(rows, ROW_GROUP, on_progress, total):
-            writer.write_table(group, row_group_size=ROW_GROUP)
-            ok = group.filter(group["error"].is_null())
-            clusters = ok["cluster"].to_numpy()
-            counts += np.bincount(clusters, minlength=info.k)
-            confidence += np.bincount(clusters, ok["confidence"].to_numpy(), minlength=info.k)
-            if len(ok) < len(group):
-                errors += len(group) - len(ok)
-                bad = group.filter(group["error"].is_valid()).slice(0, 1).to_pylist()[0]
-                first_error = first_error or f"{bad['source']}: {bad['error']}"
-    with np.errstate(invalid="ignore"):
-        mean = confidence / counts
-    seconds = time.perf_counter() - began
-    names = info.cluster_names
-    return Summary(output, int(counts.sum()), errors, first_error, counts, mean, names, clusterer.provider, seconds)
+    labels = None if settings.labels is None else read_labels(settings.labels)
+    names = None if settings.names is None else load_names(settings.names)
+    schema = clusters_schema(clusterer.info.embedding, metadata(clusterer))
+    summary = Summary(output, sources, clusterer.info.model_id, clusterer.provider, np.zeros(k, np.int64), np.zeros(k))
+    with Parts(output, schema, resume=settings.resume, fresh=settings.fresh) as parts:
+        progress = Progress(0, 0, 0, total_of(sources))
+        for table, known in sorted_tables(clusterer, sources, labels, parts.known, schema, settings.workers):
+            parts.add(table)
+            errors = len(table) - table["error"].null_count
+            progress = Progress(
+                progress.done + len(table), progress.errors + errors, progress.known + known, progress.total
+            )
+            if on_progress is not None:
+                on_progress(progress)
+        if labels is not None:
+            labels.check(progress.done)
+        summary.known = progress.known
+        if names is not None:
+            names, summary.note = keep_names(names, clusterer, settings, parts)
+        summary.names = names_of(names, clusterer)
+        parts.finish(named(parts.read(), summary))
+    summary.seconds = time.perf_counter() - began
+    return summary
 
 
-def rows_of(clusterer: Clusterer, batches: Iterable[Batch]) -> Iterator[pa.Table]:
-    """A table like CLUSTERS for each batch."""
-    names = np.array(clusterer.info.cluster_names or [None] * clusterer.info.k, dtype=object)
-    for batch in batches:
-        cluster, confidence, scores = clusterer.predict(batch.images)
-        row = np.arange(len(cluster))
-        others = scores.copy()
-        others[row, cluster] = -1
-        second = others.argmax(1)
-        bad = np.array([error is not None for error in batch.errors])
-        columns = {
-            "cluster": cluster,
-            "name": names[cluster],
-            "confidence": confidence,
-            "runner_up": second,
-            "margin": confidence - scores[row, second],
-        }
-        read = {key: pa.array(value, CLUSTERS.field(key).type, mask=bad) for key, value in columns.items()}
-        given = {"source": batch.source, "index": batch.index, "error": batch.errors}
-        yield pa.table(given | read, schema=CLUSTERS)
+def metadata(clusterer: Clusterer) -> dict[str, str]:
+    """What the output says of the model: rows are taken over from files that say the same."""
+    info = clusterer.info
+    return {
+        "stdac.model": clusterer.sha256,
+        "stdac.model_id": info.model_id,
+        "stdac.k": str(info.k),
+        "stdac.version": __version__,
+    }
 
 
-def row_groups(
-    tables: Iterable[pa.Table], size: int, on_progress: Callable[[Progress], None] | None, total: int | None
-) -> Iterator[pa.Table]:
-    """Tables of at least `size` rows, the last one shorter; tells the progress at each table that comes in."""
-    waiting: list[pa.Table] = []
-    done = errors = 0
+def total_of(sources: Iterable[Source]) -> int | None:
+    """The number of images in all, None where a source does not know."""
+    counts = [source.count() for source in sources]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def sorted_tables(
+    clusterer: Clusterer,
+    sources: Sequence[Source],
+    labels: Labels | None,
+    known: Known,
+    schema: pa.Schema,
+    workers: int | None,
+) -> Iterator[tuple[pa.Table, int]]:
+    """The rows of all images in order, and how many of them were known, a batch at a time.
+
+    What a batch holds depends on the inputs alone, so that a run that goes on gives the bits of an undisturbed one.
+    """
+    shape = clusterer.info.shape
+    workers = workers or available_cpus()
+
+    def decode(child: Child, labelled: tuple[Run, list[str | None]]) -> Part:
+        run, label = labelled
+        row = known.find(run.source, run.index, lambda i: file_stat(run, i))
+        missing = np.flatnonzero(row < 0)
+        return Part(run, label, row, decode_safely(child, run.select(missing), shape) if len(missing) else None)
+
+    with decoders("export.decode:decode_run", workers) as pool:
+        ahead = AHEAD * clusterer.chunk // RUN
+        for batch in batches(pool.map(decode, labelled_runs(sources, labels), ahead), clusterer.chunk):
+            yield table_of(clusterer, batch, known, schema), sum(int((part.row >= 0).sum()) for part in batch)
+
+
+def labelled_runs(sources: Iterable[Source], labels: Labels | None) -> Iterator[tuple[Run, list[str | None]]]:
+    """The runs of the sources with their labels: those of the labels file, if there is one."""
+    position = 0
+    for source in sources:
+        for run in source.runs():
+            yield run, run.label if labels is None else labels.of(run.source, run.index, position)
+            position += len(run.source)
+
+
+def batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
+    """Parts together until they have `size` images."""
+    batch: list[Part] = []
+    images = 0
+    for part in parts:
+        batch.append(part)
+        images += len(part.row)
+        if images >= size:
+            yield batch
+            batch, images = [], 0
+    if batch:
+        yield batch
+
+
+def table_of(clusterer: Clusterer, batch: Sequence[Part], known: Known, schema: pa.Schema) -> pa.Table:
+    """The rows of a batch: those that are known, and the others sorted."""
+    row = np.concatenate([part.row for part in batch])
+    new = new_rows(clusterer, [part for part in batch if part.decoded is not None], schema)
+    table = new
+    if len(new) < len(row):
+        order = np.empty(len(row), np.int64)
+        order[row < 0] = np.arange(len(new))
+        order[row >= 0] = np.arange(len(new), len(row))
+        table = pa.concat_tables([new, known.table.take(row[row >= 0])]).take(order)
+    label = pa.array([label for part in batch for label in part.label], pa.string())
+    return table.set_column(schema.get_field_index("label"), schema.field("label"), label)
+
+
+def new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schema) -> pa.Table:
+    """Rows of the schema for the decoded images of the parts; labels and names come later."""
+    decoded = [part.decoded for part in parts if part.decoded is not None]
+    if not decoded:
+        return schema.empty_table()
+    images, errors, content_hash, fingerprint, stat = merged(decoded)
+    prediction, embedding = clusterer.predict_and_embed(images)
+    cluster, confidence, scores = prediction
+    n = np.arange(len(cluster))
+    others = scores.copy()
+    others[n, cluster] = -1
+    second = others.argmax(1)
+    bad = np.array([error is not None for error in errors])
+    columns = {
+        "source": [name for part in parts for name, row in zip(part.run.source, part.row, strict=True) if row < 0],
+        "index": np.concatenate([part.run.index[part.row < 0] for part in parts]),
+        "cluster": pa.array(cluster, pa.int32(), mask=bad),
+        "name": pa.nulls(len(n), pa.string()),
+        "confidence": pa.array(confidence, pa.float32(), mask=bad),
+        "runner_up": pa.array(second, pa.int32(), mask=bad),
+        "margin": pa.array(confidence - scores[n, second], pa.float32(), mask=bad),
+        "content_hash": content_hash,
+        "fingerprint": fingerprint,
+        "label": pa.nulls(len(n), pa.string()),
+        "bytes": [None if about is None else about[0] for about in stat],
+        "modified_ns": [None if about is None else about[1] for about in stat],
+        "error": errors,
+    }
+    if embedding is not None:
+        kind = schema.field("embedding").type
+        values = pa.array(projected(embedding, kind.list_size).ravel())
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, kind.list_size)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def projected(embedding: NDArray[np.float32], dimensions: int) -> NDArray[np.float16]:
+    """Embeddings (N, D) at length 1 and in so many dimensions, (N, d) float16.
+
+    The projection is random and orthogonal, the same for every D: distances keep their order of magnitude (Johnson and
+    Lindenstrauss 1984), and outliers and neighbours need no more.
+    """
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-12)
+    if unit.shape[1] > dimensions:
+        unit = unit @ projection(unit.shape[1], dimensions)
+    half: NDArray[np.float16] = unit.astype(np.float16)
+    return half
+
+
+@cache
+def projection(size: int, dimensions: int) -> NDArray[np.float32]:
+    """(D, d) float32 with orthogonal columns of length sqrt(D / d)."""
+    q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((size, dimensions)))
+    scaled: NDArray[np.float32] = (q * np.sqrt(size / dimensions)).astype(np.float32)
+    return scaled
+
+
+def keep_names(names: Names, clusterer: Clusterer, settings: Settings, parts: Parts) -> tuple[Names, str]:
+    """The names for this run's model; those of another one are carried over, and their file is kept beside."""
+    assert settings.names is not None
+    earlier = settings.earlier if settings.earlier is not None else parts.output
+    new = pa.concat_tables(parts.read(["content_hash", "cluster"]))
+    info = clusterer.info
+    kept, note = carry_names(names, info.model_id, info.k, earlier if earlier.exists() else None, new)
+    if names.model != info.model_id:
+        write_names(settings.names.with_suffix(f".{names.model}.toml"), names)
+        write_names(settings.names, kept)
+    return kept, note
+
+
+def names_of(names: Names | None, clusterer: Clusterer) -> tuple[str | None, ...]:
+    """The K names: those of names.toml, else those in the model, else None."""
+    info = clusterer.info
+    own = info.cluster_names or ("",) * info.k
+    given = names.of(info.k) if names is not None else ("",) * info.k
+    return tuple(name or other or None for name, other in zip(given, own, strict=True))
+
+
+def named(tables: Iterable[pa.Table], summary: Summary) -> Iterator[pa.Table]:
+    """The tables with their column `name`, counted in the summary."""
+    names = pa.array(summary.names, pa.string())
     for table in tables:
-        waiting.append(table)
-        done += len(table)
-        errors += len(table) - table["error"].null_count
-        if on_progress is not None:
-            on_progress(Progress(done, errors, total))
-        if sum(map(len, waiting)) >= size:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
+        summary.count(table)
+        column = table.schema.get_field_index("name")
+        yield table.set_column(column, table.schema.field(column), names.take(table["cluster"].combine_chunks()))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from stdac.errors import StdacError
 
 COLOUR_MODES = {1: "L", 3: "RGB"}
+PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class ModelInfo(NamedTuple):
@@ -15,6 +16,9 @@ class ModelInfo(NamedTuple):
 
     trial: the Trial as JSON values, a data set's local path cut to its last part. k: number of clusters. colour_mode:
     "L" or "RGB". cluster_names: K names, or none. scores: the trial's deployed scores by metric. opset: of the graph.
+    precision: one of PRECISIONS. embedding: the dimension D of the output `embedding`, 0 where the graph has none.
+    model_id: 16 hex digits of a hash of the weights in model.pt, the same in every precision. Files written before
+    these three existed are fp32, without an embedding, and have the trial's id in place of the model's.
     """
 
     stdac_version: str
@@ -28,6 +32,9 @@ class ModelInfo(NamedTuple):
     dataset: str
     scores: Mapping[str, float | None]
     opset: int
+    precision: str = "fp32"
+    embedding: int = 0
+    model_id: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -48,20 +55,22 @@ def to_json(value: Any) -> str:
 
 def parse_props(path: Path, props: Mapping[str, str]) -> ModelInfo:
     """The metadata from its text. Raises StdacError for a file that stdac did not write, or with damaged metadata."""
-    missing = [key for key in ModelInfo._fields if key not in props]
+    missing = [key for key in ModelInfo._fields if key not in props and key not in ModelInfo._field_defaults]
     if missing:
         raise StdacError(
             f"{path} is an ONNX file, but not one of stdac (it has no {missing[0]} in its metadata): "
             "make one with stdac export model.pt model.onnx"
         )
     try:
-        values: dict[str, Any] = dict(props)
-        values |= {key: int(props[key]) for key in ("k", "height", "width", "opset")}
+        values: dict[str, Any] = ModelInfo._field_defaults | {"model_id": props["trial_id"]} | dict(props)
+        values |= {key: int(values[key]) for key in ("k", "height", "width", "opset", "embedding")}
         values |= {key: json.loads(props[key]) for key in ("trial", "cluster_names", "scores")}
         info = ModelInfo(**{key: values[key] for key in ModelInfo._fields})
         info = info._replace(cluster_names=tuple(map(str, info.cluster_names)))
-        if info.colour_mode not in COLOUR_MODES.values() or len(info.cluster_names) not in (0, info.k):
-            raise ValueError("colour mode or cluster names")
+        if info.colour_mode not in COLOUR_MODES.values() or info.precision not in PRECISIONS:
+            raise ValueError("colour mode or precision")
+        if len(info.cluster_names) not in (0, info.k) or info.embedding < 0:
+            raise ValueError("cluster names or embedding")
     except (ValueError, TypeError) as error:
         raise StdacError(f"the metadata of {path} is damaged: export the model again with stdac export") from error
     return info

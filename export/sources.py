@@ -1,212 +1,327 @@
-"""Where images to be sorted come from: folders, picture files, .npz, .npy, IDX, data sets, as batches. No torch."""
+"""Where images to be sorted come from: folders, files of all kinds, data sets, a list on stdin. No torch."""
 
+import gzip
 import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import random
+import stat
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, groupby, islice
+from functools import cached_property
+from io import BufferedIOBase
+from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
+from export.arrays import ArrayFile
+from export.parquet import ParquetFile
+from export.runs import RUN, Content, Run, Source, Unreadable, ended_well, printable, reason
+from export.tar import TarFile
 from stdac.data import NAMES, load
 from stdac.errors import StdacError
-from stdac.images import IDX_TYPES, SUFFIXES, Pixels, as_pixels, read_arrays, read_idx, read_image, resize
+from stdac.images import IDX_TYPES, SUFFIXES, Pixels, check_regular, read_image, resize, walk
 
-BATCH = 256
-RUN = 64  # pictures that one task decodes: a future for each would cost as much as a small PNG
-WORKERS = 4
+__all__ = ["RUN", "Run", "Source", "Unreadable", "conform", "open_source", "printable", "reason", "sample"]
+
+SAMPLE = 1536
+LINE_BYTES = 1 << 16
+EXPECTED = (
+    "a folder of images, an image, an .npz, .npy, IDX, Parquet or tar file, - for a list of images on stdin, "
+    f"or one of {', '.join(NAMES)}"
+)
 
 T = TypeVar("T")
-R = TypeVar("R")
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Up to BATCH images, in the order of their source.
-
-    source: the file or data set that each comes from. index: (n,) int64, its place in there (0 for a picture).
-    images: (n, C, H, W) uint8 as the model takes them, zeros where errors, one text or None an image, says why not.
-    """
-
-    source: list[str]
-    index: NDArray[np.int64]
-    images: Pixels
-    errors: list[str | None]
-
-
-@dataclass(frozen=True)
-class Files:
-    """Picture files: their number, and a function that lists their paths."""
-
-    count: int
-    paths: Callable[[], Iterable[str]]
-
-
-@dataclass(frozen=True)
-class Array:
-    """Images in one array: its name, and a function that loads it as (N, C, H, W) uint8."""
-
-    name: str
-    load: Callable[[], Pixels]
-
-
-Source = Files | Array
 
 
 def open_source(text: str) -> Source:
-    """What an INPUT is: the name of a data set (./digits is a folder), a folder, an array file, or else one picture.
+    """What an INPUT is: -, the name of a data set (./digits is a folder), a folder, or a file, which its content tells.
 
-    Raises StdacError for what is not there and for a folder without images. Nothing is decoded yet.
+    Nothing is decoded yet. Raises StdacError for what is not there, a folder without images, a Parquet file without a
+    column of images, and what is neither a file nor a folder; a file that is damaged becomes a row with an error.
     """
+    if text == "-":
+        return Listed()
     if text in NAMES:
-        return Array(text, lambda: load_named(text))
-    path = Path(text).expanduser()
+        return Named(text)
+    path = str(Path(text).expanduser())
     try:
-        return open_path(path)
-    except OSError as error:
-        raise StdacError(f"cannot read {path}: {error.strerror}") from error
+        about = os.stat(path)
+    except FileNotFoundError as error:
+        raise StdacError(f"{printable(path)} does not exist: expected {EXPECTED}") from error
+    except (OSError, ValueError) as error:
+        raise StdacError(f"cannot read {printable(path)}: {reason(error, path)}") from error
+    if stat.S_ISDIR(about.st_mode):
+        return Folder(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise StdacError(f"{printable(path)} is neither a file nor a folder: expected {EXPECTED}")
+    return KINDS[kind_of(path)](path)
 
 
-def open_path(path: Path) -> Source:
-    """What a path is, see `open_source`."""
-    if path.is_dir():
-        return open_folder(path)
-    if not path.is_file():
-        what = "is neither a file nor a folder" if path.exists() else "does not exist"
-        raise StdacError(
-            f"{path} {what}: expected a folder of images, an image, an .npz, .npy or IDX file, "
-            f"or one of {', '.join(NAMES)}"
-        )
-    if path.suffix in (".npz", ".npy"):
-        return Array(str(path), lambda: read_arrays(path)[0])
-    if is_idx(path):
-        return Array(str(path), lambda: as_pixels(read_idx(path), path))
-    return Files(1, lambda: [str(path)])
+@dataclass(frozen=True)
+class Named:
+    """A data set by name, loaded whole."""
 
+    name: str
 
-def load_named(name: str) -> Pixels:
-    """A data set by name, (N, C, H, W) uint8. Raises StdacError where the package that has it is not installed."""
-    try:
-        return load(name).images
-    except ImportError as error:
-        raise StdacError(
-            f"this data set needs {error.name}, which is not installed: pip install {error.name}"
-        ) from error
+    def count(self) -> None:
+        return None
 
+    def runs(self) -> Iterator[Run]:
+        return ended_well(self._runs(), self.name)
 
-def is_idx(path: Path) -> bool:
-    """Whether a file is gzipped or begins as IDX does: no picture does either."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(3)
-    except OSError:
-        return False
-    return head[:2] == b"\x1f\x8b" or (head[:2] == b"\0\0" and head[2:] != b"" and head[2] in IDX_TYPES)
-
-
-def open_folder(folder: Path) -> Files:
-    """A folder of pictures. Raises StdacError where there is none."""
-    count = sum(1 for _ in walk(str(folder)))
-    if not count:
-        raise StdacError(f"{folder} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}")
-    return Files(count, lambda: walk(str(folder)))
-
-
-def walk(folder: str) -> Iterator[str]:
-    """The image files below a folder, those of `stdac.images.find_images` in its order, as a stream.
-
-    Hidden ones are left out, links to folders not followed. A folder that cannot be listed is itself yielded, to end up
-    as a row with an error.
-    """
-    waiting = [(folder, True)]
-    while waiting:
-        path, is_folder = waiting.pop()
-        if not is_folder:
-            yield path
-            continue
+    def _runs(self) -> Iterator[Run]:
         try:
-            entries = sorted(os.scandir(path), key=lambda entry: entry.name, reverse=True)
-            waiting += [(e.path, e.is_dir(follow_symlinks=False)) for e in entries if is_wanted(e)]
-        except OSError:
-            yield path
+            dataset = load(self.name)
+        except ImportError as error:
+            raise StdacError(
+                f"this data set needs {error.name}, which is not installed: pip install {error.name}"
+            ) from error
+        names = dict(enumerate(dataset.class_names))
+        for start in range(0, len(dataset.images), RUN):
+            images = dataset.images[start : start + RUN]
+            index = np.arange(start, start + len(images), dtype=np.int64)
+            label: list[str | None] = [None] * len(images)
+            if dataset.labels is not None:
+                label = [names.get(k, str(k)) for k in dataset.labels[index].tolist()]
+            yield Run([self.name] * len(images), index, images, label)
 
 
-def is_wanted(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a visible folder, or a visible file, or link to one, with an image's suffix."""
-    if entry.name.startswith("."):
-        return False
-    if entry.is_dir(follow_symlinks=False):
-        return True
-    if Path(entry.name).suffix.lower() not in SUFFIXES:
-        return False
-    if entry.is_symlink():
-        return os.path.isfile(entry.path)  # noqa: PTH113  # Path.is_file raises where a folder is closed
-    return entry.is_file()
+@dataclass(frozen=True)
+class Picture:
+    """One picture file."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        return printable(self.path)
+
+    def count(self) -> int:
+        return 1
+
+    def runs(self) -> Iterator[Run]:
+        yield files_run([File(self.path, None)], [self.path])
 
 
-def stream(sources: Sequence[Source], shape: tuple[int, int, int]) -> Iterator[Batch]:
-    """All images of the sources, in order, as batches of images (n, C, H, W) uint8 of the given shape (C, H, W).
+class File(NamedTuple):
+    """A picture file of a run, and its label."""
 
-    What cannot be read is a row with an error. At most a few batches of pictures are in memory, and one array.
+    content: Content
+    label: str | None
+
+
+def files_run(files: list[File], paths: Iterable[str]) -> Run:
+    """A run of picture files."""
+    names = [printable(path) for path in paths]
+    return Run(names, np.zeros(len(files), np.int64), [file.content for file in files], [file.label for file in files])
+
+
+class Survey(NamedTuple):
+    """What a walk through a folder found: rows, and whether the first sub-folders' names are labels."""
+
+    rows: int
+    labelled: bool
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Picture files below a folder, in the order of `stdac.images.walk`."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        if not self.survey.rows:
+            raise StdacError(
+                f"{printable(self.path)} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}"
+            )
+
+    @property
+    def name(self) -> str:
+        return printable(self.path)
+
+    @cached_property
+    def survey(self) -> Survey:
+        """One walk ahead; labels as in `stdac.images.folder_labels`: each picture in a sub-folder, two of these."""
+        rows = 0
+        classes: set[str] = set()
+        for path in walk(self.path):
+            rows += 1
+            if not path.endswith("/"):
+                classes.add(self._class_of(path))
+        return Survey(rows, len(classes) > 1 and "" not in classes)
+
+    def _class_of(self, path: str) -> str:
+        """The first sub-folder that a picture lies in, "" for none."""
+        below = path[len(self.path) :].lstrip("/")
+        return below.partition("/")[0] if "/" in below else ""
+
+    def count(self) -> int:
+        return self.survey.rows
+
+    def runs(self) -> Iterator[Run]:
+        for paths in batched(walk(self.path), RUN):
+            yield files_run([self._file(path) for path in paths], [path.removesuffix("/") for path in paths])
+
+    def _file(self, path: str) -> File:
+        if path.endswith("/"):
+            return File(Unreadable("this folder cannot be listed"), None)
+        return File(path, printable(self._class_of(path)) if self.survey.labelled else None)
+
+
+class Listed:
+    """Picture files listed on stdin, one a line, or ended by NUL bytes where there are any.
+
+    What has been read is kept in a temporary file, for a second pass. Raises StdacError where stdin is a terminal.
     """
-    for kind, group in groupby(sources, key=type):
-        if kind is Files:
-            yield from decode(chain.from_iterable(s.paths() for s in group if isinstance(s, Files)), shape)
-        else:
-            for source in group:
-                assert isinstance(source, Array)
-                yield from array_batches(source, shape)
+
+    name = "-"
+
+    def __init__(self, stream: BufferedIOBase | None = None) -> None:
+        if stream is None and (sys.stdin is None or sys.stdin.isatty()):
+            raise StdacError("- reads a list of images from stdin, which is a terminal: pipe one, as in find . | …")
+        self._stream = stream or cast(BufferedIOBase, sys.stdin.buffer)
+        self._kept = tempfile.TemporaryFile()  # noqa: SIM115  # lives as long as its owner
+
+    def count(self) -> None:
+        return None
+
+    def runs(self) -> Iterator[Run]:
+        for names in batched(self._names(), RUN):
+            yield files_run([listed_file(name) for name in names], names)
+
+    def _names(self) -> Iterator[str]:
+        """The listed paths; what is longer than LINE_BYTES is cut."""
+        separator, rest = b"", b""
+        for block in self._blocks():
+            separator = separator or (b"\0" if b"\0" in block else b"\n" if b"\n" in block else b"")
+            *lines, rest = (rest + block).split(separator) if separator else [rest + block]
+            yield from map(os.fsdecode, filter(None, (self._line(line, separator) for line in lines)))
+            rest = rest[:LINE_BYTES]
+        if line := self._line(rest, separator):
+            yield os.fsdecode(line)
+
+    def _line(self, line: bytes, separator: bytes) -> bytes:
+        return (line if separator == b"\0" else line.removesuffix(b"\r"))[:LINE_BYTES]
+
+    def _blocks(self) -> Iterator[bytes]:
+        """Stdin from its beginning, read as far as it is asked for."""
+        place = 0
+        while True:
+            self._kept.seek(place)
+            block = self._kept.read(LINE_BYTES)
+            if not block:
+                block = self._stream.read1(LINE_BYTES)
+                self._kept.seek(0, os.SEEK_END)
+                self._kept.write(block)
+            if not block:
+                return
+            place += len(block)
+            yield block
+
+
+def listed_file(path: str) -> File:
+    """A path of a list: a file to decode, or what is wrong with it."""
+    try:
+        check_regular(os.stat(path))
+        kind = "picture" if path[path.rfind(".") :].lower() in SUFFIXES else kind_of(path)
+    except (OSError, ValueError, StdacError) as error:
+        return File(Unreadable(reason(error, path)), None)
+    if kind != "picture":
+        return File(Unreadable(f"this is {KIND_NAMES[kind]}, expected a picture: name it as an INPUT of its own"), None)
+    return File(path, None)
+
+
+KINDS: dict[str, Callable[[str], Source]] = {
+    "picture": Picture,
+    "array": ArrayFile,
+    "parquet": ParquetFile,
+    "tar": TarFile,
+}
+KIND_NAMES = {
+    "array": "an .npz, .npy or IDX file",
+    "parquet": "a Parquet file",
+    "tar": "a tar file",
+}
+
+TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
+
+
+def kind_of(path: str) -> str:
+    """A key of KINDS: what a file is by its first bytes, or else by its name; "picture" where neither says."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(512)
+    except OSError:
+        head = b""
+    name = os.fsdecode(path).lower()
+    if head[:4] == b"PAR1":
+        return "parquet"
+    if head[257:262] == b"ustar" or head[:3] == b"BZh" or head[:6] == b"\xfd7zXZ\0":
+        return "tar"
+    if head[:2] == b"\x1f\x8b" and not name.endswith(TAR_NAMES):
+        return "tar" if unpacked_head(path)[257:262] == b"ustar" else "array"
+    is_idx = len(head) > 2 and head[:2] == b"\0\0" and head[2] in IDX_TYPES
+    if is_idx or head[:4] in (b"\x93NUM", b"PK\3\4", b"PK\5\6"):
+        return "array"
+    by_name = {".npz": "array", ".npy": "array", ".gz": "array", ".parquet": "parquet"}
+    return "tar" if name.endswith(TAR_NAMES) else by_name.get(name[name.rfind(".") :], "picture")
+
+
+def unpacked_head(path: str) -> bytes:
+    """The first bytes in a gzipped file, none where it is damaged."""
+    try:
+        with gzip.open(path) as file:
+            return file.read(512)
+    except (OSError, EOFError, zlib.error):
+        return b""
 
 
 def sample(text: str, shape: tuple[int, int, int]) -> Pixels:
-    """The first images of an INPUT, at most BATCH, (n, C, H, W) uint8. Raises StdacError where none can be read."""
-    batch = next(stream([open_source(text)], shape), None)
-    readable = [] if batch is None else [i for i, error in enumerate(batch.errors) if error is None]
-    if batch is None or not readable:
-        raise StdacError(
-            f"none of the first images of {text} could be read: {batch.errors[0] if batch else 'it is empty'}"
-        )
-    return batch.images[readable]
+    """Images of an INPUT, SAMPLE at most, at random but the same every time: (n, C, H, W) uint8 of the shape (C, H, W).
 
-
-def decode(paths: Iterable[str], shape: tuple[int, int, int]) -> Iterator[Batch]:
-    """Decode picture files in a few threads, some batches ahead of the reader."""
-    with ThreadPoolExecutor(WORKERS) as pool:
-        runs = map_ahead(pool, lambda run: decode_run(run, shape), batched(paths, RUN), 2 * BATCH // RUN)
-        for parts in batched(runs, BATCH // RUN):
-            images = np.concatenate([part.images for part in parts])
-            names, errors = chain.from_iterable(p.source for p in parts), chain.from_iterable(p.errors for p in parts)
-            yield Batch(list(names), np.zeros(len(images), np.int64), images, list(errors))
-
-
-def decode_run(paths: Sequence[str], shape: tuple[int, int, int]) -> Batch:
-    """Decode some picture files, one after another."""
-    images = np.zeros((len(paths), *shape), np.uint8)
-    errors: list[str | None] = [None] * len(paths)
-    for i, path in enumerate(paths):
+    Raises StdacError where none of them can be read.
+    """
+    first: str | None = None
+    images: list[Pixels] = []
+    for name, content in reservoir(chain.from_iterable(map(contents, open_source(text).runs())), SAMPLE):
         try:
-            images[i] = read_image(Path(path), shape[0], shape[1:])
-        except Exception as error:  # noqa: BLE001  # decoders raise anything on hostile files; the others go on
-            errors[i] = "this folder cannot be listed" if os.path.isdir(path) else reason(error, path)  # noqa: PTH112
-    return Batch([printable(path) for path in paths], np.zeros(len(paths), np.int64), images, errors)
+            images.append(picture_of(content, shape))
+        except StdacError as error:
+            first = first or reason(error, name)
+    if not images:
+        raise StdacError(f"none of the images of {text} could be read: {first or 'it is empty'}")
+    return np.stack(images)
 
 
-def array_batches(source: Array, shape: tuple[int, int, int]) -> Iterator[Batch]:
-    """The images of an array in batches; one row with an error where it cannot be loaded."""
-    name = printable(source.name)
-    try:
-        images = source.load()
-    except Exception as error:  # noqa: BLE001  # a damaged archive raises whatever its parts do
-        yield Batch([name], np.zeros(1, np.int64), np.zeros((1, *shape), np.uint8), [reason(error, source.name)])
-        return
-    for start in range(0, len(images), BATCH):
-        part = conform(images[start : start + BATCH], shape)
-        index = np.arange(start, start + len(part), dtype=np.int64)
-        yield Batch([name] * len(part), index, part, [None] * len(part))
+def reservoir(items: Iterable[T], size: int) -> list[T]:
+    """At most `size` of the items, each as likely as any other (Vitter 1985, Algorithm R)."""
+    chosen: list[T] = []
+    rng = random.Random(0)
+    for i, item in enumerate(items):
+        if i < size:
+            chosen.append(item)
+        elif (place := rng.randrange(i + 1)) < size:
+            chosen[place] = item
+    return chosen
+
+
+def contents(run: Run) -> Iterator[tuple[str, Content | Pixels]]:
+    """Each image of a run with its source's name."""
+    return zip(run.source, run.content, strict=True)
+
+
+def picture_of(content: Content | Pixels, shape: tuple[int, int, int]) -> Pixels:
+    """One image of a run as (C, H, W) uint8 of the shape. Raises StdacError where it cannot be read."""
+    if isinstance(content, Unreadable):
+        raise StdacError(content.reason)
+    if isinstance(content, np.ndarray):
+        image: Pixels = conform(content[None], shape)[0]
+        return image
+    return read_image(content, shape[0], shape[1:])
 
 
 def conform(images: Pixels, shape: tuple[int, int, int]) -> Pixels:
@@ -219,29 +334,8 @@ def conform(images: Pixels, shape: tuple[int, int, int]) -> Pixels:
     return resize(images, shape[1:])
 
 
-def reason(error: Exception, source: str) -> str:
-    """Why a source could not be read, without its name in front."""
-    return printable(str(error).removeprefix(f"{source}: ") or type(error).__name__)
-
-
-def printable(name: str) -> str:
-    r"""A file name as text: bytes that are not UTF-8 become \x escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
-
-
-def batched(items: Iterable[T], size: int) -> Iterator[tuple[T, ...]]:
-    """Tuples of `size` items, the last one shorter (itertools.batched is of Python 3.12)."""
+def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter (itertools.batched is of Python 3.12)."""
     iterator = iter(items)
-    while part := tuple(islice(iterator, size)):
+    while part := list(islice(iterator, size)):
         yield part
-
-
-def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """Map in a pool, results in order, at most `ahead` of them waiting (Executor.map would take all items at once)."""
-    waiting: deque[Future[R]] = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= ahead:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

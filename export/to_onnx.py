@@ -1,5 +1,6 @@
 """model.pt -> one ONNX file: images in, clusters out, nothing beside it. Verified against torch, or not written."""
 
+import hashlib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,10 +14,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.metadata import COLOUR_MODES, ModelInfo
+from export.half import halve
+from export.metadata import COLOUR_MODES, PRECISIONS, ModelInfo
+from export.quantize import quantize
 from export.sources import conform
-from export.verify import Agreement, check_graph, first_line, verify
-from stdac.data import NAMES
+from export.verify import Agreement, Real, check_graph, first_line, verify, verify_reduced
+from stdac.data import NAMES, TORCHVISION, default_data_dir, load
 from stdac.errors import StdacError
 from stdac.files import whole
 from stdac.images import as_pixels
@@ -26,7 +29,9 @@ from stdac.model_file import ModelConfig, load_model
 OPSET = 18
 """At 22 and above MaxPool has no CUDA kernel; TensorRT reads the "linear" GridSample of 20 and above as nearest."""
 
-REAL_IMAGES = 256
+VERIFIED_IMAGES = 256
+CALIBRATION_IMAGES = 512
+MEASURED_IMAGES = 1024
 
 
 class ExportReport(NamedTuple):
@@ -40,25 +45,42 @@ class ExportReport(NamedTuple):
 
 
 def export_model(
-    model_path: Path, onnx_path: Path, images: NDArray[np.uint8] | None = None, names: tuple[str, ...] = ()
+    model_path: Path,
+    onnx_path: Path,
+    images: NDArray[np.uint8] | None = None,
+    names: tuple[str, ...] = (),
+    *,
+    precision: str = "fp32",
+    with_embedding: bool = False,
+    labels: NDArray[np.int64] | None = None,
+    data_dir: Path | None = None,
 ) -> ExportReport:
     """Write model.pt as one ONNX file of opset 18 with a dynamic batch, after proving that it computes the same.
 
-    Input `images` (N, C, H, W) uint8; outputs `cluster` (N,) int64, `confidence` (N,) float32, `scores` (N, K) float32.
-    images: real ones to verify on, (N, H, W), (N, H, W, C) or (N, C, H, W) uint8 of any size; the first 256 are used.
-    names: K cluster names to store, or none. Raises StdacError, and writes nothing, for a file that is not a model of
-    ours, weights that are not finite, names that do not fit, an unwritable target, or a disagreement with torch.
+    Input `images` (N, C, H, W) uint8; outputs `cluster` (N,) int64, `confidence` (N,) float32, `scores` (N, K) float32
+    and, with_embedding, `embedding` (N, D) float32: what enters the last dense layer (codes, components, pixels).
+    precision: "fp32"; "fp16" for GPUs; "int8" for CPUs, whose ranges are calibrated on 512 real images.
+    images: real ones to calibrate and verify on, (N, H, W), (N, H, W, C) or (N, C, H, W) uint8 of any size, at random
+    1,536 at most; by default the trial's own data set, where it is at hand (data_dir: where, see `stdac.data.load`).
+    labels: (N,) int64 ground truth of these, to score with and nothing else. names: K cluster names to store, or none.
+    Raises StdacError, and writes nothing, for a file that is not a model of ours, weights that are not finite, names
+    that do not fit, an unwritable target, a precision that does not suit the model, or a disagreement with torch.
     """
+    if precision not in PRECISIONS:
+        raise StdacError(f"got precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     model, config = load_model(model_path)
     info = describe(config, names, model_path)
     check_weights(model, model_path)
-    real = None if images is None else conform(as_pixels(images[:REAL_IMAGES], "verification"), config.shape)
     with whole(onnx_path) as file:
-        graph = Graph(model).eval()
+        real = own_images(config, precision, data_dir) if images is None else Real(images, labels)
+        real = None if real is None else chosen(real, config.shape)
+        graph = Graph(model, with_embedding).eval()
         proto = convert(graph, config)
-        strip(proto)
-        check_graph(proto)
-        agreement = verify(graph, proto, config.shape, real)
+        agreement = verify(graph, proto, config.shape, None if real is None else real.images[:VERIFIED_IMAGES])
+        if precision != "fp32":
+            proto = reduced(proto, precision, real)
+            agreement = verify_reduced(graph, proto, precision, config.shape, real and real.last(MEASURED_IMAGES))
+        info = info._replace(precision=precision, embedding=embedding_size(proto), model_id=model_id(model))
         set_metadata(proto, info)
         content = proto.SerializeToString(deterministic=True)
         file.write(content)
@@ -69,13 +91,75 @@ def export_model(
 class Graph(nn.Module):
     """What the file computes: scaling, the model, argmax and max, so that no other program has to know them."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, with_embedding: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.with_embedding = with_embedding
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        scores = self.model(images.to(torch.float32) / 255)  # (N, K)
-        return scores.argmax(1), scores.amax(1), scores
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        z = self.model.embed(images.to(torch.float32) / 255)  # type: ignore[operator]  # (N, D); every model has it
+        scores = self.model.classify(z)  # type: ignore[operator]  # (N, K)
+        outputs = (scores.argmax(1), scores.amax(1), scores)
+        return (*outputs, z) if self.with_embedding else outputs
+
+
+def own_images(config: ModelConfig, precision: str, data_dir: Path | None) -> Real | None:
+    """The images that the model was trained on; None where they are not at hand and the precision needs none.
+
+    Raises StdacError where int8 needs them and they cannot be loaded.
+    """
+    trial = config.trial
+    folder = TORCHVISION.get(trial.dataset)
+    at_hand = folder is None or ((data_dir or default_data_dir()) / folder).is_dir()
+    if precision != "int8" and not at_hand:
+        return None  # a download is not worth it
+    try:
+        dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
+    except StdacError as error:
+        if precision != "int8":
+            return None
+        raise StdacError(
+            f"int8 takes its ranges from real images, and those of the trial cannot be loaded ({error}): "
+            "name a data set or folder of such images with --verify-on"
+        ) from error
+    return Real(dataset.images, dataset.labels)
+
+
+def chosen(real: Real, shape: tuple[int, int, int]) -> Real:
+    """Some of the images at random, the same every time, as the model takes them. Raises StdacError for no images."""
+    images = as_pixels(real.images, "verification")
+    if not len(images):
+        raise StdacError("got no images to verify on, expected at least one")
+    index = np.random.default_rng(0).permutation(len(images))[: CALIBRATION_IMAGES + MEASURED_IMAGES]
+    return Real(conform(images[index], shape), None if real.labels is None else real.labels[index])
+
+
+def reduced(proto: Any, precision: str, real: Real | None) -> Any:
+    """The graph in fewer bits, valid and without anything local. Raises StdacError where that does not suit it."""
+    if precision == "fp16":
+        proto = halve(proto)
+    else:
+        assert real is not None, "own_images finds some or raises"
+        with quiet():
+            proto = quantize(proto, real.images[:CALIBRATION_IMAGES])
+    strip(proto)
+    check_graph(proto, for_gpu=precision != "int8")
+    return proto
+
+
+def embedding_size(proto: Any) -> int:
+    """The dimension of the output `embedding`; 0 where there is none."""
+    shapes = {y.name: y.type.tensor_type.shape.dim for y in proto.graph.output}
+    return int(shapes["embedding"][1].dim_value) if "embedding" in shapes else 0
+
+
+def model_id(model: nn.Module) -> str:
+    """16 hex digits of SHA-256 over the names, types, shapes and bytes of the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> ModelInfo:
@@ -112,8 +196,11 @@ def check_weights(model: nn.Module, path: Path) -> None:
             raise StdacError(f"{path} has weights that are not finite ({name}): the trial diverged; export another one")
 
 
-def convert(graph: nn.Module, config: ModelConfig) -> Any:
-    """The graph as an ONNX ModelProto. Raises StdacError where onnx is not installed or the conversion fails."""
+def convert(graph: Graph, config: ModelConfig) -> Any:
+    """The graph as a valid ONNX ModelProto with nothing local in it.
+
+    Raises StdacError where onnx is not installed, the conversion fails, or a node has no CUDA kernel.
+    """
     try:
         import onnx  # noqa: F401  # torch.onnx.export needs both, and says so in many lines
         import onnxscript  # noqa: F401
@@ -130,7 +217,7 @@ def convert(graph: nn.Module, config: ModelConfig) -> Any:
                 external_data=False,
                 dynamic_shapes=({0: torch.export.Dim("N", min=0)},),
                 input_names=["images"],
-                output_names=["cluster", "confidence", "scores"],
+                output_names=["cluster", "confidence", "scores", "embedding"][: 4 if graph.with_embedding else 3],
                 verbose=False,
             )
         except Exception as error:  # whatever part of the exporter gives up
@@ -139,7 +226,10 @@ def convert(graph: nn.Module, config: ModelConfig) -> Any:
                 f"{what} could not be converted to ONNX ({first_line(error)}): please report this"
             ) from error
     assert program is not None
-    return program.model_proto
+    proto = program.model_proto
+    strip(proto)
+    check_graph(proto)
+    return proto
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The proof that an ONNX graph is the torch model: on real, random and adversarial images, before it is written."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,25 +10,28 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.cluster import open_session
+from export.kernels import without_kernel
+from export.runtime import open_session
 from stdac.errors import StdacError
 from stdac.images import Pixels
+from stdac.metrics import accuracy
 from stdac.stn import LocalisationNet
 
 TOLERANCE = 1e-4
 """Largest difference of a score between torch and ONNX Runtime; clusters may differ where the top two are closer."""
 
-# fmt: off
-CUDA_OPS = frozenset({
-    "Abs", "Add", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv",
-    "ConvTranspose", "Div", "Elu", "Equal", "Exp", "Expand", "Flatten", "Gather", "Gemm", "GlobalAveragePool",
-    "Greater", "GridSample", "Identity", "LayerNormalization", "LeakyRelu", "Less", "Log", "MatMul", "Max", "MaxPool",
-    "Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape",
-    "Sigmoid", "Slice", "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Transpose",
-    "Unsqueeze", "Where",
-})
-# fmt: on
-"""Operators that have a float32 kernel in ONNX Runtime's CUDA provider at opset 18. AffineGrid, for one, has none."""
+TOLERANCES = {"fp32": TOLERANCE, "fp16": 0.02, "int8": 0.05}
+"""fp16: 11 bits, so scores of trained models move by up to .002. int8: between batch sizes of the same graph, where a
+rounding that falls the other way moves an activation by a 255th of its range."""
+
+LEAST_AGREEMENT = {"fp16": 0.99, "int8": 0.95}
+"""Share of real images that must keep their cluster. The share is always told; below this the file would be another
+model: trained ones keep .998 to 1 in fp16 and .979 to 1 in int8 (the least where scores are nearly ties)."""
+
+BATCH = 256
+LARGEST_BATCH = 4096
+LARGEST_PIXELS = LARGEST_BATCH * 28 * 28
+"""The largest batch has 4,096 images of 28x28, which take 1.6 GB, or as many larger ones as take no more."""
 
 # Biases of the last localisation layer that drive tanh to +-1: zooms, mirrors and shears that sample outside the map.
 EXTREME_THETA_BIASES = {
@@ -38,17 +41,55 @@ EXTREME_THETA_BIASES = {
     "theta a sheared zoom": (20, -20, -20, 20, 20, 20),
 }
 
+STRESSED_ON = ("64 random images", "white images", "real images")
+
 
 class Agreement(NamedTuple):
-    """max_difference: the largest of any score. images: how many were compared. cases: how many kinds of input."""
+    """How well a graph agrees with torch in float32.
+
+    max_difference: the largest of any score. images: how many were compared. cases: how many kinds of input.
+    measured: how many real images same_cluster and accuracy are about, 0 for fp32 or without any. same_cluster: the
+    share that keeps its cluster. accuracy: ACC of torch and of the graph on them; None without ground truth.
+    """
 
     max_difference: float
     images: int
     cases: int
+    measured: int = 0
+    same_cluster: float | None = None
+    accuracy: tuple[float, float] | None = None
 
 
-def check_graph(proto: Any) -> None:
-    """Raise StdacError for a model that is not valid ONNX, spans several files, or has an operator not in CUDA_OPS."""
+class Real(NamedTuple):
+    """Real images (N, C, H, W) uint8, and their ground truth (N,) int64 or None, for scoring only."""
+
+    images: Pixels
+    labels: NDArray[np.int64] | None = None
+
+    def last(self, n: int) -> "Real":
+        """The last n of them, or all where there are fewer."""
+        return Real(self.images[-n:], None if self.labels is None else self.labels[-n:])
+
+
+class Case(NamedTuple):
+    """Images (n, C, H, W) uint8 to compare on; `batch` runs them over and over as one batch of that size."""
+
+    images: Pixels
+    batch: int | None = None
+
+
+class Outputs(NamedTuple):
+    """scores: (N, K) float32. embedding: (N, D) float32, or None where the graph has none."""
+
+    scores: NDArray[np.float32]
+    embedding: NDArray[np.float32] | None = None
+
+
+Reference = Callable[[Pixels], Outputs]
+
+
+def check_graph(proto: Any, for_gpu: bool = True) -> None:
+    """Raise StdacError for a model that is not valid ONNX, spans several files, or lacks a CUDA kernel, for_gpu."""
     import onnx
 
     try:
@@ -57,11 +98,10 @@ def check_graph(proto: Any) -> None:
         raise StdacError(f"the exported graph is not valid ONNX ({first_line(error)}): please report this") from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
         raise StdacError("the exported graph keeps weights outside of its file: please report this")
-    strange = {f"{node.domain or 'ai.onnx'}.{node.op_type}" for node in proto.graph.node if node.domain}
-    strange |= {node.op_type for node in proto.graph.node if not node.domain and node.op_type not in CUDA_OPS}
+    strange = without_kernel(proto) if for_gpu else []
     if strange:
         raise StdacError(
-            f"the exported graph has operators without a known CUDA kernel ({', '.join(sorted(strange))}): "
+            f"the exported graph has operators without a known CUDA kernel ({', '.join(strange)}): "
             "this model cannot be exported as one graph for CPU and GPU"
         )
 
@@ -71,34 +111,82 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
-def verify(graph: nn.Module, proto: Any, shape: tuple[int, int, int], images: Pixels | None = None) -> Agreement:
+def verify(
+    graph: nn.Module, proto: Any, shape: tuple[int, int, int], images: Pixels | None = None, precision: str = "fp32"
+) -> Agreement:
     """Compare torch with ONNX Runtime on the CPU.
 
-    graph: the module that was exported, (N, C, H, W) uint8 -> cluster, confidence, scores. proto: the ONNX model.
-    images: (N, C, H, W) uint8, real ones. Raises StdacError that names the case where they disagree.
+    graph: the module that was exported, (N, C, H, W) uint8 -> cluster, confidence, scores, perhaps embedding. proto:
+    the ONNX model, of the precision. images: (N, C, H, W) uint8, real ones. Raises StdacError that names the case
+    where they disagree.
     """
-    inputs = cases(shape, images)
-    found = [compare(graph, proto, inputs)]
-    few = {name: x for name, x in inputs.items() if name in ("64 random images", "white images", "real images")}
-    found += [compare(g, p, few, f" with {what}") for what, g, p in stressed(graph, proto)]
+    tolerance, inputs = TOLERANCES[precision], cases(shape, images)
+    found = [compare(by_torch(graph), open_proto(proto), inputs, tolerance)]
+    few = {name: Case(x.images[:64]) for name, x in inputs.items() if name in STRESSED_ON}
+    for what, stressed_graph, stressed_proto in stressed(graph, proto):
+        found.append(compare(by_torch(stressed_graph), open_proto(stressed_proto), few, tolerance, f" with {what}"))
     return Agreement(max(f.max_difference for f in found), sum(f.images for f in found), sum(f.cases for f in found))
 
 
-def cases(shape: tuple[int, int, int], images: Pixels | None) -> dict[str, Pixels]:
-    """Inputs of several kinds and batch sizes, (n, C, H, W) uint8, by name."""
+def verify_reduced(
+    graph: nn.Module, proto: Any, precision: str, shape: tuple[int, int, int], real: Real | None
+) -> Agreement:
+    """Hold a float16 or int8 model against torch in float32: by its clusters on real images, which is what counts.
+
+    float16 is compared score by score too; int8 with itself, an image at a time and in batches of every size.
+    Raises StdacError that names the case, or the share of real images that keep their cluster where it is too low.
+    """
+    if precision == "fp16":
+        agreement = verify(graph, proto, shape, None if real is None else real.last(BATCH).images, precision)
+    else:
+        session = open_proto(proto)
+        who = "the int8 graph one image at a time and in batches"
+        agreement = compare(one_by_one(session), session, cases(shape, None), TOLERANCES[precision], who=who)
+    return agreement if real is None else measured(agreement, graph, proto, precision, real)
+
+
+def measured(agreement: Agreement, graph: nn.Module, proto: Any, precision: str, real: Real) -> Agreement:
+    """The agreement with what was measured on real images added. Raises StdacError where too few keep their cluster."""
+    scores = np.concatenate([by_torch(graph)(x).scores for x in batches(real.images)])
+    session = open_proto(proto)
+    found = np.concatenate([by_session(session)(x).scores for x in batches(real.images)])
+    expected, clusters = scores.argmax(1), found.argmax(1)
+    same = float((expected == clusters).mean())
+    if same < LEAST_AGREEMENT[precision]:
+        raise StdacError(
+            f"only {same:.1%} of {len(clusters)} real images keep their cluster in {precision}, at least "
+            f"{LEAST_AGREEMENT[precision]:.1%} is required; nothing was written: export this model as fp32"
+        )
+    accuracy_of_both = None
+    if real.labels is not None:
+        accuracy_of_both = accuracy(real.labels, expected), accuracy(real.labels, clusters)
+    difference = max(agreement.max_difference, float(np.abs(found - scores).max()))
+    return Agreement(difference, agreement.images, agreement.cases, len(clusters), same, accuracy_of_both)
+
+
+def batches(images: Pixels) -> Iterator[Pixels]:
+    """The images in batches that fit into memory."""
+    for start in range(0, len(images), BATCH):
+        yield images[start : start + BATCH]
+
+
+def cases(shape: tuple[int, int, int], images: Pixels | None) -> dict[str, Case]:
+    """Inputs of several kinds and batch sizes, by name."""
     noise = np.random.default_rng(0).integers(0, 256, (64, *shape), dtype=np.uint8)
     checks = np.indices(shape).sum(0) % 2 * np.uint8(255)
+    largest = max(65, min(LARGEST_BATCH, LARGEST_PIXELS // (shape[1] * shape[2])))
     known = {
-        "64 random images": noise,
-        "7 random images": noise[:7],
-        "one random image": noise[:1],
-        "an empty batch": noise[:0],
-        "black images": np.zeros((7, *shape), np.uint8),
-        "white images": np.full((7, *shape), 255, np.uint8),
-        "random black and white": (noise > 127) * np.uint8(255),
-        "a checkerboard": checks[None].astype(np.uint8),
+        "64 random images": Case(noise),
+        "7 random images": Case(noise[:7]),
+        "one random image": Case(noise[:1]),
+        "an empty batch": Case(noise[:0]),
+        f"a batch of {largest}": Case(noise, largest),
+        "black images": Case(np.zeros((7, *shape), np.uint8)),
+        "white images": Case(np.full((7, *shape), 255, np.uint8)),
+        "random black and white": Case((noise > 127) * np.uint8(255)),
+        "a checkerboard": Case(checks[None].astype(np.uint8)),
     }
-    return known if images is None else known | {"real images": images}
+    return known if images is None else known | {"real images": Case(images)}
 
 
 def stressed(graph: nn.Module, proto: Any) -> Iterator[tuple[str, nn.Module, Any]]:
@@ -124,22 +212,73 @@ def stressed(graph: nn.Module, proto: Any) -> Iterator[tuple[str, nn.Module, Any
         yield what, graph, proto
 
 
-def compare(graph: nn.Module, proto: Any, inputs: Mapping[str, Pixels], note: str = "") -> Agreement:
-    """Compare the two on each input. Raises StdacError that names the first one on which they disagree."""
-    session, _ = open_session(proto.SerializeToString(), Path("the exported graph"), "cpu")
-    worst, total = 0.0, 0
-    for name, x in inputs.items():
+def open_proto(proto: Any) -> Any:
+    """An onnxruntime session on the CPU."""
+    return open_session(proto.SerializeToString(), Path("the exported graph"), "cpu")[0]
+
+
+def by_torch(graph: nn.Module) -> Reference:
+    """What torch gives."""
+
+    def run(x: Pixels) -> Outputs:
         with torch.no_grad():
-            torch_scores = graph(torch.from_numpy(x))[2].numpy()
-        cluster, confidence, scores = session.run(["cluster", "confidence", "scores"], {"images": x})
-        difference = disagreement(torch_scores, scores, cluster, confidence)
-        if not difference <= TOLERANCE:
+            return Outputs(*(y.numpy() for y in graph(torch.from_numpy(np.ascontiguousarray(x)))[2:]))
+
+    return run
+
+
+def by_session(session: Any) -> Reference:
+    """What a session gives."""
+    return lambda x: Outputs(*session.run(None, {"images": x})[2:])
+
+
+def one_by_one(session: Any) -> Reference:
+    """What a session gives for each image alone."""
+    run = by_session(session)
+
+    def run_each(x: Pixels) -> Outputs:
+        parts = [run(x[i : i + 1]) for i in range(len(x))] or [run(x)]
+        embeddings = [part.embedding for part in parts if part.embedding is not None]
+        return Outputs(
+            np.concatenate([part.scores for part in parts]), np.concatenate(embeddings) if embeddings else None
+        )
+
+    return run_each
+
+
+def compare(
+    reference: Reference,
+    session: Any,
+    inputs: Mapping[str, Case],
+    tolerance: float,
+    note: str = "",
+    who: str = "torch and ONNX Runtime",
+) -> Agreement:
+    """Compare the two on each input. Raises StdacError that names the first one on which they disagree."""
+    worst, total = 0.0, 0
+    for name, case in inputs.items():
+        n = len(case.images) if case.batch is None else case.batch
+        index = np.arange(n) % max(len(case.images), 1)
+        expected = reference(case.images)
+        cluster, confidence, scores, *embedding = session.run(None, {"images": case.images[index]})
+        difference = disagreement(expected.scores[index], scores, cluster, confidence, tolerance)
+        if expected.embedding is not None:
+            difference = max(difference, distance(expected.embedding[index], embedding[0]))
+        if not difference <= tolerance:
             raise StdacError(
-                f"torch and ONNX Runtime disagree on {name}{note}: scores differ by {difference:.2g}, "
-                f"at most {TOLERANCE} is allowed; nothing was written"
+                f"{who} disagree on {name}{note}: scores differ by {difference:.2g}, "
+                f"at most {tolerance} is allowed; nothing was written"
             )
-        worst, total = max(worst, difference), total + len(x)
+        worst, total = max(worst, difference), total + n
     return Agreement(worst, total, len(inputs))
+
+
+def distance(expected: NDArray[np.float32], embedding: NDArray[np.float32]) -> float:
+    """The largest difference between embeddings (N, D), as a share of the largest value where that is above 1."""
+    if embedding.shape != expected.shape or not np.isfinite(embedding).all():
+        return np.inf
+    scale = max(1.0, float(np.abs(expected).max(initial=0)))
+    return float(np.abs(embedding - expected).max(initial=0)) / scale
 
 
 def disagreement(
@@ -147,10 +286,11 @@ def disagreement(
     scores: NDArray[np.float32],
     cluster: NDArray[np.int64],
     confidence: NDArray[np.float32],
+    tolerance: float = TOLERANCE,
 ) -> float:
     """The largest difference between scores (N, K); infinite where shapes, clusters (N,) or confidences do not fit.
 
-    A cluster other than torch's is a tie, and allowed, where torch's two highest scores are less than TOLERANCE apart.
+    A cluster other than torch's is a tie, and allowed, where torch's two highest scores are closer than the tolerance.
     """
     if scores.shape != expected.shape or cluster.shape != confidence.shape or len(cluster) != len(expected):
         return np.inf
@@ -159,6 +299,6 @@ def disagreement(
     if not (np.isfinite(expected).all() and np.isfinite(scores).all()):
         return np.inf
     top = np.sort(expected, axis=1)
-    tied = top[:, -1] - top[:, -2] < TOLERANCE
+    tied = top[:, -1] - top[:, -2] < tolerance
     same = (cluster == scores.argmax(1)) & (confidence == scores.max(1)) & ((cluster == expected.argmax(1)) | tied)
     return float(np.abs(scores - expected).max()) if same.all() else np.inf

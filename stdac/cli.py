@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster_jobs.suggest_k import suggest_k_command
 from export.cli import cluster_command, export_command
+from export.page import page_command
 from stdac.command import Commands
 from stdac.errors import StdacError
 
@@ -24,8 +26,8 @@ def main() -> None:
     """
 
 
-main.add_command(export_command)
-main.add_command(cluster_command)
+for command in (export_command, cluster_command, page_command, suggest_k_command):
+    main.add_command(command)
 
 
 @main.command()

@@ -1,84 +1,315 @@
 """Pictures from files, as uint8 arrays: folders, .npz, .npy, IDX. No torch: batch clustering uses it too."""
 
 import gzip
+import os
+import stat
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from stdac.errors import StdacError
 
+if TYPE_CHECKING:
+    from PIL import ImageCms
+
 Pixels = NDArray[np.uint8]
 
+T = TypeVar("T")
+
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"})
+FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+"""What a file's first bytes may say it is; Pillow's other decoders, some of which start programs, are never tried."""
+
 GRAY_MODES = frozenset({"1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N"})
-Image.MAX_IMAGE_PIXELS = 100_000_000
+
+MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 28
+"""A picture of more pixels or bytes is refused before it is decoded."""
+
+STRIP_PIXELS = 1 << 22
+"""Pictures of more pixels are made smaller in strips of about so many, as conversions take several times the memory."""
+
+ENOUGH = 4
+"""How many times the wanted size leaves the last resize room to be precise."""
+
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+ORIENTATION, BITS, PHOTOMETRIC = 274, 258, 262
+"""Tags of EXIF and TIFF."""
+
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF's orientation to what undoes it; 5 and above swap height and width."""
+
+
+def walk(folder: str) -> Iterator[str]:
+    """The image files below a folder, by suffix, sorted by name within each folder; the names of one are in memory.
+
+    Hidden ones are left out, links to folders not followed. A folder that cannot be listed is yielded with a slash at
+    its end.
+    """
+    waiting = [(folder, list_reversed(folder))]
+    while waiting:
+        path, names = waiting[-1]
+        if names is None:
+            yield path + "/"
+        if not names:
+            waiting.pop()
+            continue
+        name = names.pop()
+        below = os.path.join(path, name.rstrip("/"))  # noqa: PTH118  # a Path for each of a million would cost
+        if name.endswith("/"):
+            waiting.append((below, list_reversed(below)))
+        else:
+            yield below
+
+
+def list_reversed(folder: str) -> list[str] | None:
+    """The wanted names in a folder, last one first, sub-folders with a slash at the end; None where it is closed."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [name for name in map(wanted_name, entries) if name]
+    except OSError:
+        return None
+    names.sort(key=lambda name: name.rstrip("/"), reverse=True)
+    return names
+
+
+def wanted_name(entry: os.DirEntry[str]) -> str | None:
+    """The name of a visible folder, with a slash, or of a visible file, or link to one, with an image's suffix."""
+    name = entry.name
+    if name.startswith("."):
+        return None
+    if entry.is_dir(follow_symlinks=False):
+        return name + "/"
+    if name[name.rfind(".") :].lower() not in SUFFIXES:
+        return None
+    if entry.is_symlink():
+        return name if os.path.isfile(entry.path) else None  # noqa: PTH113  # Path.is_file raises where a folder is closed
+    return name if entry.is_file() else None
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The image files below a folder, by suffix, hidden ones left out, in a stable order."""
-    paths = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    return sorted(p for p in paths if not any(part.startswith(".") for part in p.relative_to(folder).parts))
+    """The image files below a folder, those of `walk`. Raises StdacError where a part of it cannot be listed."""
+    paths = list(walk(str(folder)))
+    closed = next((path for path in paths if path.endswith("/")), None)
+    if closed is not None:
+        raise StdacError(f"{closed}: this folder cannot be listed")
+    return [Path(path) for path in paths]
 
 
-def read_image(path: Path, channels: int | None = None, size: tuple[int, int] | None = None) -> Pixels:
+def read_file(path: str | os.PathLike[str]) -> tuple[bytes, os.stat_result]:
+    """The bytes of a regular file, and what the system says of it. Raises OSError, and StdacError for what else it is.
+
+    Pipes, sockets and devices are not opened; a file of more than MAX_BYTES is not read.
+    """
+    check_regular(os.stat(path))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        about = os.fstat(descriptor)
+        check_regular(about)
+        data = os.read(descriptor, about.st_size + 1)
+        while len(data) < about.st_size and (more := os.read(descriptor, about.st_size - len(data))):
+            data += more
+    finally:
+        os.close(descriptor)
+    return data, about
+
+
+def check_regular(about: os.stat_result) -> None:
+    """Raise StdacError for what is not a regular file of at most MAX_BYTES."""
+    if not stat.S_ISREG(about.st_mode):
+        what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe, a socket or a device"
+        raise StdacError(f"this is {what}, expected a picture file")
+    if about.st_size > MAX_BYTES:
+        raise StdacError(f"its {about.st_size:,} bytes are more than the {MAX_BYTES:,} that are read")
+
+
+def read_image(
+    picture: str | os.PathLike[str] | bytes,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+    *,
+    side: int | None = None,
+) -> Pixels:
     """Decode one picture: (C, H, W) uint8, its first frame, turned upright by its EXIF orientation.
 
-    channels: 1 (gray), 3 (RGB), or None for what the file holds. size: (height, width) to resize to, antialiased.
-    16-bit gray is scaled to 8; transparency is laid on black. Raises StdacError for what is not a readable image.
+    picture: a file's path, or its bytes. channels: 1 (gray), 3 (RGB), or None for what the file holds. size: (height,
+    width) to resize to, antialiased; side: instead of it, the most pixels a side may have.
+
+    16 bits are scaled to 8, floats taken as [0, 1] where all of them lie there and else as [0, 255]. Transparency is
+    laid on black, the value that spatial transformers see beyond an image's border too. CMYK is converted by its ICC
+    profile where it has one; other profiles are ignored. A JPEG is decoded at a half, quarter or eighth of its size
+    where that leaves ENOUGH times the wanted one, and a picture of more than STRIP_PIXELS is averaged down to no less
+    than that first: both differ slightly from one resize. Raises StdacError, in a few words after the path, for what is
+    not a readable image of at most MAX_PIXELS pixels, and MemoryError.
     """
     try:
-        with Image.open(path) as image:
-            image.seek(0)
-            upright = ImageOps.exif_transpose(image)
-            flat = to_gray(upright) if (channels or channels_of(image)) == 1 else to_rgb(upright)
-            if size is not None and flat.size != (size[1], size[0]):
-                flat = flat.resize(
-                    (size[1], size[0]), Image.Resampling.BOX if shrinks(flat, size) else Image.Resampling.BILINEAR
-                )
-            pixels = np.asarray(flat, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError, EOFError) as error:
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "not a readable image" if unknown else getattr(error, "strerror", None) or str(error)
-        raise StdacError(f"{path}: {reason}") from error
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+        data = picture if isinstance(picture, bytes) else read_file(picture)[0]
+        return decode(data, channels, size, side)
+    except MemoryError:
+        raise
+    except Exception as error:  # decoders raise anything on hostile files
+        name = "" if isinstance(picture, bytes) else f"{os.fspath(picture)}: "
+        raise StdacError(name + decoder_reason(error)) from error
 
 
-def shrinks(image: Image.Image, size: tuple[int, int]) -> bool:
-    """Whether a resize to (height, width) makes the picture smaller on both sides."""
-    return image.size[0] >= size[1] and image.size[1] >= size[0]
+def decoder_reason(error: Exception) -> str:
+    """Why a picture could not be decoded, in a few words."""
+    text = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, UnidentifiedImageError):
+        return "not a readable image"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"it has more than {MAX_PIXELS:,} pixels"
+    if isinstance(error, EOFError) or "truncated" in text.lower():
+        return "cut short"
+    if isinstance(error, StdacError) or getattr(error, "errno", None):
+        return text
+    return f"damaged ({text.splitlines()[0][:100] if text else type(error).__name__})"
 
 
-def channels_of(image: Image.Image) -> int:
-    """1 for gray pictures, 3 for all others."""
-    return 1 if image.mode in GRAY_MODES else 3
+def decode(data: bytes, channels: int | None, size: tuple[int, int] | None, side: int | None) -> Pixels:
+    """`read_image` of bytes; raises whatever the decoders do."""
+    image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
+    check_size(image)
+    height, width = size or (side or MAX_PIXELS,) * 2
+    drafted = (
+        image.draft(None, turned(image, ENOUGH * width, ENOUGH * height)) if image.format in ("JPEG", "MPO") else None
+    )
+    image.load()
+    extent: tuple[float, float] = image.size if drafted is None else drafted[1][2:]
+    if image.mode == "F" or image.format == "TIFF":
+        image = spread(image)
+    gray = channels == 1 or image.mode in GRAY_MODES
+    flat, factor = shrink(image, *turned(image, ENOUGH * width, ENOUGH * height), gray)
+    extent = extent[0] / factor[0], extent[1] / factor[1]  # the last row and column may be of smaller blocks
+    if size is None and side is not None and max(extent) > side:
+        width, height = (max(1, round(length * side / max(extent))) for length in turned(image, *extent))
+        size = height, width
+    if size is not None and flat.size != turned(image, width, height):
+        flat = resized(flat, *turned(image, width, height), (0, 0, *extent))
+    if (orientation := orientation_of(image)) != 1:
+        flat = flat.transpose(UPRIGHT[orientation])
+    pixels = np.frombuffer(flat.tobytes(), np.uint8)
+    if gray:
+        plane = pixels.reshape(1, flat.height, flat.width)
+        return np.repeat(plane, 3, 0) if channels == 3 else plane
+    return np.ascontiguousarray(pixels.reshape(flat.height, flat.width, 3).transpose(2, 0, 1))
 
 
-def to_gray(image: Image.Image) -> Image.Image:
-    """8-bit gray; 16-bit values are scaled, floats must lie in [0, 255]."""
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65535) // 257).astype(np.uint8))
+def check_size(image: Image.Image) -> None:
+    """Raise StdacError for a picture, or a tile of a TIFF, of more than MAX_PIXELS pixels."""
+    tags = getattr(image, "tag_v2", {})
+    for width, height in (image.size, (tags.get(322, 1), tags.get(323, 1))):
+        if width * height > MAX_PIXELS:
+            raise StdacError(f"its {width} x {height} pixels are more than {MAX_PIXELS:,}")
+
+
+def orientation_of(image: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8, where there is one that can be read, else 1; TIFFs are turned as they are loaded."""
+    if "exif" not in image.info and "Raw profile type exif" not in image.info:
+        return 1
+    try:
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # noqa: BLE001  # a parser of hostile bytes; the picture itself may be sound
+        return 1
+    return orientation if orientation in UPRIGHT else 1
+
+
+def turned(image: Image.Image, width: T, height: T) -> tuple[T, T]:
+    """A width and height of the upright picture as they are in the file, or the other way round."""
+    return (height, width) if orientation_of(image) >= 5 else (width, height)
+
+
+def spread(image: Image.Image) -> Image.Image:
+    """Floats of which none is above 1 times 255; 12-bit gray times 16; gray with white as 0 inverted."""
     if image.mode == "F":
-        return Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8))
-    return on_black(image).convert("L")
+        return image.point(lambda v: v * 255) if np.fmax.reduce(np.asarray(image), None) <= 1 else image
+    if image.mode == "I;16":
+        tags = getattr(image, "tag_v2", {})
+        if tags.get(BITS) == (12,):
+            image = image.point(lambda v: v * 16)
+        if tags.get(PHOTOMETRIC) == 0:
+            image = image.point(lambda v: v * -1 + 65535)
+    return image
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB."""
-    return to_gray(image).convert("RGB") if image.mode in GRAY_MODES else on_black(image).convert("RGB")
+def shrink(image: Image.Image, width: int, height: int, gray: bool) -> tuple[Image.Image, tuple[int, int]]:
+    """`flatten`, and of a large picture the mean over blocks, no fewer than width by height; with the blocks' size."""
+    factor = max(1, image.width // width), max(1, image.height // height)
+    if factor == (1, 1) or image.width * image.height <= STRIP_PIXELS:
+        return flatten(image, gray), (1, 1)
+    rows = factor[1] * max(1, STRIP_PIXELS // (image.width * factor[1]))
+    small = Image.new("L" if gray else "RGB", (-(-image.width // factor[0]), -(-image.height // factor[1])))
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        small.paste(flatten(strip, gray).reduce(factor), (0, top // factor[1]))
+    return small, factor
 
 
-def on_black(image: Image.Image) -> Image.Image:
-    """The picture without transparency, laid on black; others unchanged."""
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+def flatten(image: Image.Image, gray: bool) -> Image.Image:
+    """8-bit gray or RGB."""
+    mode = "L" if gray else "RGB"
+    if image.mode != mode or "transparency" in image.info:
+        image = eight_bit(image) if image.mode in GRAY_MODES - {"LA"} else opaque_rgb(image)
+    return image if image.mode == mode else image.convert(mode)
+
+
+def eight_bit(image: Image.Image) -> Image.Image:
+    """Gray of 1, 16 or 32 bits, or floats in [0, 255], as gray of 8 bits."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).clip(0, 65535).astype(np.uint32)
+        return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        return Image.fromarray(np.rint(np.nan_to_num(np.asarray(image)).clip(0, 255)).astype(np.uint8))
+    return image.convert("L") if "transparency" not in image.info else opaque_rgb(image)
+
+
+def opaque_rgb(image: Image.Image) -> Image.Image:
+    """RGB, transparency laid on black."""
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+    profile = image.info.get("icc_profile") if image.mode == "CMYK" else None
+    transform = cmyk_transform(profile) if isinstance(profile, bytes) else None
+    if transform is not None:
+        return transform.apply(image)
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=2)
+def cmyk_transform(profile: bytes) -> "ImageCms.ImageCmsTransform | None":
+    """From CMYK by an ICC profile to sRGB; None where it is no such profile, or Pillow was built without Little CMS."""
+    from PIL import ImageCms
+
+    try:
+        source, target = ImageCms.ImageCmsProfile(BytesIO(profile)), ImageCms.createProfile("sRGB")
+        return ImageCms.buildTransform(source, target, "CMYK", "RGB")
+    except (ImportError, OSError, ImageCms.PyCMSError):
+        return None
+
+
+def resized(
+    image: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """The picture, or the box (left, top, right, bottom) of it: means where it shrinks on both sides, else linear."""
+    shrinks = image.width >= width and image.height >= height
+    return image.resize((width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR, box)
 
 
 def resize(images: Pixels, size: tuple[int, int]) -> Pixels:
@@ -88,9 +319,7 @@ def resize(images: Pixels, size: tuple[int, int]) -> Pixels:
     out = np.empty((*images.shape[:2], *size), dtype=np.uint8)
     for i, image in enumerate(images):
         for c, plane in enumerate(image):
-            picture = Image.fromarray(plane)
-            how = Image.Resampling.BOX if shrinks(picture, size) else Image.Resampling.BILINEAR
-            out[i, c] = np.asarray(picture.resize((size[1], size[0]), how))
+            out[i, c] = np.asarray(resized(Image.fromarray(plane), size[1], size[0]))
     return out
 
 
@@ -211,18 +440,22 @@ def as_pixels(images: NDArray[np.generic], source: object) -> Pixels:
 
     uint8 is taken as it is. Raises StdacError for other shapes and types: floats have no agreed range.
     """
-    if images.dtype != np.uint8:
-        raise StdacError(
-            f"{source} has images of type {images.dtype}, expected uint8 with values 0 to 255: scale and round them"
-        )
-    if images.size == 0:
-        raise StdacError(f"{source} holds no images: its shape is {images.shape}")
+    check_pixels(images.shape, images.dtype, source)
     if images.ndim == 3:
         return np.ascontiguousarray(images[:, None])
-    if images.ndim == 4 and images.shape[1] in (1, 3):
-        return np.ascontiguousarray(images)
-    if images.ndim == 4 and images.shape[3] in (1, 3):
-        return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-    raise StdacError(
-        f"{source} has images of shape {images.shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3"
-    )
+    channels_last = images.shape[1] not in (1, 3)
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2) if channels_last else images)
+
+
+def check_pixels(shape: tuple[int, ...], dtype: np.dtype[np.generic], source: object) -> None:
+    """Raise StdacError for what `as_pixels` does not take."""
+    if dtype != np.uint8:
+        raise StdacError(
+            f"{source} has images of type {dtype}, expected uint8 with values 0 to 255: scale and round them"
+        )
+    if 0 in shape:
+        raise StdacError(f"{source} holds no images: its shape is {shape}")
+    if len(shape) != 3 and not (len(shape) == 4 and {shape[1], shape[3]} & {1, 3}):
+        raise StdacError(
+            f"{source} has images of shape {shape}, expected (N, H, W), (N, H, W, C) or (N, C, H, W) with C = 1 or 3"
+        )

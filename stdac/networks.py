@@ -165,7 +165,8 @@ class STDACNet(nn.Module):
         self.dense2 = glorot_uniform(nn.Linear(dense, k))
         self.bn5 = BatchNorm(k)
 
-    def forward(self, x: Tensor, group: int | None = None) -> Tensor:
+    def embed(self, x: Tensor, group: int | None = None) -> Tensor:
+        """What enters the last dense layer: (B, C, H, W) -> (B, 3096) float32, times `width`."""
         if self.stn1 is not None:
             x = self.stn1(x)
         x = F.relu(self.bn1(self.conv1(x), group))  # (B, 64, H, W)
@@ -179,9 +180,16 @@ class STDACNet(nn.Module):
             x = self.stn3(x)
         if self.bn3_pool is not None:
             x = self.bn3_pool(F.max_pool2d(x, 2), group)
-        x = self.dropout(F.relu(self.bn4(self.dense1(x.flatten(1)), group)))  # (B, 3096)
-        x = F.relu(self.bn5(self.dense2(x), group))  # (B, K); the ReLU before the softmax is the paper's
+        z: Tensor = self.dropout(F.relu(self.bn4(self.dense1(x.flatten(1)), group)))
+        return z
+
+    def classify(self, z: Tensor, group: int | None = None) -> Tensor:
+        """Label features of embeddings z (B, 3096): (B, K) float32."""
+        x = F.relu(self.bn5(self.dense2(z), group))  # the ReLU before the softmax is the paper's
         return x.softmax(1)
+
+    def forward(self, x: Tensor, group: int | None = None) -> Tensor:
+        return self.classify(self.embed(x, group), group)
 
     @property
     def transformers(self) -> list[SpatialTransformer]:
@@ -214,16 +222,22 @@ class AllConvNet(nn.Module):
         self.denses = nn.ModuleList(identity(nn.Linear(k, k)) for _ in range(2))
         self.dense_norms = nn.ModuleList(BatchNorm(k) for _ in range(2))
 
-    def forward(self, x: Tensor, group: int | None = None) -> Tensor:
+    def embed(self, x: Tensor, group: int | None = None) -> Tensor:
+        """What enters the last dense layer: (B, C, H, W) -> (B, K) float32."""
         for block in range(2):  # (B, 64, H-6, W-6) -> pooled; then (B, 128, ...) -> pooled
             for i in range(3 * block, 3 * block + 3):
                 x = F.relu(self.norms[i](self.convs[i](x), group))
             x = self.pool_norms[block](F.max_pool2d(x, 2), group)
         x = F.relu(self.norm_k(self.conv_k(x), group))  # (B, K, 2, 2)
         x = self.pool_norm_k(x.mean((2, 3)), group)  # (B, K)
-        for dense, norm in zip(self.denses, self.dense_norms, strict=True):
-            x = F.relu(norm(dense(x), group))
-        return x.softmax(1)
+        return F.relu(self.dense_norms[0](self.denses[0](x), group))
+
+    def classify(self, z: Tensor, group: int | None = None) -> Tensor:
+        """Label features of embeddings z (B, K): (B, K) float32."""
+        return F.relu(self.dense_norms[1](self.denses[1](z), group)).softmax(1)
+
+    def forward(self, x: Tensor, group: int | None = None) -> Tensor:
+        return self.classify(self.embed(x, group), group)
 
 
 def identity(layer: nn.Linear) -> nn.Linear:

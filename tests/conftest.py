@@ -5,11 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
+from export.to_onnx import export_model
+from stdac.data import load
+from stdac.images import Pixels
 from stdac.machine import Machine
+from stdac.methods import resolve
+from stdac.model_file import ModelConfig, save_model
 from stdac.record import TIMINGS, TrialFolder
 
 # A job in the background ignores Ctrl-C, and so would all that the tests start.
@@ -46,3 +53,36 @@ def results_of(folder: TrialFolder) -> tuple[pa.Table, Path]:
 def new_folder(tmp_path: Path) -> Callable[[str], TrialFolder]:
     """Makes trial folders by name."""
     return lambda name: TrialFolder(tmp_path / name)
+
+
+NAMES = tuple(f"number {i}" for i in range(10))
+
+
+@pytest.fixture(scope="session")
+def digits() -> Pixels:
+    """The first 300 digits, (300, 1, 28, 28) uint8: more than one chunk."""
+    return load("digits").images[:300]
+
+
+def export_nearest(folder: Path, images: Pixels, names: tuple[str, ...] = ()) -> Path:
+    """A model whose clusters are the nearest of the first ten images."""
+    shape = (images.shape[1], images.shape[2], images.shape[3])
+    config = ModelConfig(resolve({"method": "kmeans", "dataset": "digits"}), shape)
+    model = config.build()
+    model.assign.centres.data.copy_(torch.from_numpy(images[:10]).flatten(1) / 255)
+    save_model(folder / "model.pt", model, config)
+    export_model(folder / "model.pt", folder / "model.onnx", names=names)
+    return folder / "model.onnx"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory, digits: Pixels) -> Path:
+    """A model for 28x28 gray images, with cluster names."""
+    return export_nearest(tmp_path_factory.mktemp("gray"), digits, NAMES)
+
+
+@pytest.fixture(scope="session")
+def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model for RGB images of 12 by 16 pixels, without names."""
+    images = np.random.default_rng(0).integers(0, 256, (10, 3, 16, 12), dtype=np.uint8)
+    return export_nearest(tmp_path_factory.mktemp("colour"), images)

@@ -1,282 +1,77 @@
-"""Batch clustering: every kind of input becomes the same rows, a broken file is a row, and torch is not needed."""
+"""Batch clustering: every input becomes the same rows, a broken file is a row, an interrupted run goes on, no torch."""
 
 import gzip
 import os
+import random
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import repeat
+import time
 from pathlib import Path
 
 import numpy as np
-import onnx
 import pyarrow.parquet as pq
 import pytest
-import torch
 from click.testing import CliRunner
-from onnx import TensorProto, helper
 from PIL import Image
 
-import export.cluster
+import export.rows
 from export import Clusterer
 from export.cli import cluster_command
-from export.cluster import CHUNK, CLUSTERS, Progress, cluster_files
-from export.sources import BATCH, conform, decode, open_source, stream, walk
+from export.cluster import Progress, Settings, Summary, cluster_files
+from export.decode import fingerprints
+from export.rows import CLUSTERS
 from export.to_onnx import export_model
-from stdac.data import load
 from stdac.errors import StdacError
-from stdac.images import Pixels, find_images, read_image
-from stdac.methods import resolve
-from stdac.model_file import ModelConfig, load_model, save_model
+from stdac.images import Pixels
+from stdac.model_file import load_model, save_model
+from tests.conftest import NAMES
 
-NAMES = tuple(f"number {i}" for i in range(10))
-GRAY = (1, 28, 28)
-
-
-@pytest.fixture(scope="session")
-def digits() -> Pixels:
-    """The first 300 digits, (300, 1, 28, 28) uint8: more than one chunk."""
-    return load("digits").images[:300]
+CPU = Settings(provider="cpu")
 
 
-def export_nearest(folder: Path, images: Pixels, names: tuple[str, ...] = ()) -> Path:
-    """A model whose clusters are the nearest of the first ten images."""
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    config = ModelConfig(resolve({"method": "kmeans", "dataset": "digits"}), shape)
-    model = config.build()
-    model.assign.centres.data.copy_(torch.from_numpy(images[:10]).flatten(1) / 255)
-    save_model(folder / "model.pt", model, config)
-    export_model(folder / "model.pt", folder / "model.onnx", names=names)
-    return folder / "model.onnx"
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory, digits: Pixels) -> Path:
-    """A model for 28x28 gray images, with cluster names."""
-    return export_nearest(tmp_path_factory.mktemp("gray"), digits, NAMES)
-
-
-@pytest.fixture(scope="session")
-def colour_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model for RGB images of 12 by 16 pixels, without names."""
-    images = np.random.default_rng(0).integers(0, 256, (10, 3, 16, 12), dtype=np.uint8)
-    return export_nearest(tmp_path_factory.mktemp("colour"), images)
+def sort(model: Path, *inputs: object, output: Path, settings: Settings = CPU) -> Summary:
+    """`cluster_files` on paths."""
+    return cluster_files(model, [str(x) for x in inputs], output, settings)
 
 
 def rows_of(model: Path, *inputs: object, output: Path) -> list[dict[str, object]]:
     """The rows that `cluster_files` writes, checked against their schema and against its summary."""
-    summary = cluster_files(model, [str(x) for x in inputs], output, "cpu")
+    summary = sort(model, *inputs, output=output)
     table = pq.read_table(output)
     assert table.schema.equals(CLUSTERS)
     rows: list[dict[str, object]] = table.to_pylist()
     bad = [row for row in rows if row["error"] is not None]
     assert (summary.images, summary.errors) == (len(rows) - len(bad), len(bad))
     assert summary.sizes.sum() == summary.images
-    nulls = {"cluster", "name", "confidence", "runner_up", "margin"}
-    assert all(row[key] is None for row in bad for key in nulls)
+    assert all(row[key] is None for row in bad for key in ("cluster", "name", "confidence", "runner_up", "margin"))
+    assert all(row[key] is not None for row in rows if row not in bad for key in ("content_hash", "fingerprint"))
+    assert not list(output.parent.glob("*.parts"))
     return rows
 
 
-# --- Clusterer -----------------------------------------------------------------------------------------------------
-
-
-def test_predict_gives_what_torch_gives_in_every_layout(model: Path, digits: Pixels) -> None:
-    net, _ = load_model(model.with_suffix(".pt"))
-    with torch.no_grad():
-        expected = net(torch.from_numpy(digits).float() / 255).numpy()
-    clusterer = Clusterer(model, "cpu")
-    assert len(digits) > CHUNK
-    for images in (digits, digits[:, 0], digits.transpose(0, 2, 3, 1), digits.tolist()[:3]):
-        prediction = clusterer.predict(np.asarray(images, dtype=np.uint8))
-        n = len(images)
-        np.testing.assert_allclose(prediction.scores, expected[:n], atol=1e-5)
-        assert (prediction.cluster == prediction.scores.argmax(1)).all()
-        assert (prediction.confidence == prediction.scores.max(1)).all()
-        assert (prediction.cluster.dtype, prediction.confidence.dtype) == (np.int64, np.float32)
-    assert clusterer.provider == "cpu"
-    assert clusterer.info.cluster_names == NAMES
-
-
-def test_no_images_give_no_clusters(model: Path) -> None:
-    cluster, confidence, scores = Clusterer(model, "cpu").predict(np.zeros((0, 28, 28), np.uint8))
-    assert (cluster.shape, confidence.shape, scores.shape) == ((0,), (0,), (0, 10))
-
-
-def test_padding_to_the_chunk_changes_nothing(model: Path, digits: Pixels) -> None:
-    plain, padding = Clusterer(model, "cpu"), Clusterer(model, "cpu")
-    padding.provider = "cuda"  # pads as on a GPU, though the session is on the CPU
-    for n in (0, 1, 7, 300):
-        for expected, got in zip(plain.predict(digits[:n]), padding.predict(digits[:n]), strict=True):
-            np.testing.assert_allclose(got, expected, atol=1e-6)
-
-
-def test_one_clusterer_serves_many_threads(model: Path, digits: Pixels) -> None:
-    clusterer = Clusterer(model, "cpu")
-    expected = clusterer.predict(digits).scores
-    with ThreadPoolExecutor(4) as pool:
-        for prediction in pool.map(clusterer.predict, repeat(digits, 8)):
-            np.testing.assert_array_equal(prediction.scores, expected)
-
-
-@pytest.mark.parametrize("shape", [(3, 27, 28), (3, 3, 28, 28), (28, 28), (2, 5, 28, 28)])
-def test_images_of_another_shape_are_refused(model: Path, shape: tuple[int, ...]) -> None:
-    with pytest.raises(StdacError, match="expected"):
-        Clusterer(model, "cpu").predict(np.zeros(shape, np.uint8))
-
-
-def test_images_of_another_type_are_refused(model: Path) -> None:
-    clusterer = Clusterer(model, "cpu")
-    with pytest.raises(StdacError, match="float64, expected uint8"):
-        clusterer.predict(np.zeros((2, 28, 28)))
-    with pytest.raises(StdacError, match="several shapes"):
-        clusterer.predict([np.zeros((28, 28), np.uint8), np.zeros((27, 28), np.uint8)])
-    with pytest.raises(StdacError, match="expected uint8"):
-        clusterer.predict(5)
-
-
-@pytest.mark.parametrize("content", [b"", b"just a text file\n", b"\x80\x04.", b"\x08\x0a" * 50])
-def test_a_file_that_is_not_onnx_is_one_sentence(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "m.onnx").write_bytes(content)
-    with pytest.raises(StdacError, match=r"m\.onnx is not an ONNX file: expected the model\.onnx"):
-        Clusterer(tmp_path / "m.onnx", "cpu")
-
-
-def test_a_model_cut_short_is_one_sentence(model: Path, tmp_path: Path) -> None:
-    content = model.read_bytes()
-    for share in (0.3, 0.95):
-        (tmp_path / "m.onnx").write_bytes(content[: int(len(content) * share)])
-        with pytest.raises(StdacError, match=r"m\.onnx"):
-            Clusterer(tmp_path / "m.onnx", "cpu")
-
-
-def test_a_missing_model_is_one_sentence(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.onnx", tmp_path):
-        with pytest.raises(StdacError, match="cannot read"):
-            Clusterer(path, "cpu")
-
-
-def foreign_model() -> onnx.ModelProto:
-    """A valid ONNX file that stdac did not write."""
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["N", 2])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["N", 2])
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [x], [y])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-
-
-def test_an_onnx_file_of_another_program_is_one_sentence(tmp_path: Path) -> None:
-    onnx.save(foreign_model(), tmp_path / "m.onnx")
-    with pytest.raises(StdacError, match="is an ONNX file, but not one of stdac"):
-        Clusterer(tmp_path / "m.onnx", "cpu")
-
-
-@pytest.mark.parametrize(
-    ("key", "value"), [("k", "ten"), ("trial", "{"), ("cluster_names", '["a"]'), ("colour_mode", "X")]
-)
-def test_damaged_metadata_is_one_sentence(model: Path, tmp_path: Path, key: str, value: str) -> None:
-    proto = onnx.load(model)
-    next(p for p in proto.metadata_props if p.key == key).value = value
-    onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(StdacError, match=r"metadata .* damaged"):
-        Clusterer(tmp_path / "m.onnx", "cpu")
-
-
-def test_metadata_of_ours_on_a_foreign_graph_is_one_sentence(model: Path, tmp_path: Path) -> None:
-    proto = foreign_model()
-    proto.metadata_props.extend(onnx.load(model).metadata_props)
-    onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(StdacError, match="does not fit its metadata"):
-        Clusterer(tmp_path / "m.onnx", "cpu")
-
-
-@pytest.mark.parametrize(("key", "value"), [("k", "9"), ("height", "27"), ("colour_mode", "RGB")])
-def test_metadata_that_does_not_fit_the_graph_is_one_sentence(
-    model: Path, tmp_path: Path, key: str, value: str
-) -> None:
-    proto = onnx.load(model)
-    for prop in proto.metadata_props:
-        prop.value = value if prop.key == key else "[]" if prop.key == "cluster_names" else prop.value
-    onnx.save(proto, tmp_path / "m.onnx")
-    with pytest.raises(StdacError, match="does not fit its metadata"):
-        Clusterer(tmp_path / "m.onnx", "cpu")
-
-
-def test_a_provider_that_is_not_there_is_one_sentence(model: Path) -> None:
-    with pytest.raises(StdacError, match="expected auto, cpu or cuda"):
-        Clusterer(model, "tpu")
-    if Clusterer(model, "auto").provider == "cpu":
-        with pytest.raises(StdacError, match="provider cuda"):
-            Clusterer(model, "cuda")
-
-
-# --- inputs --------------------------------------------------------------------------------------------------------
-
-
-def save_variants(folder: Path, gray: np.ndarray) -> list[str]:
-    """One picture (H, W) uint8 in many formats and modes that keep every pixel; returns their names."""
-    folder.mkdir()
-    picture, rgb = Image.fromarray(gray), np.repeat(gray[..., None], 3, 2)
-    palette = Image.fromarray(gray, mode="L").convert("P")
-    palette.putpalette([v for i in range(256) for v in (i, i, i)])
-    turned = Image.fromarray(np.rot90(gray).copy())
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
-    picture.save(folder / "gray.png")
-    picture.save(folder / "gray.bmp")
-    picture.save(folder / "gray.gif")
-    picture.save(folder / "GRAY.TIFF")
-    Image.fromarray(rgb).save(folder / "rgb.png")
-    Image.fromarray(rgb).save(folder / "rgb.webp", lossless=True)
-    Image.fromarray(np.dstack([rgb, np.full(gray.shape, 255, np.uint8)])).save(folder / "rgba.png")
-    Image.fromarray(gray.astype(np.uint16) * 257).save(folder / "sixteen bit.png")
-    palette.save(folder / "palette.png")
-    turned.save(folder / "turned.png", exif=exif)
-    return sorted(p.name for p in folder.iterdir())
-
-
-def test_every_format_and_mode_gives_the_same_pixels(tmp_path: Path, digits: Pixels) -> None:
-    gray = digits[0, 0]
-    names = save_variants(tmp_path / "variants", gray)
-    for channels in (1, 3):
-        (batch,) = stream([open_source(str(tmp_path / "variants"))], (channels, 28, 28))
-        assert [Path(source).name for source in batch.source] == names
-        assert batch.errors == [None] * len(names)
-        for name, image in zip(names, batch.images, strict=True):
-            np.testing.assert_array_equal(image, np.repeat(gray[None], channels, 0), err_msg=name)
-
-
-def test_cmyk_and_transparency_are_converted(tmp_path: Path) -> None:
-    red = Image.new("RGB", (28, 28), (200, 30, 30))
-    red.convert("CMYK").save(tmp_path / "cmyk.jpg", quality=100)
-    clear = red.convert("RGBA")
-    clear.putalpha(0)
-    clear.save(tmp_path / "clear.png")
-    (batch,) = stream([open_source(str(tmp_path))], (3, 28, 28))
-    assert np.abs(batch.images[1].astype(int) - np.array([200, 30, 30])[:, None, None]).max() < 8
-    assert not batch.images[0].any()
-
-
-def test_mixed_sizes_are_brought_to_the_models_size(colour_model: Path, tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    for i, size in enumerate([(12, 16), (1, 1), (300, 20), (16, 12)]):
-        Image.new("L", size, 40 * i).save(tmp_path / "in" / f"{i}.png")
-    rows = rows_of(colour_model, tmp_path / "in", output=tmp_path / "out.parquet")
-    assert len(rows) == 4
-    assert all(row["error"] is None and row["name"] is None for row in rows)
+def save_pictures(folder: Path, images: Pixels, first: int = 0) -> list[Path]:
+    """The images (N, 1, H, W) as PNG files 0000.png ... in a folder."""
+    folder.mkdir(exist_ok=True)
+    paths = [folder / f"{first + i:04}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        Image.fromarray(image[0]).save(path)
+    return paths
 
 
 def save_inputs(folder: Path, images: Pixels) -> list[Path]:
     """The images as a folder, .npz, .npy and IDX, plain and gzipped."""
     folder.mkdir()
-    (folder / "pictures").mkdir()
-    for i, image in enumerate(images):
-        Image.fromarray(image[0]).save(folder / "pictures" / f"{i:04}.png")
+    save_pictures(folder / "pictures", images)
     np.savez(folder / "a.npz", images=images[:, 0], labels=np.zeros(len(images), int))
     np.save(folder / "a.npy", images.transpose(0, 2, 3, 1))
     idx = bytes([0, 0, 8, 3]) + np.array(images[:, 0].shape, ">u4").tobytes() + images.tobytes()
     (folder / "some-images-idx3-ubyte").write_bytes(idx)
     (folder / "images.gz").write_bytes(gzip.compress(idx))
     return [folder / name for name in ("pictures", "a.npz", "a.npy", "some-images-idx3-ubyte", "images.gz")]
+
+
+# --- rows ----------------------------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_input_gives_the_same_rows_in_order(model: Path, digits: Pixels, tmp_path: Path) -> None:
@@ -299,80 +94,285 @@ def test_every_kind_of_input_gives_the_same_rows_in_order(model: Path, digits: P
     np.testing.assert_array_equal(second, best[:, -2])
 
 
+def test_mixed_sizes_are_brought_to_the_models_size(colour_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for i, size in enumerate([(12, 16), (1, 1), (300, 20), (16, 12)]):
+        Image.new("L", size, 40 * i).save(tmp_path / "in" / f"{i}.png")
+    rows = rows_of(colour_model, tmp_path / "in", output=tmp_path / "out.parquet")
+    assert len(rows) == 4
+    assert all(row["error"] is None and row["name"] is None for row in rows)
+
+
 def test_broken_files_are_rows(model: Path, digits: Pixels, tmp_path: Path) -> None:
     folder = tmp_path / "in"
-    save_variants(folder, digits[0, 0])
-    good = len(list(folder.iterdir()))
-    content = (folder / "rgb.png").read_bytes()
+    paths = save_pictures(folder, digits[:4])
     (folder / "text.png").write_text("not a picture")
     (folder / "empty.jpg").write_bytes(b"")
-    (folder / "short.png").write_bytes(content[: len(content) // 2])
+    (folder / "short.png").write_bytes(paths[0].read_bytes()[:90])
     (folder / "gone.png").symlink_to("nowhere.png")
     rows = rows_of(model, folder, output=tmp_path / "out.parquet")
     errors = {Path(str(row["source"])).name: row["error"] for row in rows if row["error"]}
     assert set(errors) == {"text.png", "empty.jpg", "short.png"}
     assert errors["text.png"] == "not a readable image"
-    assert len(rows) == good + 3
+    assert len(rows) == 4 + 3
 
 
-def test_broken_arrays_are_rows(model: Path, digits: Pixels, tmp_path: Path) -> None:
-    np.save(tmp_path / "float.npy", np.zeros((2, 28, 28)))
-    np.savez(tmp_path / "good.npz", x=digits)
-    (tmp_path / "short.npz").write_bytes((tmp_path / "good.npz").read_bytes()[:500])
-    (tmp_path / "short.gz").write_bytes(gzip.compress(b"\0\0\x08\x03")[:-3])
-    (tmp_path / "pickle.npy").write_bytes(b"\x80\x04N.")
-    names = ("float.npy", "short.npz", "short.gz", "pickle.npy", "good.npz")
-    rows = rows_of(model, *(tmp_path / name for name in names), output=tmp_path / "out.parquet")
-    assert [Path(str(row["source"])).name for row in rows[:5]] == list(names)
-    assert [row["error"] is None for row in rows] == [False] * 4 + [True] * 300
-    assert "float64, expected uint8" in str(rows[0]["error"])
-
-
-def test_odd_names_are_kept(model: Path, digits: Pixels, tmp_path: Path) -> None:
-    folder = tmp_path / "a folder with spaces"
-    folder.mkdir()
-    for name in ("new\nline.png", "Größe 大.png", "quote'\".png", "two..dots.PNG"):
-        Image.fromarray(digits[0, 0]).save(folder / name, format="PNG")
-    with open(os.fsencode(folder) + b"/latin-\xe9.png", "wb") as file:
-        Image.fromarray(digits[0, 0]).save(file, format="PNG")
-    rows = rows_of(model, folder, output=tmp_path / "out.parquet")
-    sources = {Path(str(row["source"])).name for row in rows}
-    assert sources == {"new\nline.png", "Größe 大.png", "quote'\".png", "two..dots.PNG", r"latin-\xe9.png"}
-    assert all(row["error"] is None for row in rows)
-
-
-def test_a_folder_is_walked_as_training_walks_it(tmp_path: Path, digits: Pixels) -> None:
-    for name in ("b/1.png", "a.png", "a/2.jpg", "a b/3.png", ".hidden/4.png", "b/.5.png", "b/notes.txt", "B/c/6.Png"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True, parents=True)
-        Image.fromarray(digits[0, 0]).save(path, format="PNG")
-    (tmp_path / "loop").symlink_to(tmp_path)
-    (tmp_path / "self.png").symlink_to("self.png")
-    (tmp_path / "link.png").symlink_to("a.png")
-    os.mkfifo(tmp_path / "pipe.png")
-    paths = [Path(path) for path in walk(str(tmp_path))]
-    assert paths == find_images(tmp_path)
-    assert len(paths) == 6
-
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
-def test_a_folder_without_permission_is_a_row(model: Path, digits: Pixels, tmp_path: Path) -> None:
-    for name, mode in (("closed", 0), ("listable", 0o400), ("open", 0o700)):
-        (tmp_path / "in" / name).mkdir(parents=True)
-        Image.fromarray(digits[0, 0]).save(tmp_path / "in" / name / "a.png")
-        (tmp_path / "in" / name).chmod(mode)
-    (tmp_path / "in" / "z.png").symlink_to("listable/a.png")
+def test_a_picture_that_breaks_its_decoder_is_a_row_and_the_others_are_not_lost(
+    model: Path, digits: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = save_pictures(tmp_path / "in", digits[:100])
+    (tmp_path / "crash").mkdir()
+    (tmp_path / "crash" / "sitecustomize.py").write_text(CRASHES)
+    monkeypatch.setenv("CRASH", f"{paths[7]}:{paths[70]}")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "crash"), *sys.path])
     rows = rows_of(model, tmp_path / "in", output=tmp_path / "out.parquet")
-    assert rows[0]["error"] == "this folder cannot be listed"
-    assert "Permission denied" in str(rows[1]["error"])
-    assert [row["error"] for row in rows[2:]] == [None]
-    with pytest.raises(StdacError, match="cannot read"):
-        open_source(str(tmp_path / "in" / "closed" / "a.png"))
+    assert [i for i, row in enumerate(rows) if row["error"]] == [7, 70]
+    assert "its decoder crashed" in str(rows[7]["error"])
+    assert "of memory" in str(rows[70]["error"])
 
 
-def test_a_name_that_is_too_long_is_one_sentence() -> None:
-    with pytest.raises(StdacError, match=r"cannot read a{300}: File name too long"):
-        open_source("a" * 300)
+CRASHES = """
+import os, sys
+if "export.child" in sys.orig_argv:
+    import stdac.images as images
+    read, (crash, bloat) = images.read_file, os.environ["CRASH"].split(":")
+    def read_file(path):
+        if path == crash:
+            os.abort()
+        if path == bloat:
+            bytearray(1 << 31)
+        return read(path)
+    images.read_file = read_file
+"""
+
+
+def test_equal_files_have_equal_hashes_and_near_ones_near_fingerprints(
+    model: Path, digits: Pixels, tmp_path: Path
+) -> None:
+    noisy = (digits[:1].astype(int) + np.random.default_rng(0).integers(-1, 2, digits[:1].shape)).clip(0, 255)
+    save_pictures(tmp_path / "in", np.concatenate([digits[:2], digits[:1], noisy.astype(np.uint8)]))
+    rows = rows_of(model, tmp_path / "in", output=tmp_path / "out.parquet")
+    hashes, prints = ([row[key] for row in rows] for key in ("content_hash", "fingerprint"))
+    assert hashes[0] == hashes[2] != hashes[1]
+    assert hashes[3] != hashes[0]
+    distance = [(int(str(prints[0]), 16) ^ int(str(text), 16)).bit_count() for text in prints]
+    assert distance[2] == 0
+    assert distance[3] <= 6 < distance[1]
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 9), (1, 5, 40), (3, 1, 1), (1, 200, 8)])
+def test_fingerprints_compare_the_means_of_neighbouring_fields(shape: tuple[int, int, int]) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
+    edges = [np.arange(10) * side // 9 for side in shape[1:]]
+    for image, text in zip(images, fingerprints(images), strict=True):
+        gray = image.mean(0)
+        fields = np.array(
+            [
+                [
+                    gray[a : max(b, a + 1), c : max(d, c + 1)].mean()
+                    for c, d in zip(edges[1], edges[1][1:], strict=False)
+                ]
+                for a, b in zip(edges[0], edges[0][1:], strict=False)
+            ]
+        )
+        bits = [fields[y, x + 1] - fields[y, x] > 1 for y in range(8) for x in range(8)]
+        bits += [fields[y + 1, x] - fields[y, x] > 1 for y in range(8) for x in range(8)]
+        assert text == np.packbits(bits).tobytes().hex()
+
+
+def test_labels_come_from_folders_arrays_and_a_file_and_change_nothing(
+    model: Path, digits: Pixels, tmp_path: Path
+) -> None:
+    for name in ("ones", "twos"):
+        save_pictures(tmp_path / name, digits[:3])
+    plain = rows_of(model, tmp_path / "ones", output=tmp_path / "out.parquet")
+    assert [row["label"] for row in plain] == [None] * 3
+    (tmp_path / "both").mkdir()
+    for name in ("ones", "twos"):
+        (tmp_path / name).rename(tmp_path / "both" / name)
+    rows = rows_of(model, tmp_path / "both", output=tmp_path / "out.parquet")
+    assert [row["label"] for row in rows] == ["ones"] * 3 + ["twos"] * 3
+    (tmp_path / "labels.csv").write_text("file,label\nones/0001.png,x\ntwos/0002.png,y\n")
+    settings = Settings(provider="cpu", labels=tmp_path / "labels.csv")
+    sort(model, tmp_path / "both", output=tmp_path / "out.parquet", settings=settings)
+    labelled = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["label"] for row in labelled] == [None, "x", None, None, None, "y"]
+    assert [row["cluster"] for row in labelled] == [row["cluster"] for row in rows]
+
+
+def test_a_model_with_its_embedding_adds_a_column(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    export_model(model.with_suffix(".pt"), tmp_path / "m.onnx", with_embedding=True)
+    np.save(tmp_path / "a.npy", digits[:20])
+    sort(tmp_path / "m.onnx", tmp_path / "a.npy", output=tmp_path / "out.parquet")
+    stored = np.array(pq.read_table(tmp_path / "out.parquet")["embedding"].to_pylist(), np.float32)
+    assert stored.shape == (20, 32)
+    embedding = Clusterer(tmp_path / "m.onnx", "cpu").embed(digits[:20])
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    true = np.linalg.norm(unit[:, None] - unit[None], axis=2)
+    kept = np.linalg.norm(stored[:, None] - stored[None], axis=2)
+    off = ~np.eye(20, dtype=bool)
+    assert np.abs(kept[off] / true[off] - 1).mean() < 0.2
+
+
+# --- clusters.parquet ----------------------------------------------------------------------------------------------
+
+
+def test_row_groups_hold_all_rows_in_order(
+    model: Path, digits: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "a.npy", np.concatenate([digits] * 4))
+    monkeypatch.setattr(export.rows, "ROW_GROUP", 500)
+    seen: list[Progress] = []
+    summary = cluster_files(model, [str(tmp_path / "a.npy")], tmp_path / "out.parquet", CPU, seen.append)
+    file = pq.ParquetFile(tmp_path / "out.parquet")
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [500, 500, 200]
+    assert file.read()["index"].to_pylist() == list(range(1200))
+    assert summary.images == 1200
+    assert seen[-1] == Progress(1200, 0, 0, 1200)
+
+
+class StoppedError(Exception):
+    """Stands for whatever ends a run half-way."""
+
+
+def stop_after(rows: int, seen: list[Progress] | None = None) -> object:
+    """A progress function that ends the run."""
+
+    def stop(progress: Progress) -> None:
+        if seen is not None:
+            seen.append(progress)
+        if progress.done >= rows:
+            raise StoppedError
+
+    return stop
+
+
+def test_a_run_that_is_stopped_leaves_the_earlier_result_and_goes_on(
+    model: Path, digits: Pixels, tmp_path: Path
+) -> None:
+    np.save(tmp_path / "a.npy", np.concatenate([digits] * 4))
+    out = tmp_path / "out.parquet"
+    sort(model, tmp_path / "a.npy", output=tmp_path / "undisturbed.parquet")
+    out.write_bytes(b"earlier")
+    with pytest.raises(StoppedError):
+        cluster_files(model, [str(tmp_path / "a.npy")], out, CPU, stop_after(600))  # type: ignore[arg-type]
+    assert out.read_bytes() == b"earlier"
+    assert (tmp_path / "out.parquet.parts").is_dir()
+    assert sort(model, tmp_path / "a.npy", output=out).known >= 600
+    assert out.read_bytes() == (tmp_path / "undisturbed.parquet").read_bytes()
+    assert {p.name for p in tmp_path.iterdir()} == {"a.npy", "out.parquet", "undisturbed.parquet"}
+
+
+def test_fresh_forgets_an_interrupted_run(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        cluster_files(model, ["digits"], tmp_path / "out.parquet", CPU, stop_after(600))  # type: ignore[arg-type]
+    fresh = Settings(provider="cpu", fresh=True)
+    assert sort(model, "digits", output=tmp_path / "out.parquet", settings=fresh).known == 0
+
+
+def test_another_models_interrupted_run_is_not_taken_over(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        cluster_files(model, ["digits"], tmp_path / "out.parquet", CPU, stop_after(600))  # type: ignore[arg-type]
+    export_model(model.with_suffix(".pt"), tmp_path / "m.onnx")
+    assert sort(tmp_path / "m.onnx", "digits", output=tmp_path / "out.parquet").known == 0
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_resume_sorts_new_and_changed_files_only(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    folder, out = tmp_path / "in", tmp_path / "out.parquet"
+    save_pictures(folder, digits[:100], first=50)
+    (folder / "0060.png").write_bytes(b"broken")
+    sort(model, folder, output=out)
+    save_pictures(folder, digits[100:150])
+    save_pictures(folder, digits[3:4], first=60)
+    save_pictures(folder, digits[4:5], first=70)
+    os.utime(folder / "0070.png", ns=(1, 1))
+    (folder / "0080.png").unlink()
+    resume = Settings(provider="cpu", resume=True)
+    summary = sort(model, folder, output=out, settings=resume)
+    assert (summary.known, summary.images) == (97, 149)
+    resumed = pq.read_table(out)
+    sort(model, folder, output=out)
+    again = pq.read_table(out)
+    assert resumed.drop_columns(["confidence", "margin"]).equals(again.drop_columns(["confidence", "margin"]))
+    np.testing.assert_allclose(resumed["confidence"], again["confidence"], atol=1e-6)
+
+
+def test_resume_of_another_models_rows_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    sort(model, "digits", output=out)
+    before = out.read_bytes()
+    export_model(model.with_suffix(".pt"), tmp_path / "m.onnx")
+    resume = Settings(provider="cpu", resume=True)
+    with pytest.raises(StdacError, match="not written with this model"):
+        sort(tmp_path / "m.onnx", "digits", output=out, settings=resume)
+    assert out.read_bytes() == before
+
+
+def test_a_second_run_on_the_same_output_is_refused(model: Path, tmp_path: Path) -> None:
+    def second(_: Progress) -> None:
+        with pytest.raises(StdacError, match=r"another stdac cluster is writing .*out\.parquet"):
+            sort(model, "digits", output=tmp_path / "out.parquet")
+
+    summary = cluster_files(model, ["digits"], tmp_path / "out.parquet", CPU, second)
+    assert summary.images == 1797
+
+
+def test_a_damaged_part_is_sorted_again(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        cluster_files(model, ["digits"], tmp_path / "out.parquet", CPU, stop_after(600))  # type: ignore[arg-type]
+    (part,) = (tmp_path / "out.parquet.parts").rglob("part-*.parquet")
+    part.write_bytes(part.read_bytes()[:-20])
+    summary = sort(model, "digits", output=tmp_path / "out.parquet")
+    assert (summary.known, summary.images) == (0, 1797)
+
+
+COMMAND = "import sys; import export.rows; export.rows.FLUSH_S = 0.05; from stdac.cli import main; main()"
+
+
+def run_command(model: Path, folder: Path, seconds: float | None) -> bool:
+    """Sort folder/a.npy with the command, killed -9 after some seconds; whether it came to its end."""
+    arguments = ["cluster", model, folder / "a.npy", "-o", folder / "out.parquet", "--provider", "cpu", "--quiet"]
+    with subprocess.Popen([sys.executable, "-c", COMMAND, *map(str, arguments)]) as process:
+        try:
+            return process.wait(seconds) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            return False
+
+
+def check_kills(model: Path, folder: Path, images: int, kills: int, seed: int) -> None:
+    """Runs that are killed -9 and rerun write the bytes of an undisturbed one, and leave nothing behind."""
+    np.save(folder / "a.npy", np.random.default_rng(0).integers(0, 256, (images, 28, 28), dtype=np.uint8))
+    began = time.monotonic()
+    assert run_command(model, folder, None)
+    whole_s = time.monotonic() - began
+    undisturbed = (folder / "out.parquet").read_bytes()
+    (folder / "out.parquet").unlink()
+    rng, killed, ended = random.Random(seed), 0, False
+    while killed < kills or not ended:
+        ended = run_command(model, folder, rng.uniform(0.3, 1) * whole_s if killed < kills else None)
+        killed += not ended
+        if (folder / "out.parquet").exists():  # killed after that, while it tidied up or ended, it may be there too
+            assert (folder / "out.parquet").read_bytes() == undisturbed
+        if ended:
+            assert {p.name for p in folder.iterdir()} == {"a.npy", "out.parquet"}
+            (folder / "out.parquet").unlink()
+
+
+def test_a_run_that_is_killed_again_and_again_writes_the_same_bytes(model: Path, tmp_path: Path) -> None:
+    check_kills(model, tmp_path, images=30_000, kills=4, seed=0)
+
+
+@pytest.mark.slow
+def test_100_000_images_survive_kill_9_at_any_moment(model: Path, tmp_path: Path) -> None:
+    check_kills(model, tmp_path, images=100_000, kills=25, seed=1)
+
+
+@pytest.mark.parametrize("output", ["missing/out.parquet", "."])
+def test_an_output_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path, output: str) -> None:
+    with pytest.raises(StdacError, match="cannot write"):
+        sort(model, "digits", output=tmp_path / output)
 
 
 @pytest.mark.parametrize("what", ["missing", "empty folder", "pipe"])
@@ -386,74 +386,40 @@ def test_an_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(
     elif what == "pipe":
         os.mkfifo(path)
     with pytest.raises(StdacError, match="expected"):
-        cluster_files(model, ["digits", str(path)], tmp_path / "out.parquet", "cpu")
+        sort(model, "digits", path, output=tmp_path / "out.parquet")
     assert not list(tmp_path.glob("*.parquet*"))
 
 
-def test_pictures_are_decoded_only_some_batches_ahead(tmp_path: Path) -> None:
-    taken = 0
-
-    def endless() -> Iterator[str]:
-        nonlocal taken
-        while True:
-            taken += 1
-            yield str(tmp_path / "none.png")
-
-    batches = decode(endless(), GRAY)
-    assert len(next(batches).images) == BATCH
-    assert taken <= 4 * BATCH
-    batches.close()  # type: ignore[attr-defined]
+# --- names ---------------------------------------------------------------------------------------------------------
 
 
-def test_arrays_are_converted_as_files_are(tmp_path: Path) -> None:
-    image = np.random.default_rng(1).integers(0, 256, (40, 30, 3), dtype=np.uint8)
-    Image.fromarray(image).save(tmp_path / "a.png")
-    for shape in ((1, 20, 20), (3, 20, 20), (1, 40, 30), (1, 50, 50)):
-        expected = read_image(tmp_path / "a.png", shape[0], shape[1:])
-        np.testing.assert_array_equal(conform(image.transpose(2, 0, 1)[None], shape)[0], expected)
+def test_names_are_kept_and_carried_to_another_model(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    out, names = tmp_path / "out.parquet", tmp_path / "names.toml"
+    net, config = load_model(model.with_suffix(".pt"))
+    settings = Settings(provider="cpu", names=names)
+    sort(model, "digits", output=out, settings=settings)
+    assert not names.exists()
+    model_id = Clusterer(model).info.model_id
+    lines = "".join(f'{k} = "kind {k}"\n' for k in range(9))
+    names.write_text(f'model = "{model_id}"\n\n[clusters]\n{lines}')
+    summary = sort(model, "digits", output=out, settings=settings)
+    assert summary.names == (*(f"kind {k}" for k in range(9)), "number 9")
+    net.assign.centres.data = net.assign.centres.data.flip(0)
+    save_model(tmp_path / "m.pt", net, config)
+    export_model(tmp_path / "m.pt", tmp_path / "m.onnx")
+    summary = sort(tmp_path / "m.onnx", "digits", output=out, settings=settings)
+    assert summary.names == (None, *(f"kind {k}" for k in reversed(range(9))))
+    assert "9 of 9 names were carried over" in summary.note
+    assert set(pq.read_table(out)["name"].to_pylist()) == {None, *(f"kind {k}" for k in range(9))}
+    assert f'model = "{model_id}"' in (tmp_path / f"names.{model_id}.toml").read_text()
+    assert sort(tmp_path / "m.onnx", "digits", output=out, settings=settings).names == summary.names
 
 
-# --- clusters.parquet and the command ------------------------------------------------------------------------------
-
-
-def test_row_groups_hold_all_rows_in_order(
-    model: Path, digits: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    np.save(tmp_path / "a.npy", np.concatenate([digits] * 4))
-    monkeypatch.setattr(export.cluster, "ROW_GROUP", 500)
-    seen: list[Progress] = []
-    summary = cluster_files(model, [str(tmp_path / "a.npy")], tmp_path / "out.parquet", "cpu", seen.append)
-    file = pq.ParquetFile(tmp_path / "out.parquet")
-    assert file.num_row_groups > 1
-    assert file.read()["index"].to_pylist() == list(range(1200))
-    assert summary.images == 1200
-    assert seen[-1] == Progress(1200, 0, None)
-
-
-class StoppedError(Exception):
-    """Stands for whatever ends a run half-way."""
-
-
-def test_a_run_that_is_stopped_leaves_the_earlier_result(model: Path, tmp_path: Path) -> None:
-    (tmp_path / "out.parquet").write_bytes(b"earlier")
-
-    def stop(progress: Progress) -> None:
-        if progress.done > 600:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        cluster_files(model, ["digits"], tmp_path / "out.parquet", "cpu", stop)
-    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("out.parquet", b"earlier")]
-
-
-@pytest.mark.parametrize("output", ["missing/out.parquet", "."])
-def test_an_output_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path, output: str) -> None:
-    with pytest.raises(StdacError, match="cannot write"):
-        cluster_files(model, ["digits"], tmp_path / output, "cpu")
+# --- the command ---------------------------------------------------------------------------------------------------
 
 
 def test_the_command_prints_sizes_and_counts_broken_files(model: Path, digits: Pixels, tmp_path: Path) -> None:
-    save_variants(tmp_path / "in", digits[3, 0])
+    save_pictures(tmp_path / "in", np.repeat(digits[3:4], 10, 0))
     (tmp_path / "in" / "bro\nken.png").write_bytes(b"")
     arguments = [str(model), str(tmp_path / "in"), "-o", str(tmp_path / "out.parquet"), "--provider", "cpu"]
     result = CliRunner().invoke(cluster_command, arguments, catch_exceptions=False)
@@ -464,6 +430,46 @@ def test_the_command_prints_sizes_and_counts_broken_files(model: Path, digits: P
     assert result.stderr.count("\n") == 1
     quiet = CliRunner().invoke(cluster_command, [*arguments, "--quiet"], catch_exceptions=False)
     assert quiet.stdout == ""
+
+
+def test_the_command_writes_a_gallery_scores_and_a_comparison(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", digits[:40])
+    old, new = tmp_path / "old.parquet", tmp_path / "new.parquet"
+    arguments = [str(model), str(tmp_path / "in"), "--provider", "cpu", "--quiet"]
+    CliRunner().invoke(cluster_command, [*arguments, "-o", str(old)], catch_exceptions=False)
+    arguments[1] = "digits"
+    arguments += ["-o", str(new), "--compare", str(old), "--gallery", str(tmp_path / "g.html")]
+    result = CliRunner().invoke(cluster_command, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "images then" in result.stdout
+    assert (tmp_path / "new.outliers.parquet").exists()
+    html = (tmp_path / "g.html").read_text()
+    assert "data:image/" in html
+    assert "<html" in html
+    arguments.remove("--quiet")
+    again = CliRunner().invoke(cluster_command, [*arguments, "--resume"], catch_exceptions=False)
+    assert "ACC 0." in again.stdout
+    assert "1,797 were known from before" in again.stdout
+
+
+def test_comparing_an_output_with_itself_is_one_sentence(model: Path, tmp_path: Path) -> None:
+    out = str(tmp_path / "out.parquet")
+    result = CliRunner().invoke(cluster_command, [str(model), "digits", "-o", out, "--compare", out])
+    assert isinstance(result.exception, StdacError)
+    assert "would be overwritten" in str(result.exception)
+
+
+def test_a_list_of_files_comes_from_stdin(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    paths = save_pictures(tmp_path / "in", digits[:5])
+    text = "\n".join(map(str, [*paths[::-1], tmp_path / "none.png"])) + "\n"
+    arguments = ["cluster", model, "-", "-o", tmp_path / "out.parquet", "--gallery", tmp_path / "g.html"]
+    command = [sys.executable, "-c", "from stdac.cli import main; main()", *map(str, arguments)]
+    result = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    rows = pq.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [row["source"] for row in rows] == [str(path) for path in [*paths[::-1], tmp_path / "none.png"]]
+    assert [row["error"] is None for row in rows] == [True] * 5 + [False]
+    assert "data:image/" in (tmp_path / "g.html").read_text()
 
 
 def test_nothing_but_broken_files_is_a_failure(model: Path, tmp_path: Path) -> None:
@@ -499,10 +505,12 @@ def run_blocked(blocked: set[str], *arguments: object) -> subprocess.CompletedPr
 def test_the_command_needs_no_torch(model: Path, digits: Pixels, tmp_path: Path) -> None:
     inputs = save_inputs(tmp_path / "in", digits[:20])
     blocked = {"torch", "torchvision", "sklearn", "scipy", "ray", "onnx", "onnxscript", "matplotlib"}
-    result = run_blocked(blocked, model, *inputs, "mnist", "-o", tmp_path / "out.parquet")
+    options = ["-o", tmp_path / "out.parquet", "--gallery", tmp_path / "g.html"]
+    result = run_blocked(blocked, model, *inputs, "mnist", *options)
     assert result.returncode == 0, result.stderr
     assert "100 images sorted" in result.stdout
     assert "mnist: this data set needs torch, which is not installed" in result.stderr
+    assert "pip install scipy scikit-learn" in result.stderr
     assert result.stdout.endswith("loaded: []\n")
 
 

@@ -5,6 +5,8 @@ import json
 import pickle
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,23 +17,50 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
+from export import to_onnx
+from export import verify as verify_module
 from export.cli import export_command
+from export.half import float_nodes, halve
+from export.kernels import kernels, without_kernel
 from export.metadata import parse_props
-from export.to_onnx import Graph, export_model
-from export.verify import TOLERANCE, check_graph, disagreement, stressed, verify
+from export.to_onnx import Graph, export_model, model_id
+from export.verify import (
+    LEAST_AGREEMENT,
+    TOLERANCE,
+    TOLERANCES,
+    Real,
+    cases,
+    check_graph,
+    disagreement,
+    stressed,
+    verify,
+    verify_reduced,
+)
 from stdac.data import load
 from stdac.errors import StdacError
 from stdac.machine import Machine
 from stdac.methods import METHODS, resolve
+from stdac.metrics import accuracy
 from stdac.model_file import ModelConfig, load_model, save_model
 from stdac.record import TrialFolder
 from stdac.run import run_trial
+from tests.conftest import CPU, small
 
 STN = (0, 2, 3)
+NewFolder = Callable[[str], TrialFolder]
 NAMES = tuple(f"Ziffer „{i}“" for i in range(10))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(autouse=True, scope="module")
+def _small_models() -> Iterator[None]:
+    """Batches of 4,096 would take minutes in all: one test runs them. After one epoch scores are nearly ties."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify_module, "LARGEST_BATCH", 100)
+        patch.setitem(LEAST_AGREEMENT, "int8", 0.85)
+        yield
+
+
+@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """model.pt by the number of spatial transformers, each of one epoch."""
     models = {}
@@ -43,7 +72,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     return models
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def exported(trained: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """model.onnx by the number of spatial transformers."""
     folder = tmp_path_factory.mktemp("onnx")
@@ -53,6 +82,21 @@ def exported(trained: dict[int, Path], tmp_path_factory: pytest.TempPathFactory)
         assert report.agreement.max_difference <= TOLERANCE
         assert report.bytes == (folder / f"{stn}.onnx").stat().st_size
     return {stn: folder / f"{stn}.onnx" for stn in trained}
+
+
+@pytest.fixture(scope="module")
+def reduced(trained: dict[int, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, to_onnx.ExportReport]:
+    """The model with two spatial transformers in fp16 and int8, with its embedding."""
+    folder = tmp_path_factory.mktemp("reduced")
+    return {
+        precision: export_model(trained[2], folder / f"{precision}.onnx", precision=precision, with_embedding=True)
+        for precision in ("fp16", "int8")
+    }
+
+
+def answers(path: Path, images: np.ndarray) -> list[np.ndarray]:
+    """What the file gives on the CPU."""
+    return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(None, {"images": images})
 
 
 @pytest.fixture
@@ -88,10 +132,176 @@ def test_onnx_gives_what_torch_gives_at_any_batch_size(
 
 
 @pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if method.build))
-def test_the_model_of_every_method_exports(method: str, tmp_path: Path) -> None:
+def test_the_model_of_every_method_exports_with_its_embedding(method: str, tmp_path: Path) -> None:
     params = {"width": 0.25} if hasattr(METHODS[method].params(), "width") else {}
-    report = export_model(save_untrained(tmp_path / "model.pt", method, params), tmp_path / "model.onnx")
+    path = save_untrained(tmp_path / "model.pt", method, params)
+    report = export_model(path, tmp_path / "model.onnx", with_embedding=True)
     assert report.agreement.max_difference <= TOLERANCE
+    images = load("digits").images[:7]
+    cluster, _, scores, embedding = answers(tmp_path / "model.onnx", images)
+    model, _ = load_model(path)
+    with torch.no_grad():
+        z = model.embed(torch.from_numpy(images).float() / 255)
+        torch.testing.assert_close(model.classify(z), model(torch.from_numpy(images).float() / 255), rtol=0, atol=0)
+    assert embedding.shape == (7, report.info.embedding) == z.shape
+    assert embedding.dtype == np.float32
+    np.testing.assert_allclose(embedding, z.numpy(), atol=TOLERANCE * max(1, float(z.abs().max())))
+    assert (cluster == scores.argmax(1)).all()
+
+
+SMALLER = [m for m in sorted(METHODS) if METHODS[m].build and m not in ("kmeans", "pca-kmeans")]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("method", SMALLER)
+def test_every_network_exports_in_every_precision(method: str, precision: str, new_folder: NewFolder) -> None:
+    folder = new_folder(method)
+    run_trial(resolve(small(method)), folder, machine=CPU)
+    model = next(folder.path.rglob("model.pt"))
+    report = export_model(model, model.with_suffix(".onnx"), precision=precision)
+    assert report.agreement.same_cluster is not None
+    assert report.agreement.same_cluster >= LEAST_AGREEMENT[precision]
+    assert report.bytes < export_model(model, model.with_suffix(".fp32.onnx")).bytes
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("method", ["kmeans", "pca-kmeans"])
+def test_k_means_has_no_layer_to_make_smaller_and_says_so(method: str, precision: str, tmp_path: Path) -> None:
+    path = save_untrained(tmp_path / "model.pt", method, {})
+    with pytest.raises(StdacError, match=r"no layer that fp16 or int8 would make smaller.*--precision fp32"):
+        export_model(path, tmp_path / "model.onnx", precision=precision)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_an_unknown_precision_is_one_sentence(untrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(StdacError, match="got precision 'bf16', expected one of fp32, fp16, int8"):
+        export_model(untrained, tmp_path / "m.onnx", precision="bf16")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_fewer_bits_keep_the_clusters_of_real_images(
+    trained: dict[int, Path], reduced: dict[str, to_onnx.ExportReport], precision: str
+) -> None:
+    data = load("digits", limit=200)
+    with torch.no_grad():
+        expected = load_model(trained[2])[0](torch.from_numpy(data.images).float() / 255).numpy()
+    cluster, confidence, scores, embedding = answers(reduced[precision].path, data.images)
+    agreement = reduced[precision].agreement
+    assert (cluster == expected.argmax(1)).mean() >= LEAST_AGREEMENT[precision]
+    assert (confidence == scores.max(1)).all()
+    assert (scores.dtype, embedding.dtype) == (np.float32, np.float32)
+    assert agreement.measured == len(data.images)
+    assert agreement.same_cluster == (cluster == expected.argmax(1)).mean()
+    assert agreement.accuracy is not None
+    assert agreement.accuracy[0] == pytest.approx(accuracy(data.labels, expected.argmax(1)))
+    assert agreement.accuracy[1] == pytest.approx(accuracy(data.labels, cluster))
+    assert np.abs(scores - expected).max() <= TOLERANCES[precision]
+
+
+def test_fp16_halves_convolutions_and_dense_layers_and_nothing_that_makes_coordinates_or_scores(
+    reduced: dict[str, to_onnx.ExportReport],
+) -> None:
+    graph = onnx.shape_inference.infer_shapes(onnx.load(reduced["fp16"].path)).graph
+    types = {t.name: t.data_type for t in graph.initializer}
+    types |= {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    weights = {name: types[name] for name in types if name.startswith("model.net.") and "weight" in name}
+    kept = {name for name, kind in weights.items() if kind == TensorProto.FLOAT}
+    assert {name.split(".")[2] for name in kept} == {
+        "stn1",
+        "stn2",
+        "bn2_pool",
+        "dense2",
+    }  # stn2 feeds bn2_pool
+    assert {kind for name, kind in weights.items() if name not in kept} == {TensorProto.FLOAT16}
+    for node in graph.node:
+        if node.op_type in ("GridSample", "Softmax", "Tanh"):
+            assert all(types[name] == TensorProto.FLOAT for name in (*node.input, *node.output))
+    assert without_kernel(onnx.load(reduced["fp16"].path)) == []
+
+
+def test_int8_quantises_all_but_what_makes_coordinates_and_the_last_layer(
+    reduced: dict[str, to_onnx.ExportReport],
+) -> None:
+    graph = onnx.load(reduced["int8"].path).graph
+    types = {t.name: t.data_type for t in graph.initializer}
+    large = {t.name for t in graph.initializer if len(t.dims) > 1 and t.data_type == TensorProto.FLOAT}
+    assert {name.split(".")[2] for name in large} == {"stn1", "stn2", "dense2"}
+    small = {name for name, kind in types.items() if kind == TensorProto.INT8}
+    assert {"conv1", "conv2", "conv3", "dense1"} <= {name.split(".")[2] for name in small if name.startswith("model.")}
+
+
+def test_a_constant_that_float16_cannot_hold_keeps_its_layer_in_float32(exported: dict[int, Path]) -> None:
+    proto = onnx.load(exported[0])
+    dense = next(t for t in proto.graph.initializer if t.name == "model.net.dense1.weight")
+    values = onnx.numpy_helper.to_array(dense).copy()
+    values[0, 0] = 1e5
+    dense.CopyFrom(onnx.numpy_helper.from_array(values, dense.name))
+    halved = halve(proto)
+    onnx.checker.check_model(halved, full_check=True)
+    names = {t.name for t in halved.graph.initializer}
+    assert "model.net.dense1.weight" in names
+    assert "model.net.conv2.weight.half" in names
+
+
+def test_int8_uses_no_labels(
+    trained: dict[int, Path], reduced: dict[str, to_onnx.ExportReport], tmp_path: Path
+) -> None:
+    data = load("digits", limit=200)
+    shuffled = np.random.default_rng(0).permutation(data.labels)
+    export_model(trained[2], tmp_path / "m.onnx", data.images, precision="int8", with_embedding=True, labels=shuffled)
+    assert (tmp_path / "m.onnx").read_bytes() == reduced["int8"].path.read_bytes()
+
+
+def test_images_given_without_labels_are_measured_but_not_scored(trained: dict[int, Path], tmp_path: Path) -> None:
+    images = np.repeat(load("digits", limit=120).images, 3, axis=1).transpose(0, 2, 3, 1)  # (N, H, W, 3)
+    report = export_model(trained[0], tmp_path / "m.onnx", images[:, ::2, ::2], precision="int8")
+    assert report.agreement.measured == 120
+    assert report.agreement.accuracy is None
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_poor_agreement_is_refused_and_nothing_is_written(
+    trained: dict[int, Path], tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(LEAST_AGREEMENT, precision, 1.01)
+    with pytest.raises(
+        StdacError, match=rf"only .*% of 200 real images keep their cluster in {precision}.*nothing was"
+    ):
+        export_model(trained[0], tmp_path / "m.onnx", precision=precision)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_int8_calibrated_on_noise_is_refused(trained: dict[int, Path], tmp_path: Path) -> None:
+    graph, proto = (
+        Graph(load_model(trained[0])[0]).eval(),
+        onnx.load(export_model(trained[0], tmp_path / "m.onnx").path),
+    )
+    broken = to_onnx.reduced(proto, "int8", Real(np.zeros((8, 1, 28, 28), np.uint8)))
+    with pytest.raises(StdacError, match="keep their cluster"):
+        verify_reduced(graph, broken, "int8", (1, 28, 28), Real(load("digits", limit=200).images))
+
+
+def test_int8_without_any_real_image_says_how_to_give_some(tmp_path: Path) -> None:
+    model = save_untrained(tmp_path / "m.pt", "dec", {"width": 0.05}, dataset=str(tmp_path / "gone"))
+    with pytest.raises(StdacError, match=r"int8 takes its ranges from real images.*--verify-on"):
+        export_model(model, tmp_path / "m.onnx", precision="int8")
+    assert [p.name for p in tmp_path.iterdir()] == ["m.pt"]
+    assert export_model(model, tmp_path / "m.onnx").agreement.measured == 0
+
+
+def test_no_data_set_is_downloaded_to_verify_fp32(tmp_path: Path) -> None:
+    model = save_untrained(tmp_path / "m.pt", "kmeans", {}, dataset="mnist")
+    assert export_model(model, tmp_path / "m.onnx", data_dir=tmp_path / "data").agreement.images > 0
+    assert not (tmp_path / "data").exists()
+
+
+def test_every_batch_size_of_the_contract_is_verified(monkeypatch: pytest.MonkeyPatch, untrained: Path) -> None:
+    monkeypatch.setattr(verify_module, "LARGEST_BATCH", 4096)
+    sizes = {case.batch or len(case.images) for case in cases((1, 28, 28), None).values()}
+    assert {0, 1, 7, 64, 4096} <= sizes
+    assert export_model(untrained, untrained.with_suffix(".onnx")).agreement.images > 4096
+    larger = {case.batch or len(case.images) for case in cases((3, 224, 224), None).values()}
+    assert max(larger) == 65  # 64 large images fill the memory that 4,096 small ones would
 
 
 def test_the_file_is_one_opset_18_with_the_promised_inputs_and_outputs(exported: dict[int, Path]) -> None:
@@ -117,12 +327,46 @@ def test_the_metadata_says_what_the_model_is(trained: dict[int, Path], exported:
     assert json.loads(props["cluster_names"]) == list(NAMES)
     info = parse_props(Path("m.onnx"), props)
     assert (info.shape, info.cluster_names) == ((1, 28, 28), NAMES)
+    assert (info.precision, info.embedding) == ("fp32", 0)
 
 
-def test_the_file_tells_nothing_about_this_machine(exported: dict[int, Path], tmp_path: Path) -> None:
+def test_all_precisions_of_a_model_have_its_id_and_another_model_another(
+    trained: dict[int, Path], exported: dict[int, Path], reduced: dict[str, to_onnx.ExportReport]
+) -> None:
+    proto = onnx.load(exported[2])
+    fp32 = parse_props(exported[2], {p.key: p.value for p in proto.metadata_props})
+    assert {fp32.model_id} == {report.info.model_id for report in reduced.values()}
+    model, _ = load_model(trained[2])
+    assert fp32.model_id == model_id(model)
+    assert len(fp32.model_id) == 16
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1e-3
+    assert fp32.model_id != model_id(model)
+    for precision, report in reduced.items():
+        assert (report.info.precision, report.info.embedding) == (precision, 774)
+
+
+def test_a_file_from_before_precisions_is_fp32_without_an_embedding(exported: dict[int, Path]) -> None:
+    props = {p.key: p.value for p in onnx.load(exported[2]).metadata_props}
+    for key in ("precision", "embedding", "model_id"):
+        del props[key]
+    info = parse_props(exported[2], props)
+    assert (info.precision, info.embedding, info.model_id) == ("fp32", 0, info.trial_id)
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "fp8"), ("embedding", "-1"), ("embedding", "many")])
+def test_damaged_metadata_is_one_sentence(exported: dict[int, Path], key: str, value: str) -> None:
+    props = {p.key: p.value for p in onnx.load(exported[2]).metadata_props}
+    with pytest.raises(StdacError, match=r"metadata of .* is damaged"):
+        parse_props(exported[2], props | {key: value})
+
+
+def test_the_file_tells_nothing_about_this_machine(
+    exported: dict[int, Path], reduced: dict[str, to_onnx.ExportReport], tmp_path: Path
+) -> None:
     private = tmp_path / "secret folder" / "pictures"
     export_model(save_untrained(tmp_path / "m.pt", "kmeans", {}, str(private)), tmp_path / "m.onnx")
-    for path in (exported[3], tmp_path / "m.onnx"):
+    for path in (exported[3], tmp_path / "m.onnx", *(report.path for report in reduced.values())):
         proto = onnx.load(path)
         for tensor in proto.graph.initializer:
             tensor.ClearField("raw_data")  # weights hold any three bytes by chance
@@ -135,12 +379,20 @@ def test_the_file_tells_nothing_about_this_machine(exported: dict[int, Path], tm
     )
 
 
-def test_equal_models_give_equal_files_and_the_exporter_is_silent(
-    untrained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_equal_models_give_equal_files_the_exporter_is_silent_and_leaves_nothing_behind(
+    trained: dict[int, Path],
+    precision: str,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     for name in ("a.onnx", "b.onnx"):
-        export_model(untrained, tmp_path / name)
+        export_model(trained[0], tmp_path / name, precision=precision)
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()
+    assert list((tmp_path / "temporary").iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
 
@@ -250,13 +502,45 @@ def test_stress_moves_the_samples_and_leaves_the_model_alone(
     assert proto.SerializeToString() == proto_before
 
 
-def test_an_operator_without_a_cuda_kernel_is_refused() -> None:
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 2])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [])
-    node = helper.make_node("Det", ["x"], ["y"])
-    proto = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=[helper.make_opsetid("", 18)])
-    with pytest.raises(StdacError, match=r"CUDA kernel.*Det"):
+def one_node(op: str, kinds: list[int], opset: int, **attributes: object) -> onnx.ModelProto:
+    """A graph of one operator, on (1, 2, 4, 4) or, for a grid, (1, 4, 4, 2)."""
+    names = "xyz"[: len(kinds)]
+    shapes = [[1, 2, 4, 4], [1, 4, 4, 2]]
+    given = [helper.make_tensor_value_info(n, k, s) for n, k, s in zip(names, kinds, shapes, strict=False)]
+    y = helper.make_tensor_value_info("out", kinds[0], list("ab" if op == "Det" else "abcd"))
+    graph = helper.make_graph([helper.make_node(op, list(names), ["out"], name="n", **attributes)], "g", given, [y])
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+
+
+HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
+
+
+def test_the_kernel_table_knows_operators_versions_and_types() -> None:
+    pool = {"kernel_shape": [2, 2]}
+    assert without_kernel(one_node("MaxPool", [FULL], 18, **pool)) == []
+    assert without_kernel(one_node("MaxPool", [HALF], 18, **pool)) == []
+    assert without_kernel(one_node("MaxPool", [FULL], 22, **pool)) == ["MaxPool-22(float)"]
+    assert without_kernel(one_node("GridSample", [FULL, FULL], 18)) == []
+    assert without_kernel(one_node("GridSample", [HALF, HALF], 18)) == ["GridSample-16(float16, float16)"]
+    assert without_kernel(one_node("Relu", [TensorProto.INT32], 18)) == ["Relu-14(int32)"]
+    assert len(kernels()) > 40
+
+
+def test_an_operator_without_a_cuda_kernel_is_refused_unless_the_file_is_for_cpus() -> None:
+    proto = one_node("Det", [FULL], 18)
+    with pytest.raises(StdacError, match=r"CUDA kernel.*Det-11\(float\)"):
         check_graph(proto)
+    check_graph(proto, for_gpu=False)
+
+
+def test_what_only_serves_a_sampling_grid_and_the_last_layer_stay_in_float(exported: dict[int, Path]) -> None:
+    proto = onnx.load(exported[3])
+    kept = float_nodes(proto)
+    for node in proto.graph.node:
+        if any("localisation" in name or "dense2" in name for name in node.input) or node.op_type == "Tanh":
+            assert node.name in kept
+        if any(name.startswith(("model.net.conv", "model.net.dense1")) for name in node.input):
+            assert node.name not in kept
 
 
 def test_a_tie_is_no_disagreement_but_nan_and_another_argmax_are() -> None:

@@ -53,14 +53,18 @@ class DECModel(nn.Module):
         y: Tensor = self.standardize(x).flatten(1)
         return y
 
-    def codes(self, x: Tensor) -> Tensor:
-        """The embedding: (B, C, H, W) -> (B, d)."""
+    def embed(self, x: Tensor) -> Tensor:
+        """The codes: (B, C, H, W) -> (B, d) float32."""
         z: Tensor = self.encoder(self.scaled(x))
         return z
 
-    def forward(self, x: Tensor) -> Tensor:
-        q: Tensor = self.assign(self.codes(x))
+    def classify(self, z: Tensor) -> Tensor:
+        """Soft assignments of codes z (B, d): (B, K) float32."""
+        q: Tensor = self.assign(z)
         return q
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.embed(x))
 
 
 def build(k: int, shape: Shape, params: DECParams) -> DECModel:
@@ -121,7 +125,7 @@ def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECPar
             yield (images[index].float() / 255,)
 
     def loss(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        reconstruction = (decoder(model.codes(x)) - model.scaled(x)).square().mean()
+        reconstruction = (decoder(model.embed(x)) - model.scaled(x)).square().mean()
         return reconstruction, {"loss_reconstruction": reconstruction}
 
     phase(run, "pretrain", layers, optimizer, epochs=params.pretrain_epochs, batches=batches, loss=loss)
@@ -130,7 +134,7 @@ def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECPar
 @torch.no_grad()
 def initial_centres(model: DECModel, images: Tensor, k: int, params: DECParams, run: Run) -> Tensor:
     """k-means on the codes of all images: (K, d)."""
-    codes = torch.cat([model.codes(x.float() / 255) for x in images.split(EVAL_BATCH)])
+    codes = torch.cat([model.embed(x.float() / 255) for x in images.split(EVAL_BATCH)])
     return torch.from_numpy(kmeans_centres(codes.cpu().numpy(), k, run.seed, params.restarts))
 
 

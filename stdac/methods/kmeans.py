@@ -53,10 +53,18 @@ class NearestCentre(nn.Module):
         self.project = None if components is None else nn.Linear(pixels, components)
         self.assign = SoftAssignment(k, components or pixels)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def embed(self, x: Tensor) -> Tensor:
+        """Pixels, or their principal components: (B, C, H, W) -> (B, d) float32."""
         x = x.flatten(1)
-        q: Tensor = self.assign(x if self.project is None else self.project(x))
+        return x if self.project is None else self.project(x)
+
+    def classify(self, z: Tensor) -> Tensor:
+        """Soft assignments of embeddings z (B, d): (B, K) float32."""
+        q: Tensor = self.assign(z)
         return q
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classify(self.embed(x))
 
 
 def build(k: int, shape: Shape, params: KMeansParams) -> NearestCentre:

@@ -29,6 +29,16 @@ class Deployed(nn.Module):
         y: Tensor = self.net(self.standardize(x))
         return y
 
+    def embed(self, x: Tensor) -> Tensor:
+        """What enters the network's last dense layer: (B, C, H, W) -> (B, D) float32."""
+        z: Tensor = self.net.embed(self.standardize(x))  # type: ignore[operator]  # every network of the family has it
+        return z
+
+    def classify(self, z: Tensor) -> Tensor:
+        """Label features of embeddings z (B, D): (B, K) float32."""
+        y: Tensor = self.net.classify(z)  # type: ignore[operator]
+        return y
+
     def prepare(self, mean: float, device: torch.device) -> nn.Module:
         """Set the mean, move to the device in channels-last layout, and return the network, which is what trains."""
         self.standardize.mean.fill_(mean)

@@ -1,0 +1,278 @@
+"""The command `stdac suggest-k`: small trials at many K, through the grid, then their curves and what they suggest.
+
+The images are taken once, small and without labels, into RUN/images.npz, on which all trials run: a trial cannot look
+at ground truth, loads in no time, and resumes on the same images whatever became of the input.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from stdac.errors import StdacError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from cluster_jobs.backends import Backend
+    from cluster_jobs.grid import Grid
+    from cluster_jobs.ledger import Ledger
+
+SMALL: dict[str, dict[str, Any]] = {
+    "st-dac": {"stn": 0, "width": 0.25, "macro_batch": 500, "passes": 2, "lr": 3e-4},
+    "dac-star": {"width": 0.25, "macro_batch": 500},
+    "dec": {"width": 0.25, "pretrain_epochs": 50},
+}
+"""Each method's parameters for a trial of seconds; --set goes over them."""
+
+RANGE = re.compile(r"(\d{1,6})\.\.(\d{1,6})(?:\.\.(\d{1,6}))?")
+LEAST_SEEDS = 3  # fewer have no standard error
+
+
+class Study(NamedTuple):
+    """What a study of K fixes: all but the K and the seeds, of which more may be added later."""
+
+    input: str
+    method: str
+    epochs: int | None
+    limit: int
+    image_size: int
+    params: dict[str, Any]
+
+    def folder(self) -> Path:
+        """Its run folder where none is named: of other settings, another one."""
+        from stdac.trial import canonical_json
+
+        name = re.sub(r"[^a-z0-9.]+", "-", Path(self.input).name.lower()).strip("-.") or "images"
+        digest = hashlib.sha256(canonical_json(self._asdict()).encode()).hexdigest()[:8]
+        return Path("runs/suggest-k") / f"{name}-{digest}"
+
+
+@click.command("suggest-k")
+@click.argument("input_", metavar="INPUT")
+@click.option("--k", "ks", default="2..20", help="Numbers of clusters to try: 2..20, 2..20..2 or 5,8,10.")
+@click.option("--method", default="st-dac", help="Clustering method.")
+@click.option("--seeds", type=click.IntRange(LEAST_SEEDS), default=3, help="Trials of each K.")
+@click.option("--limit", type=click.IntRange(50), default=1000, help="Use a random subset of this many images.")
+@click.option("--image-size", type=click.IntRange(8), default=16, help="Resize images to this side in pixels.")
+@click.option("--epochs", type=click.IntRange(1), default=8, help="Epochs of a trial.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the method.")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/suggest-k/NAME if not given.")
+@click.option("--workers", type=click.IntRange(1), help="Trials at a time; one a core, or one a GPU, if not given.")
+@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
+@click.option("--yes", is_flag=True, help="Do not ask before hours of computing.")
+def suggest_k_command(
+    input_: str,
+    ks: str,
+    method: str,
+    seeds: int,
+    limit: int,
+    image_size: int,
+    epochs: int,
+    settings: tuple[str, ...],
+    out: Path | None,
+    workers: int | None,
+    device: str,
+    data_dir: Path | None,
+    yes: bool,
+) -> None:
+    """Suggest a number of clusters for the images of INPUT, with the curves and the reasons behind it.
+
+    INPUT: a data set's name, or a path as `stdac train` takes it. Trains small models, several seeds at each K, and
+    looks at how far the seeds agree and how well the clusters are separated; labels are never used. Stopped or killed,
+    the same command goes on; more K or seeds add to what is done.
+    """
+    from analysis.k_figure import draw_study, study_text
+    from analysis.k_study import study, suggest
+    from cluster_jobs.backends import Request, on_this_machine
+    from cluster_jobs.worker import Options
+    from stdac.cli import parse_setting
+
+    params = SMALL.get(method, {}) | dict(map(parse_setting, settings))
+    asked = Study(absolute(input_), method, epochs, limit, image_size, params)
+    run = (out or asked.folder()).resolve()
+    numbers = parse_ks(ks)
+    images = take_images(asked, run, data_dir)
+    grid = make_grid(asked, run, numbers, seeds, len(images))
+    backend = on_this_machine("as asked", Request(run, Options(device), workers=workers))
+    confirm(grid, run, images, backend, yes)
+    keep_images(asked, run, images)
+    launch(grid, run, backend)
+    curves = study(run, {trial.id for trial in grid.trials}, images)
+    suggestion = suggest(curves)
+    click.echo(study_text(curves, suggestion))
+    figure = draw_study(curves, suggestion, run / "suggest-k.png", title=Path(input_).name)
+    click.echo(f"wrote {figure}", err=True)
+
+
+def absolute(text: str) -> str:
+    """A path from the root, so that it names the same images wherever one stands; a data set's name as it is."""
+    from stdac.data import NAMES
+
+    return text if text in NAMES else str(Path(text).expanduser().resolve())
+
+
+def parse_ks(text: str) -> list[int]:
+    """The numbers of "2..20", "2..20..2" or "5,8,10" (also mixed), ascending. Raises StdacError for anything else."""
+    numbers: set[int] = set()
+    for part in text.replace(" ", "").split(","):
+        match = RANGE.fullmatch(part)
+        if match:
+            first, last, step = int(match[1]), int(match[2]), int(match[3] or 1)
+            numbers.update(range(first, last + 1, step) if step else ())
+        elif re.fullmatch(r"\d{1,6}", part):
+            numbers.add(int(part))
+        else:
+            numbers.clear()
+            break
+    if len(numbers) < 2 or min(numbers) < 2:
+        raise StdacError(f"got --k {text}, expected at least two numbers from 2 up, as in 2..20, 2..20..2 or 5,8,10")
+    return sorted(numbers)
+
+
+def take_images(asked: Study, run: Path, data_dir: Path | None) -> "NDArray[np.uint8]":
+    """The study's images (N, C, H, W) uint8: those in RUN where it was launched before, else from the input.
+
+    Raises StdacError where the input cannot be loaded, or the folder holds a study of other settings.
+    """
+    from stdac.data import load
+    from stdac.files import read_json
+    from stdac.images import read_arrays
+
+    about, path = run / "study.json", run / "images.npz"
+    if about.exists() and read_json(about) != asked._asdict():
+        raise StdacError(f"{run} holds a study of other images or settings: choose another --out")
+    if about.exists() and path.exists():
+        return read_arrays(path)[0]
+    return load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit).images
+
+
+def keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]") -> None:
+    """Write RUN/images.npz, then RUN/study.json, where they are not there yet. Raises StdacError where it cannot."""
+    import numpy as np
+
+    from stdac.files import json_bytes, link_once, refusal, whole
+
+    if (run / "study.json").exists() and (run / "images.npz").exists():
+        return
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise refusal(error, run) from error
+    with whole(run / "images.npz") as file:
+        np.savez(file, images=images)
+    link_once(run / "study.json", json_bytes(asked._asdict()))
+
+
+def make_grid(asked: Study, run: Path, numbers: list[int], seeds: int, n: int) -> "Grid":
+    """The trials of a study on n images, and their TOML. Raises StdacError for settings that the method refuses."""
+    from dataclasses import asdict
+
+    from cluster_jobs.grid import Grid, expand
+    from stdac.methods import METHODS, resolve, resolve_params, unknown
+
+    unknown({asked.method}, METHODS, "method")
+    if numbers[-1] > n:
+        raise StdacError(f"got --k up to {numbers[-1]} for {n} images: expected at most one cluster an image")
+    params = asdict(resolve_params(METHODS[asked.method].params, asked.params).resolved(asked.input))
+    cell = {"dataset": str(run / "images.npz"), "method": asked.method, "epochs": asked.epochs, "n_clusters": numbers}
+    block = cell | {"seeds": seeds}
+    given = {name: value for name, value in params.items() if value is not None}
+    lines = [f"{key} = {to_toml(value)}" for key, value in block.items()]
+    table = ", ".join(f"{name} = {to_toml(value)}" for name, value in given.items())
+    text = "\n".join(["[[trials]]", *lines, f"params = {{ {table} }}", ""])
+    return Grid("suggest-k", [resolve(trial) for trial in expand(block | {"params": given})], text, {})
+
+
+def to_toml(value: Any) -> str:
+    """A string, number, truth value or list of them as TOML, of which JSON's are a part."""
+    return json.dumps(value, ensure_ascii=False)
+
+
+def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Backend", yes: bool) -> None:
+    """Say what will be run and roughly how long it takes; ask where that is hours. Raises StdacError for images that
+    the method's network does not take."""
+    from cluster_jobs.cli import HOURS_TO_CONFIRM
+    from cluster_jobs.ledger import Ledger
+    from stdac.words import duration
+
+    ledger = Ledger(run)
+    left = [trial for trial in grid.trials if ledger.status(trial.id).state != "done"]
+    seconds = sum(estimate(trial, images, backend.gpu) for trial in left) / max(1, min(backend.at_once, len(left)))
+    click.echo(plan_text(grid, images, run), err=True)
+    if left:
+        click.echo(f"{len(left)} to run: roughly {duration(seconds)}, {backend.at_once} at a time", err=True)
+    if seconds > HOURS_TO_CONFIRM * 3600 and not yes:
+        click.confirm("Go on?", abort=True, err=True)
+
+
+def launch(grid: "Grid", run: Path, backend: "Backend") -> None:
+    """Run what is missing on this machine. Raises StdacError where it was stopped, or too few trials ended well."""
+    from cluster_jobs.backends import drive
+    from cluster_jobs.ledger import Ledger
+
+    ledger = Ledger(run)
+    earlier = [trial_id for trial_id in ledger.plan(grid.trials, grid.text) if ledger.status(trial_id).state != "done"]
+    if earlier:
+        click.echo(f"and {len(earlier)} trials that were asked for in this folder before and are not done", err=True)
+    ledger.resume()
+    ledger.retry()
+    try:
+        with study_display(ledger) as display:
+            drive(ledger, backend, display)
+    except KeyboardInterrupt:
+        raise StdacError("stopped; what is done is kept, and the same command goes on from there") from None
+    check_finished(ledger, grid)
+
+
+def plan_text(grid: "Grid", images: "NDArray[np.uint8]", run: Path) -> str:
+    """What is run, on what, where, and how to go on."""
+    trial, (n, _, height, width) = grid.trials[0], images.shape
+    numbers = sorted({t.n_clusters for t in grid.trials})
+    seeds = len(grid.trials) // len(numbers)
+    size = f", width {trial.params.width:g}" if hasattr(trial.params, "width") else ""
+    return (
+        f"{len(grid.trials)} trials: {trial.method}{size}, {trial.epochs} epochs, at {len(numbers)} numbers of "
+        f"clusters from {numbers[0]} to {numbers[-1]}, {seeds} seeds each\n"
+        f"on {n:,} images of {width}x{height} pixels, without labels, in {run}\n"
+        "stopped or killed, the same command goes on"
+    )
+
+
+def estimate(trial: Any, images: "NDArray[np.uint8]", gpu: bool) -> float:
+    """A rough guess of one trial's seconds."""
+    from dataclasses import replace
+
+    from stdac.cost import trial_seconds
+
+    return trial_seconds(replace(trial, limit=len(images), image_size=max(images.shape[2:])), gpu=gpu)
+
+
+def study_display(ledger: "Ledger") -> Any:
+    """The grid's display, which names a trial by its K."""
+    from cluster_jobs.display import Display, where
+
+    class StudyDisplay(Display):
+        def ended(self, status: Any) -> str:
+            trial = self.trials[status.trial_id]
+            failed = "FAILED: " if status.state == "failed" else ""
+            return f"K = {trial['n_clusters']}, seed {trial['seed']}: {failed}{where(status)}"
+
+    return StudyDisplay(ledger)
+
+
+def check_finished(ledger: "Ledger", grid: "Grid") -> None:
+    """Say which trials failed. Raises StdacError where fewer than two K are left to compare."""
+    statuses = [ledger.status(trial.id) for trial in grid.trials]
+    failed = [status for status in statuses if status.state == "failed"]
+    done = [trial.n_clusters for trial, status in zip(grid.trials, statuses, strict=True) if status.state == "done"]
+    first = f"; the first: {failed[0].detail['reason']} ({failed[0].detail['log']})" if failed else ""
+    if sum(done.count(k) > 1 for k in set(done)) < 2:
+        raise StdacError(f"{len(done)} of {len(statuses)} trials ended well, too few for a curve{first}")
+    if failed:
+        click.echo(f"{len(failed)} trials failed and are left out{first}; launch again to retry", err=True)

@@ -1,0 +1,223 @@
+"""A file of labels, the truth that results are scored with: which image has which."""
+
+import csv
+import os
+import sys
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.arrays import DAMAGED, Stored, stored_idx, stored_npy, texts
+from export.parquet import hugging_face_features, is_label, label_text
+from export.runs import printable, reason
+from export.sources import kind_of
+from stdac.errors import StdacError
+
+NAME_COLUMNS = ("source", "path", "file", "filename", "file_name", "filepath", "image", "name")
+LABEL_COLUMNS = ("label", "class", "labels", "target", "y", "category")
+NAMES = frozenset({*NAME_COLUMNS, *LABEL_COLUMNS, "index"})
+EXPECTED = (
+    "expected a CSV, TSV or Parquet file with a column of paths (source, path, file or name) and one of labels (label "
+    "or class), or an .npy, IDX or text file with one label an image in the order of the inputs"
+)
+
+
+class Labels(Protocol):
+    """The labels of images, by their names or by their order."""
+
+    def of(self, source: Sequence[str], index: NDArray[np.int64], position: int) -> list[str | None]:
+        """The labels of consecutive images, None where there is none.
+
+        source, index: as in `export.runs.Run`. position: the place of the first of them in the order of the inputs.
+        Raises StdacError where labels and images do not fit together.
+        """
+
+    def check(self, images: int) -> None:
+        """After all so many images: raise StdacError where the labels are for others."""
+
+
+def read_labels(path: Path) -> Labels:
+    """The labels in a file; what it is, its content and its name tell. Raises StdacError for what cannot be understood.
+
+    A CSV or TSV file with a header, or a Parquet file, has a column of names (NAME_COLUMNS) and one of labels
+    (LABEL_COLUMNS), and may have one named index for images in arrays and archives. A name is a path as in the output,
+    or the end of one: relative to an input folder, or the file's name alone. Any other file has one label an image in
+    the order of the inputs: .npy, IDX, a table with the column of labels alone, or text with a label a line.
+    """
+    if not path.is_file():
+        raise StdacError(f"cannot read {path}, which does not exist or is no regular file: {EXPECTED}")
+    try:
+        kind, suffix = kind_of(str(path)), path.suffix.lower()
+        if kind == "array":
+            return InOrder(path, stored_labels(path))
+        if kind == "parquet":
+            return from_table(path, parquet_rows(path))
+        if suffix in (".csv", ".tsv"):
+            return from_table(path, csv_rows(path))
+        return InOrder(path, [sys.intern(line.rstrip("\r\n")) for line in open_text(path)])
+    except DAMAGED as error:
+        raise StdacError(f"cannot read {path} ({reason(error, str(path))}): {EXPECTED}") from error
+
+
+class InOrder:
+    """One label an image, in the order of the inputs."""
+
+    def __init__(self, path: Path, labels: Sequence[str | None] | NDArray[np.generic]) -> None:
+        self.path, self.labels = path, labels
+
+    def of(self, source: Sequence[str], index: NDArray[np.int64], position: int) -> list[str | None]:
+        end = position + len(source)
+        if end > len(self.labels):
+            raise self._misfit(f"at least {end:,}")
+        part = self.labels[position:end]
+        given = texts(part, len(source)) if isinstance(part, np.ndarray) else part
+        return [label or None for label in given]
+
+    def check(self, images: int) -> None:
+        if images != len(self.labels):
+            raise self._misfit(f"{images:,}")
+
+    def _misfit(self, images: str) -> StdacError:
+        return StdacError(
+            f"{self.path} has {len(self.labels):,} labels for {images} images: expected one label an image, in the "
+            "order of the inputs"
+        )
+
+
+class ByName:
+    """Labels that say which image they belong to, by a path or the end of one."""
+
+    def __init__(self, path: Path, rows: Iterable[tuple[str, int, str | None]]) -> None:
+        self.path = path
+        self._row: dict[str, int] = {}
+        self._label: list[str | None] = []
+        for name, index, label in rows:
+            key = key_of(name.removeprefix("./"), index)
+            row = self._row.setdefault(key, len(self._label))
+            if row == len(self._label):
+                self._label.append(None if label is None else sys.intern(label))
+            elif self._label[row] != label:
+                raise StdacError(f"{path} has several labels for {name}: expected one, or paths that tell images apart")
+        self._owner = array("q", bytes(8 * len(self._label)))  # hash of the image that a row was given to, 0 for none
+        self._folder = printable(os.getcwd())  # noqa: PTH109
+
+    def of(self, source: Sequence[str], index: NDArray[np.int64], position: int) -> list[str | None]:
+        return [self._of(name, i) for name, i in zip(source, index.tolist(), strict=True)]
+
+    def _of(self, source: str, index: int) -> str | None:
+        row = self._find(source, index)
+        if row is None:
+            return None
+        owner = hash((source, index)) or 1
+        if self._owner[row] not in (0, owner):
+            raise StdacError(
+                f"a name in {self.path} fits several images, one of them {source}: expected names that tell the images "
+                "apart, such as paths from the current folder"
+            )
+        self._owner[row] = owner
+        return self._label[row]
+
+    def _find(self, source: str, index: int) -> int | None:
+        """The row of the longest name that an image's absolute path ends with."""
+        path, place = os.path.normpath(f"{self._folder}/{source}" if source[:1] != "/" else source), 0
+        while True:
+            row = self._row.get(key_of(path[place:], index))
+            place = path.find("/", place) + 1
+            if row is not None or not place:
+                return row
+
+    def check(self, images: int) -> None:
+        if images and self._label and not any(self._owner):
+            first = next(iter(self._row)).partition("\0")[0]
+            raise StdacError(
+                f"no name in {self.path} is that of an image (the first is {first}): expected paths as in the column "
+                "source of the output, or the ends of such"
+            )
+
+
+def key_of(name: str, index: int) -> str:
+    """What identifies an image: its path, and its place in there unless that is 0."""
+    return f"{name}\0{index}" if index else name
+
+
+def from_table(path: Path, rows: Iterator[Sequence[str | None]]) -> Labels:
+    """The labels in a table, of which the first row has the names of the columns."""
+    header = [(name or "").strip().lower() for name in next(rows, [])]
+    name, label = (
+        next((header.index(c) for c in wanted if c in header), None) for wanted in (NAME_COLUMNS, LABEL_COLUMNS)
+    )
+    if label is None or (name is None and len(header) > 1):
+        raise StdacError(f"{path} has the columns {', '.join(header)[:200] or 'of an empty file'}: {EXPECTED}")
+    if name is None:
+        return InOrder(path, [row[label] or None for row in rows])
+    place = header.index("index") if "index" in header else None
+
+    def named() -> Iterator[tuple[str, int, str | None]]:
+        for row in rows:
+            yield row[name] or "", 0 if place is None else int(row[place] or 0), row[label] or None
+
+    return ByName(path, named())
+
+
+def csv_rows(path: Path) -> Iterator[Sequence[str]]:
+    """The rows of a CSV or TSV file, those that are empty left out. Raises StdacError for a row of another length."""
+    lines = open_text(path)
+    first = next(lines, "")
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
+    width = None
+    try:
+        for row in csv.reader(chain([first], lines), delimiter=delimiter):
+            width = width or len(row)
+            if row and len(row) != width:
+                raise StdacError(
+                    f"{path} has a row of {len(row)} values, expected {width} as in its header: {row[0][:80]}"
+                )
+            if row:
+                yield row
+    except csv.Error as error:
+        raise StdacError(f"{path} is not a CSV file ({error}): {EXPECTED}") from error
+
+
+def open_text(path: Path) -> Iterator[str]:
+    r"""The lines of a text file, with their ends; bytes that are not UTF-8 become \x escapes, as in the output."""
+    with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+        yield from file
+
+
+def parquet_rows(path: Path) -> Iterator[Sequence[str | None]]:
+    """The rows of the columns of a Parquet file that can be names, indices or labels, after those columns' names."""
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        features = hugging_face_features(schema)
+        columns = [c for c in schema.names if c.lower() in NAMES and is_label(schema.field(c).type)]
+        yield columns
+        classes = [tuple(map(str, features.get(column, {}).get("names") or ())) for column in columns]
+        for batch in file.iter_batches(columns=columns):
+            values = [
+                [label_text(v, names) for v in batch.column(c).to_pylist()]
+                for c, names in zip(columns, classes, strict=True)
+            ]
+            yield from zip(*values, strict=True)
+
+
+def stored_labels(path: Path) -> NDArray[np.generic]:
+    """The labels in an .npy or IDX file, (N,) integers or text."""
+    with ExitStack() as stack:
+        file = stack.enter_context(path.open("rb"))
+        labels: Stored = stored_npy(file) if file.peek(6)[:6] == b"\x93NUMPY" else stored_idx(str(path), stack)
+        if len(labels.shape) != 1 or labels.dtype.kind not in "iubU":
+            raise StdacError(f"{path} holds an array of shape {labels.shape} and type {labels.dtype}: {EXPECTED}")
+        values = labels.take(labels.shape[0])
+        if len(values) < labels.shape[0]:
+            raise StdacError(
+                f"{path} is cut short or damaged: {len(values):,} of its {labels.shape[0]:,} labels are there"
+            )
+        return values

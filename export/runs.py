@@ -1,0 +1,161 @@
+"""Runs of images on their way from a source to a decoder."""
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stdac.errors import StdacError
+from stdac.images import Pixels
+
+RUN = 64
+MEMBER_BYTES = 1 << 26
+"""A picture of an archive with more bytes is not read: a few runs of them are in memory at a time."""
+
+RUN_BYTES = 1 << 24
+"""A run is closed at RUN images, or earlier where their pixels or encoded pictures exceed RUN_BYTES."""
+
+Stat = tuple[int, int]
+
+T = TypeVar("T")
+
+
+class Unreadable(NamedTuple):
+    """An image that its source cannot give, and why."""
+
+    reason: str
+
+
+Content = str | bytes | Unreadable
+
+
+@dataclass(frozen=True)
+class Run:
+    """Up to RUN consecutive images of one source, not yet decoded; picklable, it is what a decoder process gets.
+
+    source: the printable name of the file, archive or data set of each image. index: (n,) int64, its place in it, 0 for
+    a picture file. content: paths to read, encoded pictures, or pixels (n, C, H, W) uint8. label: the truth, None where
+    there is none. stat: (bytes, modified_ns) of the archive that all of them are in; None where each path has its own,
+    or there is none.
+    """
+
+    source: list[str]
+    index: NDArray[np.int64]
+    content: list[Content] | Pixels
+    label: list[str | None]
+    stat: Stat | None = None
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def select(self, rows: NDArray[np.int64] | list[int]) -> "Run":
+        """The run of some of its images."""
+        chosen = np.asarray(rows, np.int64)
+        content = self.content
+        return replace(
+            self,
+            source=[self.source[i] for i in chosen],
+            index=self.index[chosen],
+            content=content[chosen] if isinstance(content, np.ndarray) else [content[i] for i in chosen],
+            label=[self.label[i] for i in chosen],
+        )
+
+
+class Source(Protocol):
+    """Where images come from, see `export.sources.open_source`."""
+
+    @property
+    def name(self) -> str:
+        """Printable name of the input."""
+
+    def count(self) -> int | None:
+        """The number of images, None where it takes reading them all."""
+
+    def runs(self) -> Iterator[Run]:
+        """All images in an order and in runs that depend on the source alone; may be called again."""
+
+
+class Item(NamedTuple):
+    """One picture of an archive or a list, and its label."""
+
+    content: Content
+    label: str | None
+
+
+def collected(items: Iterable[Item], name: str, stat: Stat | None) -> Iterator[Run]:
+    """The pictures of one archive, in order, as runs. Raises StdacError for what its items raise, after the others."""
+    failures: list[Exception] = []
+    waiting: list[Item] = []
+    start = size = 0
+    for item in until_failure(items, failures):
+        waiting.append(item)
+        size += len(item.content) if isinstance(item.content, bytes) else 0
+        if len(waiting) == RUN or size >= RUN_BYTES:
+            yield archive_run(waiting, name, start, stat)
+            waiting, start, size = [], start + len(waiting), 0
+    if waiting:
+        yield archive_run(waiting, name, start, stat)
+    if failures:
+        raise StdacError(reason(failures[0], name)) from failures[0]
+
+
+def until_failure(items: Iterable[T], failures: list[Exception]) -> Iterator[T]:
+    """The items; what they raise ends them, and is kept for after what has to be done with those before."""
+    try:
+        yield from items
+    except Exception as error:  # noqa: BLE001  # readers raise anything on damaged files
+        failures.append(error)
+
+
+def archive_run(items: list[Item], name: str, start: int, stat: Stat | None) -> Run:
+    """Consecutive pictures of one archive, the first of them at `start`."""
+    index = np.arange(start, start + len(items), dtype=np.int64)
+    return Run([name] * len(items), index, [item.content for item in items], [item.label for item in items], stat)
+
+
+def too_large(size: int) -> Unreadable | None:
+    """Why a picture of so many bytes is not read, if it is not."""
+    return (
+        Unreadable(f"its {size:,} bytes are more than the {MEMBER_BYTES:,} that are read")
+        if size > MEMBER_BYTES
+        else None
+    )
+
+
+def ended_well(runs: Iterator[Run], path: str, stat: Stat | None = None) -> Iterator[Run]:
+    """The runs of one file or data set; an Unreadable one at the next index where it breaks, or holds no images."""
+    name, n = printable(path), 0
+    try:
+        for run in runs:
+            n += len(run)
+            yield run
+    except Exception as error:  # noqa: BLE001  # readers raise anything on damaged files
+        yield archive_run([Item(Unreadable(reason(error, path)), None)], name, n, stat)
+        return
+    if not n:
+        yield archive_run([Item(Unreadable("it holds no images"), None)], name, 0, stat)
+
+
+def stat_of(path: str) -> Stat | None:
+    """(bytes, modified_ns) of a file, None where it is not there."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return about.st_size, about.st_mtime_ns
+
+
+def reason(error: Exception, source: str) -> str:
+    """Why a source could not be read, without its name in front, in one line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = "it takes more memory than there is" if isinstance(error, MemoryError) else str(error)
+    return printable(text.removeprefix(f"{source}: ").split("\n")[0][:300] or type(error).__name__)
+
+
+def printable(name: str) -> str:
+    r"""A file name as text: bytes that are not UTF-8 become \x escapes."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

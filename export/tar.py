@@ -1,0 +1,214 @@
+"""Pictures in tar archives (WebDataset), read in a child process: hostile ones may take any amount of memory."""
+
+import bz2
+import gzip
+import lzma
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from typing import IO, Any, NamedTuple
+
+from export.child import in_child
+from export.runs import (
+    RUN,
+    Content,
+    Item,
+    Run,
+    collected,
+    ended_well,
+    printable,
+    stat_of,
+    too_large,
+    until_failure,
+)
+from stdac.errors import StdacError
+from stdac.images import SUFFIXES
+
+MEMORY_BYTES = 1 << 30
+BLOCK = 512
+SMALL_BYTES = 1 << 16
+LABEL_BYTES = 1 << 12
+HEADER_BYTES = 1 << 20
+TAIL_BYTES = 1 << 20
+
+REGULAR = (b"0", b"\0", b"7")
+WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
+LONG_NAME, PAX, SPARSE = b"L", b"x", b"S"
+"""Kinds of members: IEEE Std 1003.1 (pax), and what GNU tar adds."""
+
+
+@dataclass(frozen=True)
+class TarFile:
+    """The pictures of a tar archive, in its order; gzipped, bzipped, xz or plain."""
+
+    path: str
+
+    @property
+    def name(self) -> str:
+        return printable(self.path)
+
+    def count(self) -> None:
+        return None
+
+    def runs(self) -> Iterator[Run]:
+        runs = in_child("export.tar:read_tar", self.path, memory_bytes=MEMORY_BYTES)
+        return ended_well(runs, self.path, stat_of(self.path))
+
+
+def read_tar(path: str) -> Iterator[Run]:
+    """The pictures of a tar archive; for a process of its own. Raises StdacError where it is damaged, or cut short."""
+    return collected(tar_items(path), printable(path), stat_of(path))
+
+
+def tar_items(path: str) -> Iterator[Item]:
+    """The pictures of a tar archive, with the text of the .cls member beside them."""
+    failures: list[Exception] = []
+    with opened_tar(path) as file:
+        for _, sample in groupby(until_failure(members(file), failures), key=lambda member: member.key):
+            yield from labelled(sample)
+    if failures:
+        raise failures[0]
+
+
+class Member(NamedTuple):
+    """A picture or label of a tar archive; members of one sample have the same key."""
+
+    key: str
+    content: Content
+    is_label: bool
+
+
+def labelled(sample: Iterator[Member]) -> Iterator[Item]:
+    """The pictures of one sample with its label; of one with more than RUN pictures, no more wait for it."""
+    pictures: list[Content] = []
+    label: str | None = None
+    for member in sample:
+        if member.is_label and isinstance(member.content, bytes):
+            label = member.content.decode("utf-8", "backslashreplace").strip() or None
+        elif not member.is_label:
+            pictures.append(member.content)
+        if len(pictures) == RUN:
+            yield from (Item(picture, label) for picture in pictures)
+            pictures = []
+    yield from (Item(picture, label) for picture in pictures)
+
+
+def members(file: IO[bytes]) -> Iterator[Member]:
+    """The pictures and labels of a tar archive, hidden ones left out."""
+    for header in headers(file):
+        parts = [part for part in header.name.split("/") if part not in ("", ".")]
+        visible = parts and header.kind in REGULAR and not any(part.startswith(".") for part in parts)
+        suffix = parts[-1][parts[-1].rfind(".") :].lower() if visible else ""
+        is_label = suffix == ".cls" and header.size <= LABEL_BYTES
+        if suffix not in SUFFIXES and not is_label:
+            skip(file, header)
+            continue
+        refused = too_large(header.size)
+        if refused is not None:
+            skip(file, header)
+        content = refused or taken(file, header)
+        yield Member("/".join([*parts[:-1], parts[-1].partition(".")[0]]), content, is_label)
+
+
+class Header(NamedTuple):
+    """What a tar archive says of a member, whose data follow in whole blocks."""
+
+    name: str
+    size: int
+    kind: bytes
+
+    @property
+    def blocks_bytes(self) -> int:
+        return 0 if self.kind in WITHOUT_DATA else -(-self.size // BLOCK) * BLOCK
+
+
+def headers(file: IO[bytes]) -> Iterator[Header]:
+    """The members of a tar archive, whose data the caller takes or skips. Raises StdacError where it is damaged."""
+    extended: dict[bytes, bytes] = {}
+    while any(block := file.read(BLOCK)):
+        header = parsed(block, extended)
+        if header.kind in (LONG_NAME, PAX):
+            if header.size > HEADER_BYTES:
+                raise StdacError(f"it is damaged: a header has {header.size:,} bytes")
+            data = taken(file, header)
+            extended |= pax_records(data) if header.kind == PAX else {b"path": data.rstrip(b"\0")}
+            continue
+        extended = {}
+        if header.kind == SPARSE:
+            raise StdacError("it has a sparse member, which is not read: write it without --sparse")
+        yield header
+    if len(block) < BLOCK:
+        raise StdacError("it is cut short")
+    file.read(TAIL_BYTES)  # to the end of the file, where compressed ones have their checksum
+
+
+def parsed(block: bytes, extended: dict[bytes, bytes]) -> Header:
+    """A header, with what an extended one before it says. Raises StdacError for a block that is none."""
+    if len(block) < BLOCK:
+        raise StdacError("it is cut short")
+    try:
+        if sum(block) - sum(block[148:156]) + 256 != int(block[148:156].strip(b" \0"), 8):
+            raise ValueError
+        size = int(extended[b"size"]) if b"size" in extended else number(block[124:136])
+        if size < 0:
+            raise ValueError
+    except ValueError as error:
+        raise StdacError("it is damaged, or not a tar archive: a header is wrong") from error
+    name, prefix = block[:100].split(b"\0")[0], block[345:500].split(b"\0")[0]
+    if prefix and block[257:263] == b"ustar\0":
+        name = prefix + b"/" + name
+    return Header(extended.get(b"path", name).decode("utf-8", "surrogateescape"), size, block[156:157])
+
+
+def number(field: bytes) -> int:
+    """A number in octal digits, or in base 256 where the first bit is set. Raises ValueError."""
+    if field[0] & 0x80:
+        return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big") if field[0] == 0x80 else -1
+    return int(field.strip(b" \0") or b"0", 8)
+
+
+def pax_records(data: bytes) -> dict[bytes, bytes]:
+    """Keys and values of a pax header: lines of "length key=value". Raises StdacError where it is damaged."""
+    records: dict[bytes, bytes] = {}
+    place = 0
+    try:
+        while place < len(data):
+            space = data.index(b" ", place)
+            end = place + int(data[place:space])
+            if end <= space:
+                raise ValueError
+            key, _, records[key] = data[space + 1 : end - 1].partition(b"=")
+            place = end
+    except ValueError as error:
+        raise StdacError("it is damaged: an extended header is wrong") from error
+    return records
+
+
+def taken(file: IO[bytes], header: Header) -> bytes:
+    """The data of a member. Raises StdacError where the archive ends before they do."""
+    data = file.read(header.blocks_bytes)
+    if len(data) < header.size:
+        raise StdacError("it is cut short")
+    return data[: header.size]
+
+
+def skip(file: IO[bytes], header: Header) -> None:
+    """Pass over the data of a member."""
+    if header.blocks_bytes <= SMALL_BYTES:
+        file.read(header.blocks_bytes)
+    else:
+        file.seek(header.blocks_bytes, os.SEEK_CUR)
+
+
+UNPACK: dict[bytes, Callable[[IO[bytes]], Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ\0": lzma.open}
+
+
+@contextmanager
+def opened_tar(path: str) -> Iterator[IO[bytes]]:
+    """The stream of blocks of a tar archive, unpacked."""
+    with ExitStack() as stack:
+        file = stack.enter_context(open(path, "rb"))
+        unpack = next((unpack for magic, unpack in UNPACK.items() if file.peek(6).startswith(magic)), None)
+        yield file if unpack is None else stack.enter_context(unpack(file))

@@ -1,0 +1,145 @@
+// Runs the model in workers: the first is checked against onnxruntime's own answers before any picture is taken.
+
+
+const CHUNK = 64; // files that a worker gets at once
+const MAX_WORKERS = 4;
+const MODEL_BYTES = 400 << 20; // of the model, in all workers together
+
+/** A worker that answers one message after another. */
+class Sorter {
+  constructor(source) {
+    const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
+    this.worker = new Worker(url);
+    URL.revokeObjectURL(url);
+    this.waiting = new Map();
+    this.asked = 0;
+    this.worker.onmessage = ({ data }) => this.settle(data.id, data);
+    this.worker.onerror = (event) => {
+      event.preventDefault();
+      for (const id of [...this.waiting.keys()]) this.settle(id, { failed: event.message || "the worker ended" });
+    };
+  }
+
+  settle(id, answer) {
+    const { resolve, reject } = this.waiting.get(id);
+    this.waiting.delete(id);
+    if (answer.failed) reject(new Error(answer.failed));
+    else resolve(answer);
+  }
+
+  ask(message, transfer = []) {
+    const id = this.asked++;
+    return new Promise((resolve, reject) => {
+      this.waiting.set(id, { resolve, reject });
+      this.worker.postMessage({ id, ...message }, transfer);
+    });
+  }
+
+  end() {
+    this.worker.terminate();
+  }
+}
+
+/** The model, ready to sort. provider: "webgpu" or "wasm"; difference: to onnxruntime's scores on the check images. */
+class Engine {
+  constructor(provider, sorter, difference) {
+    Object.assign(this, { provider, sorters: [sorter], difference, onJoin: () => {} });
+  }
+
+  /** Take in one more worker, into the run at hand too. */
+  join(sorter) {
+    this.sorters.push(sorter);
+    this.onJoin(sorter);
+  }
+
+  /** Sort files; onRows(start, rows) is called as each chunk is done. signal: stops it after the chunks at hand. */
+  async sort(files, onRows, signal) {
+    let next = 0;
+    const work = async (sorter) => {
+      while (next < files.length && !signal.aborted) {
+        const start = next;
+        const chunk = files.slice(start, (next += CHUNK));
+        const { rows } = await sorter.ask({ kind: "sort", files: chunk });
+        if (!signal.aborted) onRows(start, rows);
+      }
+    };
+    const jobs = this.sorters.map(work);
+    this.onJoin = (sorter) => jobs.push(work(sorter));
+    for (let i = 0; i < jobs.length; i++) await jobs[i];
+    this.onJoin = () => {};
+  }
+}
+
+/** Load all parts that a provider needs, start it and check it. say(text, share): where it is, share in [0, 1]. */
+async function startEngine(page, source, say) {
+  const { files } = page;
+  const model = await loadModel(files.model, say);
+  const check = await loadFile(files.check);
+  const failures = [];
+  for (const provider of await providersToTry(page)) {
+    say(`starting ${PROVIDERS[provider]}`, 1);
+    try {
+      const program = await loadFile(files[`${provider}program`]);
+      const binary = await loadFile(files[`${provider}binary`]);
+      return await startProvider(provider, { program, binary, model, shape: page.shape }, page, source, check);
+    } catch (error) {
+      failures.push(`${PROVIDERS[provider]}: ${error.message}`);
+    }
+  }
+  throw new Error(failures.join("; "));
+}
+
+const PROVIDERS = { webgpu: "WebGPU", wasm: "WebAssembly" };
+
+/** WebGPU where there is a GPU, then WebAssembly; ?provider=wasm in the address leaves no choice. */
+async function providersToTry(page) {
+  const wish = new URLSearchParams(location.search).get("provider");
+  if (wish in PROVIDERS) return [wish];
+  const adapter = page.precision === "int8" ? null : await navigator.gpu?.requestAdapter().catch(() => null);
+  const serves = adapter && !adapter.info?.isFallbackAdapter && (page.precision !== "fp16" || adapter.features.has("shader-f16"));
+  return serves ? ["webgpu", "wasm"] : ["wasm"];
+}
+
+async function loadModel(file, say) {
+  let done = 0;
+  const all = (file.bytes / 1e6).toFixed(1);
+  return loadFile(file, (bytes) => {
+    done += bytes;
+    say(`loading the model: ${(done / 1e6).toFixed(1)} of ${all} MB`, done / file.bytes);
+  });
+}
+
+async function startProvider(provider, parts, page, source, check) {
+  const first = new Sorter(source);
+  try {
+    await first.ask({ kind: "start", provider, ...parts });
+    const { scores } = await first.ask({ kind: "score", images: check, n: page.scores.length });
+    const expected = page.scores.flat();
+    const difference = Math.max(...expected.map((x, i) => Math.abs(x - scores[i])));
+    if (!(difference <= page.tolerance)) throw new Error(`its scores differ from onnxruntime's by ${difference.toPrecision(2)}`);
+    const engine = new Engine(provider, first, difference);
+    startMore(engine, parts, source);
+    return engine;
+  } catch (error) {
+    first.end();
+    throw error;
+  }
+}
+
+/** Start more workers, as the processor and the memory allow; a GPU is kept busy by one. */
+async function startMore(engine, parts, source) {
+  const { provider } = engine;
+  const room = Math.floor(MODEL_BYTES / parts.model.byteLength);
+  const cores = navigator.hardwareConcurrency ?? 2;
+  const count = provider === "webgpu" ? 1 : Math.min(MAX_WORKERS, room, cores > 2 ? cores - 1 : cores);
+  while (engine.sorters.length < count) {
+    const sorter = new Sorter(source);
+    try {
+      await sorter.ask({ kind: "start", provider, ...parts });
+    } catch {
+      sorter.end(); // no memory for it: those that run do
+      return;
+    }
+    engine.join(sorter);
+  }
+}

@@ -1,0 +1,1045 @@
+"""Sources give their images as runs, whatever they are; what is broken is an Unreadable row, and the rows add up."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import os
+import pickle
+import random
+import socket
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+import export.parquet
+import export.tar
+from export.arrays import read_runs
+from export.labels import read_labels
+from export.parquet import find_columns
+from export.runs import MEMBER_BYTES, RUN_BYTES, ended_well
+from export.sources import RUN, Folder, Listed, Run, Source, Unreadable, conform, open_source, sample
+from export.tar import read_tar
+from stdac.data import load
+from stdac.errors import StdacError
+from stdac.images import Pixels, find_images, folder_labels, read_image
+
+N = 150
+IMAGES = np.random.default_rng(0).integers(0, 256, (N, 12, 10), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (N, 3, 12, 10), dtype=np.uint8)
+LABELS = [str(i % 7) for i in range(N)]
+GRAY = (1, 12, 10)
+
+
+def png(image: Pixels) -> bytes:
+    """A picture (H, W) as a PNG file's bytes."""
+    file = BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+PNGS = [png(image) for image in IMAGES]
+
+
+def idx(array: np.ndarray, code: int = 8) -> bytes:
+    """An array as an IDX file's bytes."""
+    return bytes([0, 0, code, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+
+
+def npy(array: np.ndarray) -> bytes:
+    """An array as an .npy file's bytes."""
+    file = BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def npy_header(*shape: int, fortran: bool = False) -> bytes:
+    """The header of an .npy file of that shape."""
+    file = BytesIO()
+    np.lib.format.write_array_header_1_0(file, {"shape": shape, "fortran_order": fortran, "descr": "|u1"})
+    return file.getvalue()
+
+
+def npz(save: Callable[..., None] = np.savez_compressed, **arrays: np.ndarray) -> bytes:
+    """Arrays as an .npz file's bytes."""
+    file = BytesIO()
+    save(file, **arrays)
+    return file.getvalue()
+
+
+def tar(members: list[tuple[str, bytes]], format: int = tarfile.PAX_FORMAT) -> bytes:
+    """Files as a tar archive's bytes."""
+    file = BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=format) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, BytesIO(content))
+    return file.getvalue()
+
+
+def shard(n: int = N) -> bytes:
+    """A WebDataset shard of n samples: JSON, picture, class."""
+    samples = zip(range(n), PNGS, LABELS, strict=False)
+    return tar(
+        [
+            member
+            for i, picture, label in samples
+            for member in ((f"./{i:04}.json", b"{}"), (f"./{i:04}.png", picture), (f"./{i:04}.cls", label.encode()))
+        ]
+    )
+
+
+def parquet(table: pa.Table, **options: Any) -> bytes:
+    """A table as a Parquet file's bytes."""
+    file = BytesIO()
+    pq.write_table(table, file, **options)
+    return file.getvalue()
+
+
+def hugging_face(n: int = N, **options: Any) -> bytes:
+    """n pictures as the library `datasets` writes them."""
+    features = {
+        "image": {"_type": "Image"},
+        "label": {"names": [f"class {i}" for i in range(7)], "_type": "ClassLabel"},
+    }
+    columns = {
+        "image": pa.array([{"bytes": p, "path": f"{i}.png"} for i, p in enumerate(PNGS[:n])]),
+        "label": pa.array([int(label) for label in LABELS[:n]]),
+    }
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    return parquet(pa.table(columns).replace_schema_metadata(metadata), **options)
+
+
+def rows(source: Source | Iterator[Run]) -> list[tuple[str, int, Any, str | None]]:
+    """All rows, checked: (source, index, pixels (C, H, W) or why there are none, label)."""
+    got = []
+    for run in source if isinstance(source, Iterator) else source.runs():
+        assert 1 <= len(run) <= RUN
+        assert len(run.source) == len(run.index) == len(run.content) == len(run.label)
+        assert pickle.loads(pickle.dumps(run)).source == run.source
+        for name, index, content, label in zip(run.source, run.index.tolist(), run.content, run.label, strict=True):
+            readable = isinstance(content, str | bytes)
+            got.append((name, index, read_image(content) if readable else content, label))
+    return got
+
+
+def opened(folder: Path, name: str, content: bytes) -> Source:
+    """A file with that content, as a source."""
+    (folder / name).write_bytes(content)
+    return open_source(str(folder / name))
+
+
+ARCHIVES: dict[str, bytes] = {
+    "a.npy": npy(IMAGES),
+    "fortran.npy": npy(np.asfortranarray(IMAGES)),
+    "plain.npz": npz(np.savez, images=IMAGES),
+    "packed.npz": npz(x=IMAGES, y=np.array(LABELS)),
+    "some-images-idx3-ubyte": idx(IMAGES),
+    "images.gz": gzip.compress(idx(IMAGES)),
+    "binary.parquet": parquet(pa.table({"png": PNGS, "class": LABELS}), row_group_size=40),
+    "large.parquet": parquet(pa.table({"img": pa.array(PNGS, pa.large_binary())}), compression="zstd"),
+    "hugging face.parquet": hugging_face(row_group_size=70),
+    "shard.tar": shard(),
+    "shard.tar.gz": gzip.compress(shard()),
+    "shard.tgz": gzip.compress(shard()),
+    "shard.tar.bz2": bz2.compress(shard()),
+    "shard.tar.xz": lzma.compress(shard()),
+    "gnu.tar": tar([(f"a/{'x' * 120}{i:04}.png", p) for i, p in enumerate(PNGS)], tarfile.GNU_FORMAT),
+    "v7.tar": tar([(f"{i:04}.png", p) for i, p in enumerate(PNGS)], tarfile.USTAR_FORMAT),
+}
+
+
+@pytest.mark.parametrize("name", ARCHIVES)
+def test_every_kind_of_file_gives_the_same_images_in_order(tmp_path: Path, name: str) -> None:
+    source = opened(tmp_path, name, ARCHIVES[name])
+    got = rows(source)
+    assert [row[:2] for row in got] == [(str(tmp_path / name), i) for i in range(N)]
+    for (_, _, pixels, _), image in zip(got, IMAGES, strict=True):
+        np.testing.assert_array_equal(pixels, image[None])
+    assert source.count() in (N, None)
+    assert source.name == str(tmp_path / name)
+    labels = [row[3] for row in got]
+    if name.startswith("hugging"):
+        assert labels == [f"class {label}" for label in LABELS]
+    else:
+        labelled = name.startswith("shard") or name in ("packed.npz", "binary.parquet")
+        assert labels == (LABELS if labelled else [None] * N)
+    about = (tmp_path / name).stat()
+    runs = list(source.runs())
+    assert {run.stat for run in runs} == {(about.st_size, about.st_mtime_ns)}
+    assert [len(run) for run in runs] == [64, 64, 22]
+
+
+@pytest.mark.parametrize("name", ["a.npy", "packed.npz", "images.gz", "hugging face.parquet", "shard.tar", "shard.tgz"])
+def test_content_tells_what_a_file_is_not_its_name(tmp_path: Path, name: str) -> None:
+    for other in ("noname", "a.png", "a.npy", "a.parquet", "b.dat"):
+        assert len(rows(opened(tmp_path, other, ARCHIVES[name]))) == N
+
+
+@pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW", "N1HW", "NHW1"])
+def test_every_layout_of_an_array(tmp_path: Path, layout: str) -> None:
+    stored = {
+        "NHW": IMAGES,
+        "NHWC": COLOUR.transpose(0, 2, 3, 1),
+        "NCHW": COLOUR,
+        "N1HW": IMAGES[:, None],
+        "NHW1": IMAGES[..., None],
+    }[layout]
+    expected = COLOUR if "C" in layout else IMAGES[:, None]
+    for name, content in {"a.npy": npy(np.ascontiguousarray(stored)), "a.npz": npz(x=stored)}.items():
+        got = rows(opened(tmp_path, name, content))
+        np.testing.assert_array_equal(np.stack([row[2] for row in got]), expected)
+
+
+def test_runs_depend_on_the_source_alone_and_come_again(tmp_path: Path) -> None:
+    for name in ("a.npy", "packed.npz", "images.gz", "hugging face.parquet", "shard.tar"):
+        source = opened(tmp_path, name, ARCHIVES[name])
+        interleaved = [(a.index.tolist(), b.index.tolist()) for a, b in zip(source.runs(), source.runs(), strict=True)]
+        assert all(a == b for a, b in interleaved)
+    assert len(list(source.runs())) == 3
+
+
+def test_a_run_ends_early_where_its_bytes_are_many(tmp_path: Path) -> None:
+    images = np.zeros((5, 3, 1500, 1500), np.uint8)
+    assert [len(run) for run in opened(tmp_path, "a.npy", npy(images)).runs()] == [2, 2, 1]
+    large = PNGS[0] + bytes(RUN_BYTES // 3)
+    for name, content in {
+        "a.tar": tar([(f"{i}.png", large) for i in range(5)]),
+        "a.parquet": parquet(pa.table({"a": [large] * 5})),
+    }.items():
+        assert [len(run) for run in opened(tmp_path, name, content).runs()] == [3, 2]
+
+
+def test_some_rows_of_a_run() -> None:
+    index = np.arange(3)
+    run = Run(["a", "b", "c"], index, ["x", b"y", Unreadable("z")], ["1", None, "3"], (7, 8))
+    some = run.select(np.array([2, 0]))
+    assert (some.source, some.index.tolist(), some.content) == (["c", "a"], [2, 0], [Unreadable("z"), "x"])
+    assert (some.label, some.stat) == (["3", "1"], (7, 8))
+    pixels = Run(["a"] * 3, index, COLOUR[:3], [None] * 3).select(np.array([1]))
+    np.testing.assert_array_equal(pixels.content, COLOUR[1:2])
+    assert len(run.select([])) == 0
+
+
+# --- folders, pictures, data sets
+
+
+def fill(folder: Path, *names: str) -> None:
+    """Pictures of those names."""
+    for name, content in zip(names, PNGS, strict=False):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+
+
+FOLDERS = {
+    "classes": ["cat/1.png", "cat/deep/2.png", "dog, old/3.png"],
+    "one class": ["cat/1.png", "cat/2.png"],
+    "one outside": ["cat/1.png", "dog/2.png", "3.png"],
+    "hidden outside": ["cat/1.png", "dog/2.png", ".3.png", ".git/4.png"],
+    "flat": ["1.png", "2.png"],
+}
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_names_of_sub_folders_are_labels_as_in_training(tmp_path: Path, kind: str) -> None:
+    fill(tmp_path, *FOLDERS[kind])
+    numbers, names = folder_labels(tmp_path, find_images(tmp_path))
+    expected = [None] * len(find_images(tmp_path)) if numbers is None else [names[k] for k in numbers]
+    for text in (str(tmp_path), f"{tmp_path}/", f"{tmp_path}/../{tmp_path.name}"):
+        assert [row[3] for row in rows(open_source(text))] == expected
+
+
+def test_a_folder_gives_paths_in_runs_with_its_count(tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{i:03}.png" for i in range(N)))
+    source = open_source(str(tmp_path))
+    assert source.count() == N
+    runs = list(source.runs())
+    assert [len(run) for run in runs] == [64, 64, 22]
+    assert runs[0].content[5] == runs[0].source[5] == str(tmp_path / "005.png")
+    assert {run.stat for run in runs} == {None}
+    assert not any(run.index.any() for run in runs)
+
+
+def test_relative_folders_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "in/cat/1.png", "in/dog/2.png")
+    monkeypatch.chdir(tmp_path)
+    assert [row[0] for row in rows(open_source("in"))] == ["in/cat/1.png", "in/dog/2.png"]
+    monkeypatch.chdir(tmp_path / "in")
+    assert [(row[0], row[3]) for row in rows(open_source("."))] == [("./cat/1.png", "cat"), ("./dog/2.png", "dog")]
+
+
+def test_odd_names_are_kept_printable(tmp_path: Path) -> None:
+    for name in (b"new\nline.png", "Größe 大.png".encode(), b"latin-\xe9.png", b"quote'\".png"):
+        with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
+            file.write(PNGS[0])
+    got = rows(open_source(str(tmp_path)))
+    names = {Path(row[0]).name for row in got}
+    assert names == {"new\nline.png", "Größe 大.png", r"latin-\xe9.png", "quote'\".png"}
+    assert all(isinstance(row[2], np.ndarray) for row in got)
+    for row in got:
+        row[0].encode()
+
+
+def test_loops_pipes_and_broken_links_in_a_folder_are_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.png")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert len(rows(open_source(str(tmp_path)))) == 1
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
+def test_a_closed_folder_is_a_row(tmp_path: Path) -> None:
+    fill(tmp_path, "cat/1.png", "dog/2.png")
+    (tmp_path / "closed").mkdir(mode=0)
+    source = open_source(str(tmp_path))
+    assert source.count() == 3
+    got = rows(source)
+    assert got[1][0] == str(tmp_path / "closed")
+    assert got[1][2] == Unreadable("this folder cannot be listed")
+    assert [row[3] for row in got] == ["cat", None, "dog"]
+
+
+def test_a_closed_folder_is_a_row_even_for_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "cat/1.png", "closed/2.png", "dog/3.png")
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    got = rows(open_source(str(tmp_path)))
+    assert [row[3] for row in got] == ["cat", None, "dog"]
+    assert got[1][0] == str(tmp_path / "closed")
+    assert got[1][2] == Unreadable("this folder cannot be listed")
+
+
+def test_a_single_picture(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png", "no suffix")
+    for name in ("a.png", "no suffix"):
+        source = open_source(str(tmp_path / name))
+        assert source.count() == 1
+        (run,) = source.runs()
+        assert (run.source, run.content, run.label, run.stat) == ([str(tmp_path / name)],) * 2 + ([None], None)
+
+
+def test_a_data_set_has_its_classes_as_labels() -> None:
+    source = open_source("digits")
+    dataset = load("digits")
+    assert dataset.labels is not None
+    got = rows(source)
+    np.testing.assert_array_equal(np.stack([row[2] for row in got]), dataset.images)
+    assert [row[3] for row in got] == [dataset.class_names[k] for k in dataset.labels]
+    assert {row[0] for row in got} == {"digits"}
+    assert next(source.runs()).stat is None
+
+
+def test_a_data_set_whose_package_is_missing_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    ((name, index, why, label),) = rows(open_source("digits"))
+    assert (name, index, label) == ("digits", 0, None)
+    assert "which is not installed: pip install" in why.reason
+
+
+def test_what_cannot_be_a_source_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "socket"))
+    with server:
+        for text, why in {
+            str(tmp_path / "empty"): "holds no images: expected files ending in",
+            str(tmp_path / "gone"): "does not exist: expected a folder of images",
+            str(tmp_path / "pipe"): "is neither a file nor a folder: expected",
+            str(tmp_path / "socket"): "is neither a file nor a folder: expected",
+            "/dev/zero": "is neither a file nor a folder: expected",
+            "a" * 300: "cannot read a{300}: File name too long",
+            "a\0b": "cannot read a.b: embedded null",
+            str(tmp_path / "gone\nline"): "does not exist",
+        }.items():
+            with pytest.raises(StdacError, match=why):
+                open_source(text)
+
+
+def test_a_million_names_fit_into_little_memory(tmp_path: Path) -> None:
+    """At a small part of the size: names of one folder are all that is kept, less than 100 bytes each."""
+    code = """
+import os, sys, resource
+from export.sources import open_source
+for i in range(20_000):
+    os.close(os.open(f"{sys.argv[1]}/image_{i:07}.png", os.O_CREAT | os.O_WRONLY))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+source = open_source(sys.argv[1])
+assert source.count() == sum(len(run) for run in source.runs()) == 20_000
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 8_000
+
+
+# --- a list on stdin
+
+
+def listed(data: bytes | io.RawIOBase) -> Listed:
+    """A list of paths, given in small pieces."""
+    raw = BytesIO(data) if isinstance(data, bytes) else data
+    return Listed(io.BufferedReader(raw, 16))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", ["{}\n", "{}\r\n", "{}\0", "\n{}\n\n"])
+def test_listed_pictures_come_in_order_twice(tmp_path: Path, form: str) -> None:
+    names = [f"{i:03}.png" for i in range(N)]
+    fill(tmp_path, *names)
+    source = listed("".join(form.format(tmp_path / name) for name in names).encode())
+    assert source.count() is None
+    for _ in range(2):
+        assert [row[0] for row in rows(source)] == [str(tmp_path / name) for name in names]
+    assert [len(run) for run in source.runs()] == [64, 64, 22]
+
+
+def test_the_last_line_may_lack_its_end_and_names_may_be_odd(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png", "new\nline.png")
+    with open(os.fsencode(tmp_path) + b"/latin-\xe9.png", "wb") as file:
+        file.write(PNGS[0])
+    folder = os.fsencode(tmp_path)
+    got = rows(listed(folder + b"/a.png\n" + folder + b"/latin-\xe9.png"))
+    assert [Path(row[0]).name for row in got] == ["a.png", r"latin-\xe9.png"]
+    got = rows(listed(folder + b"/new\nline.png\0" + folder + b"/a.png\0"))
+    assert [Path(row[0]).name for row in got] == ["new\nline.png", "a.png"]
+    assert rows(listed(b"")) == []
+
+
+def test_what_is_listed_and_no_picture_is_a_row(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "a.npy").write_bytes(npy(IMAGES))
+    (tmp_path / "a.tar").write_bytes(shard(1))
+    fill(tmp_path, "good.png")
+    names = ["folder", "pipe.png", "gone.png", "a.npy", "a.tar", "good.png"]
+    lines = [os.fsencode(tmp_path / name) for name in names]
+    got = rows(listed(b"\n".join([*lines, b"/dev/zero", b"x" * 200_000, b"\xff"])))
+    reasons = [row[2].reason if isinstance(row[2], Unreadable) else None for row in got]
+    assert reasons[:6] == [
+        "this is a folder, expected a picture file",
+        "this is a pipe, a socket or a device, expected a picture file",
+        "No such file or directory",
+        "this is an .npz, .npy or IDX file, expected a picture: name it as an INPUT of its own",
+        "this is a tar file, expected a picture: name it as an INPUT of its own",
+        None,
+    ]
+    assert reasons[6] == "this is a pipe, a socket or a device, expected a picture file"
+    assert all(reasons[7:])
+
+
+def test_a_list_is_read_only_as_far_as_it_is_needed(tmp_path: Path) -> None:
+    fill(tmp_path, "a.png")
+    taken = 0
+
+    class Endless(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: Any) -> int:
+            nonlocal taken
+            line = os.fsencode(tmp_path / "a.png") + b"\n"
+            buffer[: len(line)] = line
+            taken += 1
+            return len(line)
+
+    source = Listed(io.BufferedReader(Endless(), 1 << 12))
+    runs = source.runs()
+    assert len(next(runs)) == RUN
+    assert taken <= 2 * RUN
+    again = source.runs()
+    assert len(next(again)) == RUN
+    assert taken <= 2 * RUN
+    for _ in range(3):
+        next(runs)
+        next(again)
+
+
+def test_a_terminal_is_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(StdacError, match="stdin, which is a terminal"):
+        open_source("-")
+
+
+# --- what is broken
+
+
+def broken(source: Source) -> tuple[int, str]:
+    """How many images a source gives, and what its last row, an Unreadable one, says."""
+    got = rows(source)
+    assert [row[1] for row in got] == list(range(len(got)))
+    assert all(isinstance(row[2], np.ndarray) for row in got[:-1])
+    assert isinstance(got[-1][2], Unreadable), "the last row tells no error"
+    assert "\n" not in got[-1][2].reason
+    return len(got) - 1, got[-1][2].reason
+
+
+CUT = {
+    "a.npy": (npy(IMAGES)[:-1], 149, "cut short or damaged: 149 of its 150 images"),
+    "head.npy": (npy(IMAGES)[:50], 0, ""),
+    "plain.npz": (npz(np.savez, images=IMAGES)[:-900], 0, "zip"),
+    "a.idx": (idx(IMAGES)[: 16 + 120 * 70 + 5], 70, "70 of its 150 images"),
+    "header.idx": (idx(IMAGES)[:7], 0, "its header is not complete"),
+    "a.gz": (gzip.compress(idx(IMAGES))[:-9], 149, "ended before"),
+    "half.gz": (gzip.compress(idx(IMAGES))[:9000], 60, "ended before"),
+    "crc.gz": (gzip.compress(idx(IMAGES))[:-8] + bytes(8), 150, "CRC"),
+    "long.idx": (idx(IMAGES) + b"0", 150, "goes on after the 150 images of its header"),
+    "twice.npy": (npy(IMAGES) * 2, 150, "goes on after the 150 images of its header"),
+    "shard.tar": (shard()[: len(shard()) // 2], 50, "cut short"),
+    "shard.tgz": (gzip.compress(shard())[:-9], 149, "ended before"),
+    "shard.tar.bz2": (bz2.compress(shard())[:-50], 0, "ended before"),
+    "shard.tar.xz": (lzma.compress(shard())[:-50], 50, "ended before"),
+    "cut.parquet": (hugging_face()[:-1], 0, "Parquet"),
+    "head.parquet": (hugging_face()[:2000], 0, "Parquet"),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_cut_short_gives_what_it_has_and_says_so(tmp_path: Path, name: str) -> None:
+    content, least, why = CUT[name]
+    n, reason = broken(opened(tmp_path, name, content))
+    assert n >= least, (n, reason)
+    assert n == least or not name.endswith((".npy", ".idx"))
+    assert why in reason, reason
+
+
+def test_a_damaged_page_of_parquet_ends_the_file_but_not_those_before(tmp_path: Path) -> None:
+    content = bytearray(hugging_face(row_group_size=50, compression="none", use_dictionary=False))
+    place = content.index(PNGS[120])
+    content[place - 4 : place] = b"\xff" * 4  # how long it is
+    n, reason = broken(opened(tmp_path, "a.parquet", bytes(content)))
+    assert 50 <= n <= 120, reason
+
+
+BAD = {
+    "float.npy": (npy(IMAGES / 255), "float64, expected uint8"),
+    "objects.npy": (npy(np.array([{}, {}], dtype=object)), ""),
+    "scalar.npy": (npy(np.array(3, np.uint8)), "shape ()"),
+    "structured.npy": (npy(np.zeros(3, [("a", "u1")])), "expected uint8"),
+    "one-image.npy": (npy(IMAGES[0]), "shape (12, 10)"),
+    "five-channels.npy": (npy(np.zeros((4, 8, 8, 5), np.uint8)), "shape (4, 8, 8, 5)"),
+    "no-images.npy": (npy(IMAGES[:0]), "no images"),
+    "huge.npy": (npy_header(5, 90_000, 90_000), "at most 100,000,000"),
+    "negative.npy": (npy_header(-5, 12, 10), "shape (-5, 12, 10)"),
+    "damaged-header.npy": (npy(IMAGES).replace(b"(150, 12, 10), }", b"(150, 12, 10))}"), ""),
+    "fortran.npy": (npy_header(10**8, 9, 9, fortran=True), "Fortran order"),
+    "pickle.npy": (pickle.dumps(IMAGES), "plain NumPy file"),
+    "text.npz": (b"hello", "plain NumPy file"),
+    "empty.npz": (b"", "plain NumPy file"),
+    "other-names.npz": (npz(pictures=IMAGES), "holds pictures, expected an array named images"),
+    "fewer-labels.npz": (npz(images=IMAGES, labels=np.zeros(4, int)), "150 images but 4 labels"),
+    "wide-labels.npz": (npz(images=IMAGES, labels=np.eye(N)), "labels of shape (150, 150)"),
+    "floats.idx": (idx(IMAGES.astype(">f4"), 13), "expected uint8"),
+    "labels.idx": (idx(IMAGES[0, 0]), "shape"),
+    "huge.idx": (b"\0\0\x08\x03" + b"\xff" * 12, "at most 100,000,000"),
+    "dimensions.idx": (b"\0\0\x08\xff" + bytes(1020), "not an IDX file"),
+    "hello.gz": (gzip.compress(b"hello"), "not an IDX file"),
+    "plain.gz": (b"hello", ""),
+    "text.tar": (b"hello" * 500, ""),
+    "empty.tar": (tar([]), "it holds no images"),
+    "text-only.tar": (
+        tar([("a.txt", b"a"), (".hidden.png", PNGS[0]), ("__MACOSX/._a.png", PNGS[0])]),
+        "it holds no images",
+    ),
+    "zero.parquet": (parquet(pa.table({"image": pa.array([], pa.binary())})), "it holds no images"),
+    "text.parquet": (b"PAR1 hello", ""),
+    "empty.parquet": (b"", ""),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_is_none_of_its_kind_is_one_row(tmp_path: Path, name: str) -> None:
+    content, why = BAD[name]
+    source = opened(tmp_path, name, content)
+    n, reason = broken(source)
+    assert n == 0
+    assert why in reason, reason
+    assert source.count() in (1, None)
+
+
+class Bomb:
+    """An object whose unpickling makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
+    bombs = np.array([Bomb(tmp_path / "exploded")], dtype=object)
+    for name, content in {"a.npy": npy(bombs), "a.npz": npz(images=bombs), "b.npy": pickle.dumps(bombs)}.items():
+        assert broken(opened(tmp_path, name, content))[0] == 0
+    assert not (tmp_path / "exploded").exists()
+
+
+# --- bombs: much from little, in bounded memory
+
+PEAK = """
+import resource, sys
+import export.parquet
+from export.sources import open_source
+export.parquet.MEMORY_BYTES = 300 << 20
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+last, n = None, 0
+for run in open_source(sys.argv[1]).runs():
+    last, n = run.content[-1], n + len(run)
+    if n > 200_000:
+        break
+ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(n, getattr(last, "reason", ""), ours // 1024, children // 1024, sep="|")
+"""
+
+
+def peak(path: Path) -> tuple[int, str, int, int]:
+    """Read a source in a process of its own: rows, the last one's reason, MiB that it grew by, MiB of its children."""
+    result = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True, timeout=100)
+    n, reason, ours, children = result.stdout.strip().split("|")
+    return int(n), reason, int(ours), int(children)
+
+
+def test_a_zip_bomb_is_read_a_run_at_a_time(tmp_path: Path) -> None:
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("images.npy", "w") as file,
+    ):
+        file.write(npy_header(15_000, 100, 100))
+        for _ in range(15):
+            file.write(bytes(10_000_000))
+    n, _, ours, _ = peak(tmp_path / "a.npz")
+    assert n == 15_000
+    assert ours < 60
+
+
+def test_a_huge_npy_is_read_a_run_at_a_time(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        file.write(npy_header(10**8, 50, 50))
+        file.truncate(250_000_000_000)
+    n, _, ours, _ = peak(tmp_path / "a.npy")
+    assert n > 200_000
+    assert ours < 60
+
+
+def test_a_gzip_bomb_in_a_tar_is_skipped_in_bounded_memory(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("bomb.png")
+    info.size = 260 << 20
+    with gzip.open(tmp_path / "a.tar.gz", "wb", 1) as file:
+        file.write(info.tobuf())
+        for _ in range(260):
+            file.write(bytes(1 << 20))
+        file.write(shard(2))
+    n, _, ours, children = peak(tmp_path / "a.tar.gz")
+    assert n == 3
+    assert ours < 60 and children < 200
+    first = next(iter(rows(open_source(str(tmp_path / "a.tar.gz")))))
+    assert first[2] == Unreadable(f"its {260 << 20:,} bytes are more than the {MEMBER_BYTES:,} that are read")
+
+
+def test_a_parquet_bomb_is_a_row(tmp_path: Path) -> None:
+    with pq.ParquetWriter(tmp_path / "a.parquet", pa.schema({"image": pa.binary()}), compression="zstd") as writer:
+        writer.write_table(pa.table({"image": [PNGS[0]]}))
+        writer.write_table(pa.table({"image": pa.array([bytes(250 << 20)] + [b""] * 9)}))
+    assert (tmp_path / "a.parquet").stat().st_size < 1 << 20
+    n, reason, ours, children = peak(tmp_path / "a.parquet")
+    assert n == 2 and "memory" in reason
+    assert ours < 100 and children < 500
+
+
+def test_tar_headers_that_go_backwards_do_not_loop(tmp_path: Path) -> None:
+    good = tar([("a.png", PNGS[0])])[:1024]
+    for size in (-512, -1024, -(2**40)):
+        info = tarfile.TarInfo("b.png")
+        info.size = size
+        n, _ = broken(opened(tmp_path, "a.tar", good + negative(info) + bytes(4096)))
+        assert n == 1
+    pax = tarfile.TarInfo("c.png")
+    pax.pax_headers = {"size": "-5120"}
+    n, _ = broken(opened(tmp_path, "a.tar", good + pax.tobuf(tarfile.PAX_FORMAT) + bytes(4096)))
+    assert n == 1
+
+
+def negative(info: tarfile.TarInfo) -> bytes:
+    """A tar header with a negative size, as base 256 has it."""
+    size = info.size
+    info.size = 0
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[124:136] = b"\xff" + (size % (1 << 88)).to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def test_links_and_devices_in_a_tar_are_left_out(tmp_path: Path) -> None:
+    file = BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE):
+            info = tarfile.TarInfo("link.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        info = tarfile.TarInfo("../../up.png")
+        info.size = len(PNGS[0])
+        archive.addfile(info, BytesIO(PNGS[0]))
+        info.name = "good.png"
+        archive.addfile(info, BytesIO(PNGS[0]))
+    assert len(rows(opened(tmp_path, "a.tar", file.getvalue()))) == 1
+
+
+def test_a_label_of_a_tar_comes_before_or_after_its_pictures(tmp_path: Path) -> None:
+    members = [
+        ("a/1.cls", b"cat\n"), ("a/1.png", PNGS[0]), ("a/1.seg.png", PNGS[1]),
+        ("b/1.png", PNGS[2]), ("b/1.cls", "größe".encode()),
+        ("b/2.png", PNGS[3]),
+        ("b/3.PNG", PNGS[4]), ("b/3.cls", b"\xff"), ("b/4.cls", b"7"),
+    ]  # fmt: skip
+    got = rows(opened(tmp_path, "a.tar", tar(members)))
+    assert [row[3] for row in got] == ["cat", "cat", "größe", None, r"\xff"]
+
+
+def test_a_tar_whose_names_share_a_key_is_not_held_back(tmp_path: Path) -> None:
+    got = rows(opened(tmp_path, "a.tar", tar([(f"img.{i:04}.png", p) for i, p in enumerate(PNGS)])))
+    assert [row[1] for row in got] == list(range(N))
+
+
+# --- columns of Parquet
+
+
+def schema(**columns: Any) -> pa.Schema:
+    """A schema of these columns."""
+    return pa.schema(columns)
+
+
+PICTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+
+
+@pytest.mark.parametrize(
+    ("columns", "image", "label"),
+    [
+        ({"image": PICTURE, "label": pa.int64()}, "image", "label"),
+        ({"IMG": pa.binary(), "Class": pa.string()}, "IMG", "Class"),
+        ({"anything": pa.large_binary()}, "anything", None),
+        ({"thumbnail": pa.binary(), "jpg": pa.binary(), "y": pa.bool_()}, "jpg", "y"),
+        ({"image": pa.binary(16), "target": pa.dictionary(pa.int8(), pa.string())}, "image", "target"),
+        ({"image": PICTURE, "labels": pa.list_(pa.int64()), "class": pa.int8(), "y": pa.int8()}, "image", "class"),
+        ({"image": PICTURE, "label": pa.float32()}, "image", None),
+    ],
+)
+def test_columns_are_found_by_type_and_name(columns: dict[str, Any], image: str, label: str | None) -> None:
+    assert find_columns(schema(**columns))[:2] == (image, label)
+
+
+def test_hugging_face_says_which_column_is_which() -> None:
+    features = {"a": {"_type": "Image"}, "fine": {"_type": "ClassLabel", "names": ["x", "y"]}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    columns = schema(image=pa.binary(), a=PICTURE, fine=pa.int64(), other=pa.int64()).with_metadata(metadata)
+    assert find_columns(columns) == ("a", "fine", ("x", "y"))
+    for broken_metadata in ("{", "[]", '{"info": 3}', '{"info": {"features": {"image": 4}}}', "[" * 5000):
+        assert find_columns(schema(image=PICTURE).with_metadata({"huggingface": broken_metadata})).image == "image"
+
+
+@pytest.mark.parametrize(
+    ("columns", "why"),
+    [
+        (
+            {"source": ["a"], "cluster": [1]},
+            r"a\.parquet holds no images.*columns are source \(string\), cluster \(int64\)",
+        ),
+        ({"a": [b"x"], "b": [b"y"]}, r"several columns that could be the images.*a \(binary\), b \(binary\)"),
+        ({"image": [b"x"], "png": [b"y"]}, "several columns"),
+        ({"image": ["text"]}, "holds no images"),
+        ({"image": [[1, 2]]}, "holds no images"),
+    ],
+)
+def test_parquet_without_a_clear_column_is_one_sentence(tmp_path: Path, columns: dict[str, Any], why: str) -> None:
+    with pytest.raises(StdacError, match=why) as caught:
+        opened(tmp_path, "a.parquet", parquet(pa.table(columns)))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_pictures_and_labels_of_parquet(tmp_path: Path) -> None:
+    features = {"label": {"_type": "ClassLabel", "names": ["x", "y"]}}
+    columns = {
+        "image": pa.array(
+            [None, {"bytes": None, "path": "a.png"}, {"bytes": PNGS[0], "path": None}, {"bytes": PNGS[1]}], PICTURE
+        ),
+        "label": pa.array([None, -1, 1, 7]),
+    }
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    got = rows(opened(tmp_path, "a.parquet", parquet(table)))
+    assert [row[3] for row in got] == [None, None, "y", "7"]
+    assert [row[2] for row in got[:2]] == [Unreadable("its row holds no bytes")] * 2
+    assert isinstance(got[2][2], np.ndarray)
+
+
+# --- fuzzing, in this process: what children do is the same
+
+
+FUZZED: dict[str, tuple[bytes, Callable[[str], Iterator[Run]]]] = {
+    "a.npy": (npy(IMAGES[:70]), read_runs),
+    "a.npz": (npz(np.savez, images=IMAGES[:70], labels=np.arange(70)), read_runs),
+    "b.npz": (npz(images=IMAGES[:70] // 9), read_runs),
+    "a.idx": (idx(IMAGES[:70]), read_runs),
+    "a.gz": (gzip.compress(idx(IMAGES[:70])), read_runs),
+    "a.tar": (shard(20), read_tar),
+    "b.tar": (tar([(f"{'x' * 150}{i}.png", p) for i, p in enumerate(PNGS[:20])]), read_tar),
+    "a.tgz": (gzip.compress(shard(20)), read_tar),
+    "a.tar.bz2": (bz2.compress(shard(20)), read_tar),
+    "a.tar.xz": (lzma.compress(shard(20)), read_tar),
+}
+
+
+@settings(max_examples=400, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(sorted(FUZZED)), st.integers(0, 2**32), st.sampled_from([0, 1, 1, 3, 30]), st.booleans())
+def test_damaged_files_give_images_and_then_a_reason(
+    tmp_path: Path, name: str, seed: int, flips: int, cut: bool
+) -> None:
+    content, read = FUZZED[name]
+    data, chance = bytearray(content), random.Random(seed)
+    for _ in range(flips):
+        data[chance.randrange(min(len(data), chance.choice([300, 2000, 10**9])))] = chance.randrange(256)
+    path = tmp_path / name
+    path.write_bytes(data[: chance.randrange(len(data))] if cut else data)
+    got = [
+        (index, content)
+        for run in ended_well(read(str(path)), str(path))
+        for index, content in zip(run.index, run.content, strict=True)
+    ]
+    assert [index for index, _ in got] == list(range(len(got)))
+    assert got
+    for _, value in got[:-1]:
+        assert isinstance(value, bytes | np.ndarray | Unreadable)
+    if isinstance(got[-1][1], Unreadable):
+        assert "\n" not in got[-1][1].reason
+
+
+def test_damaged_parquet_gives_images_and_then_a_reason(tmp_path: Path) -> None:
+    """In children, some of which pyarrow may crash."""
+    content = hugging_face(40, row_group_size=15)
+    chance = random.Random(3)
+    for turn in range(6):
+        data = bytearray(content)
+        for _ in range(chance.choice([1, 5])):
+            data[chance.randrange(len(data) - 2500 if turn % 2 else 0, len(data))] = chance.randrange(256)
+        try:
+            source = opened(
+                tmp_path, "a.parquet", bytes(data[: chance.randrange(len(data))] if turn % 3 == 0 else data)
+            )
+        except StdacError as error:
+            assert "\n" not in str(error)
+            continue
+        got = [index for run in source.runs() for index in run.index.tolist()]
+        assert got == list(range(len(got)))
+        assert 1 <= len(got) <= 41
+
+
+@pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
+def test_a_reader_that_dies_is_a_row(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = opened(tmp_path, name, {"a.tar": shard(), "a.parquet": hugging_face()}[name])
+    monkeypatch.setattr(export.tar, "MEMORY_BYTES", 20 << 20)
+    monkeypatch.setattr(export.parquet, "MEMORY_BYTES", 20 << 20)
+    n, reason = broken(source)
+    assert n == 0
+    assert reason
+
+
+# --- labels from a file
+
+
+def of(labels: Any, *names: str, index: list[int] | None = None, position: int = 0) -> list[str | None]:
+    """The labels of some images."""
+    return list(labels.of(list(names), np.array(index or [0] * len(names)), position))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "parquet", "semicolon.csv"])
+def test_a_table_of_labels_finds_paths_and_their_ends(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    pairs = [
+        ("in/cat/1.png", "cat"),
+        ("dog/1.png", "dog"),
+        ("./x.png", "x"),
+        (f"{tmp_path}/in/y.png", "y"),
+        ("e.png", ""),
+    ]
+    path = tmp_path / f"labels.{suffix}"
+    if suffix == "parquet":
+        pq.write_table(
+            pa.table({"file": [a for a, _ in pairs], "class": [b for _, b in pairs], "other": [1.5] * 5}), path
+        )
+    else:
+        between = {"csv": ",", "tsv": "\t", "semicolon.csv": ";"}[suffix]
+        lines = [f"more{between}File{between}Label", *(f"1{between}{a}{between}{b}" for a, b in pairs), ""]
+        path.write_text("\n".join(lines), encoding="utf-8-sig")
+    labels = read_labels(path)
+    names = ["in/cat/1.png", "in/dog/1.png", "in/deep/x.png", "./in/y.png", "in/e.png", "in/none.png"]
+    assert of(labels, *names) == ["cat", "dog", "x", "y", None, None]
+    assert of(labels, *names) == ["cat", "dog", "x", "y", None, None]
+    labels.check(6)
+
+
+def test_the_longest_name_counts(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,label\n1.png,short\ncat/1.png,long\n")
+    assert of(read_labels(tmp_path / "l.csv"), "in/cat/1.png", "in/dog/1.png") == ["long", "short"]
+
+
+def test_a_bare_name_that_fits_two_images_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("name,label\n1.png,a\n")
+    labels = read_labels(tmp_path / "l.csv")
+    assert of(labels, "in/cat/1.png") == ["a"]
+    with pytest.raises(StdacError, match=r"l\.csv fits several images, one of them in/dog/1\.png"):
+        of(labels, "in/dog/1.png")
+    (tmp_path / "l.csv").write_text("name,label\n1.png,a\n1.png,b\n")
+    with pytest.raises(StdacError, match=r"several labels for 1\.png"):
+        read_labels(tmp_path / "l.csv")
+
+
+def test_images_in_archives_are_labelled_by_index(tmp_path: Path) -> None:
+    table = pa.table(
+        {"source": ["a.npz"] * 3 + ["b.png"], "index": [0, 1, 2, 0], "label": ["x", "y", None, "z"], "name": ["n"] * 4}
+    )
+    pq.write_table(table, tmp_path / "l.parquet")
+    labels = read_labels(tmp_path / "l.parquet")
+    assert of(labels, "a.npz", "a.npz", "in/a.npz", index=[2, 1, 9]) == [None, "y", None]
+    assert of(labels, "in/b.png") == ["z"]
+
+
+def test_labels_of_hugging_face_have_their_names(tmp_path: Path) -> None:
+    features = {"label": {"_type": "ClassLabel", "names": ["x", "y"]}}
+    table = pa.table({"file": ["a.png", "b.png"], "label": [1, 0]})
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "l.parquet")
+    assert of(read_labels(tmp_path / "l.parquet"), "a.png", "b.png") == ["y", "x"]
+
+
+def test_names_that_are_not_utf_8_are_found_as_they_are_printed(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_bytes(b"path,label\nlatin-\xe9.png,caf\xc3\xa9\n")
+    assert of(read_labels(tmp_path / "l.csv"), r"in/latin-\xe9.png") == ["café"]
+
+
+IN_ORDER = {
+    "l.npy": npy(np.array([3, 1, 2])),
+    "text.npy": npy(np.array(["3", "1", "2"])),
+    "labels-idx1-ubyte": idx(np.array([3, 1, 2], np.uint8)),
+    "l.gz": gzip.compress(idx(np.array([3, 1, 2], np.uint8))),
+    "l.txt": b"3\n1\n2\n",
+    "windows.txt": "\ufeff3\r\n1\r\n2".encode(),
+    "l.csv": b"label\n3\n1\n2\n",
+    "l.parquet": parquet(pa.table({"y": [3, 1, 2]})),
+}
+
+
+@pytest.mark.parametrize("name", IN_ORDER)
+def test_labels_in_the_order_of_the_inputs(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(IN_ORDER[name])
+    labels = read_labels(tmp_path / name)
+    assert of(labels, "a", "b") == ["3", "1"]
+    assert of(labels, "c", position=2) == ["2"]
+    labels.check(3)
+    with pytest.raises(StdacError, match="has 3 labels for at least 4 images"):
+        of(labels, "c", "d", position=2)
+    with pytest.raises(StdacError, match="has 3 labels for 2 images: expected one label an image"):
+        labels.check(2)
+
+
+BAD_LABELS = {
+    "l.csv": b"a,b\n1,2\n",
+    "empty.csv": b"",
+    "no-label.csv": b"path,thing\n1,2\n",
+    "ragged.csv": b"path,label\na,b,c\n",
+    "nul.csv": b'path,label\n"a' + b"x" * 200_000,
+    "floats.npy": npy(np.array([1.5])),
+    "wide.npy": npy(np.eye(3, dtype=int)),
+    "cut.npy": npy(np.arange(1000))[:-5],
+    "objects.npy": npy(np.array([{}], dtype=object)),
+    "images-idx": idx(IMAGES),
+    "text.npz": b"hello",
+    "a.npz": npz(images=IMAGES),
+    "text.parquet": b"PAR1 hello",
+    "images.parquet": parquet(pa.table({"image": PNGS})),
+    "index.csv": b"path,index,label\na,x,y\n",
+}
+
+
+@pytest.mark.parametrize("name", BAD_LABELS)
+def test_labels_that_cannot_be_understood_are_one_sentence(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(BAD_LABELS[name])
+    with pytest.raises(StdacError) as caught:
+        read_labels(tmp_path / name)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+    os.mkfifo(tmp_path / "pipe.csv")
+    for other in ("gone.csv", "pipe.csv"):
+        with pytest.raises(StdacError, match=f"{other}, which does not exist or is no regular file"):
+            read_labels(tmp_path / other)
+
+
+def test_labels_of_other_images_are_told(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,label\na.png,x\n")
+    labels = read_labels(tmp_path / "l.csv")
+    assert of(labels, "b.png") == [None]
+    with pytest.raises(StdacError, match=r"no name in .*l\.csv is that of an image \(the first is a\.png\)"):
+        labels.check(1)
+
+
+# --- conform, sample
+
+
+def test_arrays_are_converted_as_files_are(tmp_path: Path) -> None:
+    image = np.random.default_rng(1).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    for shape in ((1, 20, 20), (3, 20, 20), (1, 40, 30), (1, 50, 50)):
+        expected = read_image(tmp_path / "a.png", shape[0], shape[1:])
+        np.testing.assert_array_equal(conform(image.transpose(2, 0, 1)[None], shape)[0], expected)
+
+
+def test_a_sample_is_of_the_first_readable_images(tmp_path: Path) -> None:
+    fill(tmp_path / "in", *(f"{i:03}.png" for i in range(1, 6)))
+    (tmp_path / "in" / "000.png").write_bytes(b"no picture")
+    (tmp_path / "a.npy").write_bytes(npy(np.concatenate([IMAGES] * 3)))
+    (tmp_path / "a.tar").write_bytes(shard())
+    assert sample(str(tmp_path / "in"), GRAY).shape == (5, *GRAY)
+    assert sample(str(tmp_path / "a.npy"), (3, 20, 20)).shape == (256, 3, 20, 20)
+    np.testing.assert_array_equal(sample(str(tmp_path / "a.tar"), GRAY), IMAGES[:, None])
+    assert sample("digits", (1, 28, 28)).shape == (256, 1, 28, 28)
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(StdacError, match=r"none of the first images of .*bad\.png could be read: not a readable image"):
+        sample(str(tmp_path / "bad.png"), GRAY)
+
+
+def test_a_folder_is_surveyed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "a.png")
+    source = Folder(str(tmp_path))
+    monkeypatch.setattr(os, "scandir", None)
+    assert source.count() == 1
+
+
+def test_importing_sources_loads_neither_pyarrow_nor_torch() -> None:
+    code = "import sys, export.sources, export.labels; print({'torch', 'pyarrow', 'onnxruntime'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"
