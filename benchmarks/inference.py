@@ -225,7 +225,7 @@ def ratio(times: dict[str, list[float]], name: str) -> str:
 
 
 def limits(threads: int, clock: Clock) -> dict[str, float]:
-    """What this machine can do at best: float32 matrix products, and reading memory that no cache holds."""
+    """The rates of this machine in a large float32 matrix product, and in reading memory past the caches."""
     import torch
 
     torch.set_num_threads(threads)
@@ -244,7 +244,7 @@ def timed(call: Run, clock: Clock) -> float:
 
 
 def bounds(report: dict[str, Any]) -> str:
-    """How much faster than torch.compile any float32 program that does the same sums could be on this machine."""
+    """How fast float32 is at the rates of `limits`, for the same sums and with every weight read once a batch."""
     model, limit = report["model"], report["limits"]
     lines = [f"limits: {limit['gflops']:.0f} GFLOP/s in a matrix product, {limit['read_gb_s']:.1f} GB/s read"]
     for size, times in report["times"].items():
@@ -253,7 +253,7 @@ def bounds(report: dict[str, Any]) -> str:
             4 * model["parameters"] / limit["read_gb_s"] / 1e9,
         )
         best = statistics.median(times[BASELINE]) / least
-        lines.append(f"batch {size}: at best {least * 1e3:.1f} ms in float32, {best:.2f}× {BASELINE}")
+        lines.append(f"batch {size}: {least * 1e3:.1f} ms in float32 at these rates, {best:.2f}× {BASELINE}")
     return "\n".join(lines)
 
 

@@ -91,7 +91,7 @@ def suggest_k_command(
     from analysis.k_study import study, suggest
     from cluster_jobs.backends import Request, on_this_machine
     from cluster_jobs.worker import Options
-    from stdac.cli import parse_setting
+    from stdac.command import parse_setting
 
     params = SMALL.get(method, {}) | dict(map(parse_setting, settings))
     asked = Study(absolute(input_), method, epochs, limit, image_size, params)

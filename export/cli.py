@@ -88,14 +88,21 @@ def read_names(path: Path, k: int) -> tuple[str, ...]:
 
 
 def export_text(report: "ExportReport") -> str:
-    """What was written and how it was verified, in two lines."""
+    """What was written and how it was verified, in two or three lines."""
     info, agreement = report.info, report.agreement
     takes = f"{info.width}x{info.height} {'gray' if info.colour_mode == 'L' else 'RGB'} images"
-    return (
-        f"wrote {report.path}: {info.k} clusters, {takes}, opset {info.opset}, {report.bytes / 1e6:.1f} MB\n"
-        f"verified against torch on {agreement.images} images in {agreement.cases} cases: "
-        f"scores differ by at most {agreement.max_difference:.1e}"
-    )
+    lines = [
+        f"wrote {one_line(report.path)}: {info.k} clusters, {takes}, {info.precision}, opset {info.opset}, "
+        f"{report.bytes / 1e6:.1f} MB",
+        f"verified against torch on {counted(agreement.images, 'image')} in {agreement.cases} cases: "
+        f"scores differ by at most {agreement.max_difference:.1e}",
+    ]
+    if agreement.same_cluster is not None:
+        text = f"of {counted(agreement.measured, 'training image')} {agreement.same_cluster:.2%} keep their cluster"
+        if agreement.accuracy is not None:
+            text += f"; ACC {agreement.accuracy[0]:.4f} in float32, {agreement.accuracy[1]:.4f} in {info.precision}"
+        lines.append(text)
+    return "\n".join(lines)
 
 
 @click.command("cluster")
@@ -177,7 +184,7 @@ def cluster_command(
     if summary.errors:
         click.echo(unread_text(summary), err=True)
     if summary.note:
-        click.echo(summary.note, err=True)
+        click.echo(one_line(summary.note), err=True)
     say_truth(summary, quiet)
     if compare is not None:
         say_drift(compare, summary)
@@ -211,7 +218,7 @@ def say_drift(earlier: Path, summary: "Summary") -> None:
     drift = compare(earlier, summary.output)
     click.echo(f"\n{drift_text(drift, [name or '' for name in summary.names])}")
     path = summary.output.with_suffix(".outliers.parquet")
-    click.echo(f"wrote {path}: {counted(write_outliers(path, drift), 'outlier')}")
+    click.echo(f"wrote {one_line(path)}: {counted(write_outliers(path, drift), 'outlier')}")
 
 
 def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", workers: int | None, quiet: bool) -> None:
@@ -219,7 +226,7 @@ def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", worker
     from functools import partial
 
     from export.decode import pictures
-    from export.gallery import write_gallery
+    from export.gallery import gallery_text, write_gallery
 
     written = write_gallery(
         path,
@@ -231,7 +238,7 @@ def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", worker
         k=len(summary.sizes),
     )
     if not quiet:
-        click.echo(f"wrote {path}: {written}")
+        click.echo(gallery_text(written))
 
 
 @contextmanager
@@ -293,7 +300,7 @@ def sizes_text(summary: "Summary") -> str:
     took = f"{summary.seconds:.1f} s, {rate:,.0f} images/s on {summary.provider}"
     if summary.known:
         took += f"; {summary.known:,} were known from before"
-    return "\n".join([*lines, f"wrote {summary.output}: {counted(summary.images, 'image')} sorted ({took})"])
+    return "\n".join([*lines, f"wrote {one_line(summary.output)}: {counted(summary.images, 'image')} sorted ({took})"])
 
 
 def unread_text(summary: "Summary") -> str:
@@ -301,4 +308,4 @@ def unread_text(summary: "Summary") -> str:
     if summary.first_error is None:
         return "the inputs hold none"
     files, first = counted(summary.errors, "file"), one_line(summary.first_error)
-    return f"{files} could not be read (the first: {first}); the column error of {summary.output} says why"
+    return f"{files} could not be read (the first: {first}); the column error of {one_line(summary.output)} says why"

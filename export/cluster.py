@@ -102,9 +102,14 @@ class Summary:
 
 
 class Part(NamedTuple):
-    """A run, its labels, each image's row in what is known (-1: none), and the others decoded (None: no others)."""
+    """Some images in order, without what they were decoded from.
 
-    run: Run
+    source, index, label: of each, as in `export.runs.Run`. row: (n,) int64, its row in what is known, -1 for none.
+    decoded: the images that are not known, None for none.
+    """
+
+    source: list[str]
+    index: NDArray[np.int64]
     label: list[str | None]
     row: NDArray[np.int64]
     decoded: Decoded | None
@@ -193,11 +198,13 @@ def sorted_tables(
         run, label = labelled
         row = known.find(run.source, run.index, lambda i: file_stat(run, i))
         missing = np.flatnonzero(row < 0)
-        return Part(run, label, row, decode_safely(child, run.select(missing), shape) if len(missing) else None)
+        decoded = decode_safely(child, run.select(missing), shape) if len(missing) else None
+        return Part(run.source, run.index, label, row, decoded)
 
     with decoders("export.decode:decode_run", workers) as pool:
         ahead = AHEAD * clusterer.chunk // RUN
-        for batch in batches(pool.map(decode, labelled_runs(sources, labels), ahead), clusterer.chunk):
+        parts = pool.map(decode, labelled_runs(sources, labels), ahead, lambda labelled: labelled[0].nbytes)
+        for batch in batches(parts, clusterer.chunk):
             yield table_of(clusterer, batch, known, schema), sum(int((part.row >= 0).sum()) for part in batch)
 
 
@@ -252,8 +259,8 @@ def new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schema) -> 
     second = others.argmax(1)
     bad = np.array([error is not None for error in errors])
     columns = {
-        "source": [name for part in parts for name, row in zip(part.run.source, part.row, strict=True) if row < 0],
-        "index": np.concatenate([part.run.index[part.row < 0] for part in parts]),
+        "source": [name for part in parts for name, row in zip(part.source, part.row, strict=True) if row < 0],
+        "index": np.concatenate([part.index[part.row < 0] for part in parts]),
         "cluster": pa.array(cluster, pa.int32(), mask=bad),
         "name": pa.nulls(len(n), pa.string()),
         "confidence": pa.array(confidence, pa.float32(), mask=bad),

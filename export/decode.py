@@ -23,6 +23,7 @@ from stdac.images import Pixels, read_file, read_image
 RUN_TIMEOUT_S = 60.0
 IMAGE_TIMEOUT_S = 20.0
 MEMORY_BYTES = 1 << 30
+AHEAD_BYTES = 1 << 26
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -51,8 +52,10 @@ class Decoders:
     children: "SimpleQueue[Child]"
     workers: int
 
-    def map(self, function: Callable[[Child, T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-        """Call function(child, item) for each item, some ahead of the reader; results in order."""
+    def map(
+        self, function: Callable[[Child, T], R], items: Iterable[T], ahead: int, nbytes: Callable[[T], int]
+    ) -> Iterator[R]:
+        """Call function(child, item) for each item, some ahead of the reader, see `map_ahead`; results in order."""
 
         def work(item: T) -> R:
             child = self.children.get()
@@ -61,7 +64,7 @@ class Decoders:
             finally:
                 self.children.put(child)
 
-        return map_ahead(self.threads, work, items, ahead + self.workers)
+        return map_ahead(self.threads, work, items, ahead + self.workers, nbytes)
 
 
 @contextmanager
@@ -195,7 +198,9 @@ def pictures(
     """
     keys = frozenset(wanted)
     with decoders("export.decode:thumbnail_run", workers or available_cpus()) as pool:
-        for found in pool.map(lambda child, run: thumbnails_safely(child, run, side), chosen(sources, keys), 0):
+        for found in pool.map(
+            lambda child, run: thumbnails_safely(child, run, side), chosen(sources, keys), 0, lambda run: run.nbytes
+        ):
             yield from found
 
 
@@ -233,12 +238,30 @@ def thumbnail_run(run: Run, side: int) -> list[tuple[Key, Pixels]]:
     return found
 
 
-def map_ahead(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], ahead: int) -> Iterator[R]:
-    """Map in a pool, results in order, at most `ahead` of them waiting (Executor.map would take all items at once)."""
-    waiting: deque[Future[R]] = deque()
+def map_ahead(
+    pool: ThreadPoolExecutor,
+    function: Callable[[T], R],
+    items: Iterable[T],
+    ahead: int,
+    nbytes: Callable[[T], int],
+) -> Iterator[R]:
+    """Map in a pool, results in order (Executor.map would take all items at once).
+
+    At most `ahead` of them wait, and of large ones, whose sizes `nbytes` tells, as many as AHEAD_BYTES hold.
+    """
+    waiting: deque[tuple[Future[R], int]] = deque()
+    held = 0
     for item in items:
-        waiting.append(pool.submit(function, item))
+        size = nbytes(item)
+        while waiting and held + size > AHEAD_BYTES:
+            future, freed = waiting.popleft()
+            held -= freed
+            yield future.result()
+        waiting.append((pool.submit(function, item), size))
+        held += size
         if len(waiting) >= ahead:
-            yield waiting.popleft().result()
+            future, freed = waiting.popleft()
+            held -= freed
+            yield future.result()
     while waiting:
-        yield waiting.popleft().result()
+        yield waiting.popleft()[0].result()

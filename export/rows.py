@@ -61,7 +61,7 @@ def clusters_schema(embedding: int, metadata: dict[str, str]) -> pa.Schema:
     """CLUSTERS with its metadata and, for a model whose embedding has that many values, the embedding's column."""
     schema = CLUSTERS
     if embedding:
-        kind = pa.list_(pa.float16(), min(embedding, PROJECTED))
+        kind = pa.list_(pa.field("element", pa.float16()), min(embedding, PROJECTED))  # as Parquet names it
         schema = schema.insert(len(schema) - 1, pa.field("embedding", kind))
     return schema.with_metadata(metadata)
 
@@ -123,17 +123,21 @@ class Parts:
             raise StdacError(
                 f"another stdac cluster is writing {output}: wait for it, or choose another output"
             ) from error
-        if fresh:
-            self._sweep()
-        earlier = [part for part in sorted(self.folder.glob("run-*/part-*.parquet")) if fits(part, schema)]
-        tables = [pq.read_table(part) for part in earlier]
-        if resume and output.exists():
-            tables.append(read_output(output, schema))
-        self.known = Known(pa.concat_tables([t.cast(schema) for t in tables]) if tables else schema.empty_table())
-        runs = [int(run.name.removeprefix("run-")) for run in self.folder.glob("run-*")]
-        self._run = self.folder / f"run-{max(runs, default=0) + 1:06}"
-        with refused(output):
-            self._run.mkdir()
+        try:
+            if fresh:
+                self._sweep()
+            parts = [read_rows(part, schema) for part in sorted(self.folder.glob("run-*/part-*.parquet"))]
+            tables = [table for table in parts if table is not None]
+            if resume and output.exists():
+                tables.append(read_output(output, schema))
+            self.known = Known(pa.concat_tables(tables) if tables else schema.empty_table())
+            runs = [int(run.name.removeprefix("run-")) for run in self.folder.glob("run-*")]
+            self._run = self.folder / f"run-{max(runs, default=0) + 1:06}"
+            with refused(output):
+                self._run.mkdir()
+        except BaseException:
+            self._leave()
+            raise
         self._waiting: list[pa.Table] = []
         self._rows = self._parts = 0
         self._flushed = time.monotonic()
@@ -148,6 +152,12 @@ class Parts:
                 self._flush()
             with suppress(OSError):
                 self._run.rmdir()  # only where it is empty
+        self._leave()
+
+    def _leave(self) -> None:
+        """Let others at the folder, which goes where it holds no run."""
+        if not any(self.folder.glob("run-*")):
+            shutil.rmtree(self.folder, ignore_errors=True)
         self._lock.close()
 
     def add(self, table: pa.Table) -> None:
@@ -179,7 +189,6 @@ class Parts:
         with refused(self.output):
             merged.replace(self.output)
         self._sweep()
-        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _sweep(self) -> None:
         for run in self.folder.glob("run-*"):
@@ -195,23 +204,25 @@ def refused(path: Path) -> Iterator[None]:
         raise refusal(error, path) from error
 
 
-def fits(path: Path, schema: pa.Schema) -> bool:
-    """Whether a Parquet file can be read and has the columns and the metadata (model, version) of the schema."""
+def read_rows(path: Path, schema: pa.Schema) -> pa.Table | None:
+    """The rows of a file that has the columns and the metadata (model, version) of the schema; None for any other."""
     try:
-        there = pq.read_schema(path)
-    except (OSError, pa.ArrowInvalid):
-        return False
-    return bool(there.equals(schema, check_metadata=True))
+        if pq.read_schema(path).equals(schema, check_metadata=True):
+            return pq.read_table(path).cast(schema)
+    except (OSError, pa.ArrowException):
+        pass
+    return None
 
 
 def read_output(path: Path, schema: pa.Schema) -> pa.Table:
-    """An earlier output whose rows are to be kept. Raises StdacError where it is of another model or version."""
-    if not fits(path, schema):
+    """An earlier output whose rows are to be kept. Raises StdacError where it is damaged, or of another model."""
+    table = read_rows(path, schema)
+    if table is None:
         raise StdacError(
-            f"{path} was not written with this model by this version of stdac: leave out --resume to sort all images "
-            "anew, or name another output"
+            f"{path} is damaged, or was not written with this model by this version of stdac: leave out --resume to "
+            "sort all images anew, or name another output"
         )
-    return pq.read_table(path)
+    return table
 
 
 def regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:

@@ -51,6 +51,13 @@ class Run:
     def __len__(self) -> int:
         return len(self.source)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its content holds in memory; paths count nothing."""
+        if isinstance(self.content, np.ndarray):
+            return self.content.nbytes
+        return sum(len(part) for part in self.content if isinstance(part, bytes))
+
     def select(self, rows: NDArray[np.int64] | list[int]) -> "Run":
         """The run of some of its images."""
         chosen = np.asarray(rows, np.int64)

@@ -10,7 +10,7 @@ import click
 from cluster_jobs.suggest_k import suggest_k_command
 from export.cli import cluster_command, export_command
 from export.page import page_command
-from stdac.command import Commands
+from stdac.command import Commands, parse_setting
 from stdac.errors import StdacError
 
 if TYPE_CHECKING:
@@ -91,19 +91,6 @@ def train(
     if not ran:
         click.echo("already done: nothing to do", err=True)
     click.echo(folder.path / f"attempt-{done['attempt']}")
-
-
-def parse_setting(text: str) -> tuple[str, Any]:
-    """A NAME=VALUE of the command line; values are TOML (numbers, true, false), bare words are strings."""
-    import tomllib
-
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise StdacError(f"got --set {text}, expected NAME=VALUE, as in --set width=0.5")
-    try:
-        return name, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return name, value
 
 
 class TrainDisplay:

@@ -1,4 +1,4 @@
-"""What both command lines share: errors become one sentence and an exit code."""
+"""What both command lines share: errors become one sentence and an exit code; settings are NAME=VALUE."""
 
 import os
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from stdac.errors import StdacError
+from stdac.words import one_line
 
 
 class Commands(click.Group):
@@ -18,7 +19,7 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except StdacError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(one_line(error)) from error
         except ModuleNotFoundError as error:
             raise click.ClickException(
                 f"this command needs {error.name}, which is not installed: pip install stdac"
@@ -30,5 +31,19 @@ class Commands(click.Group):
             if os.environ.get("STDAC_DEBUG"):
                 raise
             raise click.ClickException(
-                f"{type(error).__name__}: {error} (unexpected: set STDAC_DEBUG=1 and run again for the traceback)"
+                f"{type(error).__name__}: {one_line(error)} (unexpected: set STDAC_DEBUG=1 and run again for the "
+                "traceback)"
             ) from error
+
+
+def parse_setting(text: str) -> tuple[str, Any]:
+    """A NAME=VALUE of the command line; values are TOML (numbers, true, false), bare words are strings."""
+    import tomllib
+
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise StdacError(f"got --set {text}, expected NAME=VALUE, as in --set width=0.5")
+    try:
+        return name, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name, value

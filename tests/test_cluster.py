@@ -212,6 +212,8 @@ def test_a_model_with_its_embedding_adds_a_column(model: Path, digits: Pixels, t
     kept = np.linalg.norm(stored[:, None] - stored[None], axis=2)
     off = ~np.eye(20, dtype=bool)
     assert np.abs(kept[off] / true[off] - 1).mean() < 0.2
+    resume = Settings(provider="cpu", resume=True)
+    assert sort(tmp_path / "m.onnx", tmp_path / "a.npy", output=tmp_path / "out.parquet", settings=resume).known == 20
 
 
 # --- clusters.parquet ----------------------------------------------------------------------------------------------
@@ -307,6 +309,19 @@ def test_resume_of_another_models_rows_is_one_sentence(model: Path, tmp_path: Pa
     with pytest.raises(StdacError, match="not written with this model"):
         sort(tmp_path / "m.onnx", "digits", output=out, settings=resume)
     assert out.read_bytes() == before
+
+
+def test_resume_of_a_damaged_output_is_one_sentence_and_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.parquet"
+    resume = Settings(provider="cpu", resume=True)
+    sort(model, "digits", output=out)
+    content = out.read_bytes()
+    for damaged in (b"", b"no Parquet", content[:-9], content[:4] + bytes(3000) + content[3004:]):
+        out.write_bytes(damaged)
+        with pytest.raises(StdacError, match="is damaged"):
+            sort(model, "digits", output=out, settings=resume)
+        assert out.read_bytes() == damaged
+        assert [p.name for p in tmp_path.iterdir()] == ["out.parquet"]
 
 
 def test_a_second_run_on_the_same_output_is_refused(model: Path, tmp_path: Path) -> None:
