@@ -1,4 +1,4 @@
-"""Which CUDA kernels an onnxruntime-gpu has, read off its wheel without a GPU: makes the table in export/kernels.py.
+"""Which CUDA kernels an onnxruntime-gpu has, read off its wheel without a GPU: the table in export/convert/kernels.py.
 
     pip download --no-deps onnxruntime-gpu==1.31.1      # and others; of the Python version that runs this
     python -m benchmarks.cuda_kernels onnxruntime_gpu-*.whl

@@ -68,9 +68,9 @@ class Model:
     def __init__(self, architecture: str) -> None:
         import torch
 
-        from export.half import halve
-        from export.quantize import quantize
-        from export.to_onnx import Graph, convert, quiet
+        from export.convert.half import halve
+        from export.convert.quantize import quantize
+        from export.convert.to_onnx import Graph, convert, quiet
         from stdac.cost import forward_macs
         from stdac.data import load
         from stdac.methods import resolve

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from io import BytesIO
 from lzma import LZMAError
 from pathlib import Path
-from typing import Protocol, cast
+from typing import IO, Any, Protocol, cast
 from zipfile import BadZipFile, ZipExtFile, ZipFile
 
 import numpy as np
@@ -24,6 +24,8 @@ PIECE = 1 << 16
 FORTRAN_BYTES = 1 << 28
 """Arrays in Fortran order have to be read whole, so larger ones are refused."""
 
+HEADER_BYTES = 1 << 20
+
 DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zlib.error, LZMAError, BadZipFile)
 """What streams of damaged, encrypted or unknown archives raise."""
 
@@ -34,6 +36,21 @@ class Readable(Protocol):
     def read(self, n: int = -1, /) -> bytes: ...
 
     def read1(self, n: int, /) -> bytes: ...
+
+
+class Guarded:
+    """A file of which one read may ask for no more than HEADER_BYTES, as the headers of hostile files promise any."""
+
+    def __init__(self, file: Readable) -> None:
+        self._file = file
+
+    def read(self, n: int = -1) -> bytes:
+        if n > HEADER_BYTES:
+            raise ValueError(f"a header of it has {n:,} bytes, more than the {HEADER_BYTES:,} that are read")
+        return self._file.read(n if n >= 0 else HEADER_BYTES)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 class Stored:
@@ -143,7 +160,7 @@ def opened(path: str) -> Iterator[tuple[Stored, Stored | None]]:
         head = file.read(4)
         file.seek(0)
         if head[:2] == b"PK":
-            yield stored_npz(stack.enter_context(ZipFile(file)), stack, path)
+            yield stored_npz(stack.enter_context(ZipFile(cast(IO[bytes], Guarded(file)))), stack, path)
         elif head == b"\x93NUM":
             yield stored_npy(file), None
         elif head[:2] in (b"\x1f\x8b", b"\0\0"):
@@ -180,9 +197,10 @@ def stored_npy(file: Readable) -> Stored:
 def npy_header(file: Readable) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """The shape of an .npy stream's array, whether it is in Fortran order, its type. Raises ValueError."""
     try:
-        version = npy_format.read_magic(file)
+        head = Guarded(file)
+        version = npy_format.read_magic(head)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
-        return read(file)
+        return read(head)
     except Exception as error:  # a parser of Python literals raises anything
         raise ValueError("its header is damaged") from error
 

@@ -13,7 +13,7 @@ from stdac.words import counted, duration, one_line
 
 if TYPE_CHECKING:
     from export.cluster import Progress, Summary
-    from export.to_onnx import ExportReport
+    from export.convert.to_onnx import ExportReport
 
 LINE_EVERY_S = 10
 
@@ -51,8 +51,8 @@ def export_command(
 
     The file takes uint8 images and gives clusters; any ONNX runtime opens it. Nothing is written if it disagrees.
     """
+    from export.convert.to_onnx import export_model
     from export.sources import sample
-    from export.to_onnx import export_model
     from stdac.model_file import load_model
 
     config = load_model(model)[1]
@@ -73,7 +73,7 @@ def read_names(path: Path, k: int) -> tuple[str, ...]:
     from stdac.errors import StdacError
 
     if path.suffix == ".toml":
-        from export.names import load_names
+        from export.results.names import load_names
 
         names = load_names(path)
         if names is None:
@@ -196,7 +196,7 @@ def say_truth(summary: "Summary", quiet: bool) -> None:
     """Print the scores against the labels, where the inputs or a labels file have some."""
     import pyarrow.parquet as pq
 
-    from export.truth import score, truth_text
+    from export.results.truth import score, truth_text
     from stdac.errors import StdacError
 
     if quiet:
@@ -212,8 +212,8 @@ def say_truth(summary: "Summary", quiet: bool) -> None:
 
 def say_drift(earlier: Path, summary: "Summary") -> None:
     """Print how the images differ from an earlier run's, and write the outliers beside the output."""
-    from export.drift import compare, write_outliers
-    from export.drift_text import drift_text
+    from export.results.drift import compare, write_outliers
+    from export.results.drift_text import drift_text
 
     drift = compare(earlier, summary.output)
     click.echo(f"\n{drift_text(drift, [name or '' for name in summary.names])}")
@@ -226,7 +226,7 @@ def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", worker
     from functools import partial
 
     from export.decode import pictures
-    from export.gallery import gallery_text, write_gallery
+    from export.gallery.gallery import gallery_text, write_gallery
 
     written = write_gallery(
         path,

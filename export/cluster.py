@@ -16,8 +16,8 @@ from export.child import Child
 from export.clusterer import Clusterer
 from export.decode import Decoded, decode_safely, decoders, file_stat, merged
 from export.labels import Labels, read_labels
-from export.names import Names, carry_names, load_names, write_names
-from export.rows import Known, Parts, clusters_schema
+from export.results.names import Names, carry_names, load_names, write_names
+from export.results.rows import Known, Parts, clusters_schema
 from export.runs import RUN, Run, Source
 from export.runtime import available_cpus
 from export.sources import open_source
@@ -101,7 +101,8 @@ class Summary:
             self.first_error = f"{bad['source']}: {bad['error']}"
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Some images in order, without what they were decoded from.
 
     source, index, label: of each, as in `export.runs.Run`. row: (n,) int64, its row in what is known, -1 for none.
@@ -122,7 +123,7 @@ def cluster_files(
     settings: Settings | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Sort all images of the inputs into `output`, see `export.rows.CLUSTERS`; it appears whole or not at all.
+    """Sort all images of the inputs into `output`, see `export.results.rows.CLUSTERS`; it appears whole or not at all.
 
     inputs: as `export.sources.open_source` takes them. A run that is interrupted leaves OUTPUT.parts, and the same call
     goes on from there. Raises StdacError for a model, input or output that cannot be used, before anything is read; an

@@ -34,7 +34,8 @@ Key = tuple[str, int]
 class Decoded(NamedTuple):
     """A run's images (n, C, H, W) uint8, zeros where `errors`, one text or None an image, says why there is none.
 
-    content_hash, fingerprint: hex digits, see `export.rows.CLUSTERS`. stat: (bytes, modified_ns) of each image's file.
+    content_hash, fingerprint: hex digits, see `export.results.rows.CLUSTERS`. stat: (bytes, modified_ns) of the file
+    that each image is in.
     """
 
     images: Pixels

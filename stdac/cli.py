@@ -9,7 +9,7 @@ import click
 
 from cluster_jobs.suggest_k import suggest_k_command
 from export.cli import cluster_command, export_command
-from export.page import page_command
+from export.web.page import page_command
 from stdac.command import Commands, parse_setting
 from stdac.errors import StdacError
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from export.to_onnx import export_model
+from export.convert.to_onnx import export_model
 from stdac.data import load
 from stdac.images import Pixels
 from stdac.machine import Machine

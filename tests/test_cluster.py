@@ -15,13 +15,13 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import export.rows
+import export.results.rows
 from export import Clusterer
 from export.cli import cluster_command
 from export.cluster import Progress, Settings, Summary, cluster_files
+from export.convert.to_onnx import export_model
 from export.decode import fingerprints
-from export.rows import CLUSTERS
-from export.to_onnx import export_model
+from export.results.rows import CLUSTERS
 from stdac.errors import StdacError
 from stdac.images import Pixels
 from stdac.model_file import load_model, save_model
@@ -223,7 +223,7 @@ def test_row_groups_hold_all_rows_in_order(
     model: Path, digits: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "a.npy", np.concatenate([digits] * 4))
-    monkeypatch.setattr(export.rows, "ROW_GROUP", 500)
+    monkeypatch.setattr(export.results.rows, "ROW_GROUP", 500)
     seen: list[Progress] = []
     summary = cluster_files(model, [str(tmp_path / "a.npy")], tmp_path / "out.parquet", CPU, seen.append)
     file = pq.ParquetFile(tmp_path / "out.parquet")
@@ -342,7 +342,7 @@ def test_a_damaged_part_is_sorted_again(model: Path, tmp_path: Path) -> None:
     assert (summary.known, summary.images) == (0, 1797)
 
 
-COMMAND = "import sys; import export.rows; export.rows.FLUSH_S = 0.05; from stdac.cli import main; main()"
+COMMAND = "from export.results import rows; rows.FLUSH_S = 0.05; from stdac.cli import main; main()"
 
 
 def run_command(model: Path, folder: Path, seconds: float | None) -> bool:

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from export.drift import OUTLIERS, Drift, compare, write_outliers
-from export.drift_text import drift_text
-from export.two_samples import beyond_quantile, holm, ks_test, newcombe, share_changes, shares_test
+from export.results.drift import OUTLIERS, Drift, compare, write_outliers
+from export.results.drift_text import drift_text
+from export.results.two_samples import beyond_quantile, holm, ks_test, newcombe, share_changes, shares_test
 from stdac.errors import StdacError
 
 K = 5
@@ -305,10 +305,10 @@ def test_many_images_that_differ_a_little_are_not_said_to_drift(tmp_path: Path) 
 MILLION = """
 import sys, time
 from pathlib import Path
-import export.drift
+import export.results.drift
 began = time.monotonic()
-drift = export.drift.compare(Path(sys.argv[1]), Path(sys.argv[2]))
-export.drift.write_outliers(Path(sys.argv[3]), drift)
+drift = export.results.drift.compare(Path(sys.argv[1]), Path(sys.argv[2]))
+export.results.drift.write_outliers(Path(sys.argv[3]), drift)
 assert (drift.then, drift.now, drift.size) == (1_000_000, 1_000_000, "none"), drift
 peak = Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]
 print(int(peak) // 1024, time.monotonic() - began)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-import export.duplicates
-from export.duplicates import BITS, RADIUS, Codes, alike, count_bits, exact_groups, join, near_pairs, read_codes
+import export.gallery.duplicates
+from export.gallery.duplicates import BITS, RADIUS, Codes, alike, count_bits, exact_groups, join, near_pairs, read_codes
 from stdac.errors import StdacError
 from stdac.images import Pixels
 
@@ -99,7 +99,7 @@ def test_the_nearest_pairs_are_kept_where_there_are_more_than_wanted() -> None:
 
 def test_a_crowd_of_equal_fingerprints_stays_one_group_in_bounded_work() -> None:
     pairs, found = near_pairs(np.zeros((5000, 8), np.uint16), 100_000)
-    assert found <= 5000 * export.duplicates.WINDOW
+    assert found <= 5000 * export.gallery.duplicates.WINDOW
     assert [len(group) for group in join(pairs.tolist())] == [5000]
 
 

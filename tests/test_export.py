@@ -20,11 +20,10 @@ from onnx import TensorProto, helper
 from export import to_onnx
 from export import verify as verify_module
 from export.cli import export_command
-from export.half import float_nodes, halve
-from export.kernels import kernels, without_kernel
-from export.metadata import parse_props
-from export.to_onnx import Graph, export_model, model_id
-from export.verify import (
+from export.convert.half import float_nodes, halve
+from export.convert.kernels import kernels, without_kernel
+from export.convert.to_onnx import Graph, export_model, model_id
+from export.convert.verify import (
     LEAST_AGREEMENT,
     TOLERANCE,
     TOLERANCES,
@@ -36,6 +35,7 @@ from export.verify import (
     verify,
     verify_reduced,
 )
+from export.metadata import parse_props
 from stdac.data import load
 from stdac.errors import StdacError
 from stdac.machine import Machine

@@ -16,11 +16,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from export.duplicates import Rows
-from export.gallery import GallerySummary, Pictures, write_gallery
-from export.names import load_names
-from export.selection import MOST_EXTREME, MOST_SAMPLED, READ
-from export.sprites import data_uri, make_sheet
+from export.gallery.duplicates import Rows
+from export.gallery.gallery import GallerySummary, Pictures, write_gallery
+from export.gallery.selection import MOST_EXTREME, MOST_SAMPLED, READ
+from export.gallery.sprites import data_uri, make_sheet
+from export.results.names import load_names
 from stdac.data import load
 from stdac.errors import StdacError
 from stdac.images import Pixels
@@ -565,7 +565,7 @@ def test_tables_that_do_not_fit_are_refused_in_one_sentence(tmp_path: Path, digi
 
 
 def test_the_columns_that_are_read_are_those_of_the_table() -> None:
-    rows = pytest.importorskip("export.rows")
+    rows = pytest.importorskip("export.results.rows")
     assert set(READ) <= set(rows.CLUSTERS.names)
 
 
@@ -578,7 +578,7 @@ def test_thumbnails_of_several_sizes_and_colours_lie_on_one_sheet() -> None:
 
 
 def test_without_webp_sheets_are_png_or_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("export.sprites.features.check", lambda name: False)
+    monkeypatch.setattr("export.gallery.sprites.features.check", lambda name: False)
     image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
     assert data_uri(image, lossless=True).startswith("data:image/png;base64,")
     assert data_uri(image, lossless=False).startswith("data:image/jpeg;base64,")

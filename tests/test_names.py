@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from export.names import LEAST_SHARED, Names, carry_names, load_names, match_clusters, write_names
+from export.results.names import LEAST_SHARED, Names, carry_names, load_names, match_clusters, write_names
 from stdac.errors import StdacError
 
 
@@ -162,7 +162,7 @@ def test_files_that_are_no_runs_are_one_sentence(tmp_path: Path) -> None:
 MILLION = """
 import sys
 from pathlib import Path
-from export.names import match_clusters
+from export.results.names import match_clusters
 matching = match_clusters(Path(sys.argv[1]), Path(sys.argv[2]))
 assert matching.old_of == tuple(range(10)) and matching.images == 1_000_000
 print(int(Path('/proc/self/status').read_text().partition('VmHWM:')[2].split()[0]) // 1024)

@@ -19,12 +19,12 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-import export.page
 import export.web
+import export.web.page
 from export import Clusterer
-from export.names import Names, write_names
-from export.page import page_command, write_page
+from export.results.names import Names, write_names
 from export.web import FILES, find_runtime, install
+from export.web.page import page_command, write_page
 from stdac.command import Commands
 from stdac.data import load
 from stdac.errors import StdacError
@@ -413,7 +413,7 @@ def test_the_resize_in_javascript_is_that_of_pillow(tmp_path: Path) -> None:
         (tmp_path / f"{len(cases)}.rgba").write_bytes(Image.fromarray(pixels).convert("RGBA").tobytes())
         cases.append([width, height, [channels, to_height, to_width]])
     script = (
-        (export.page.WEB / "resample.js").read_text()
+        (export.web.page.WEB / "resample.js").read_text()
         + f"""
       const fs = require("fs");
       console.log(JSON.stringify({json.dumps(cases)}.map(([width, height, shape], i) => {{
@@ -532,5 +532,5 @@ def test_npm_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 def test_importing_the_command_imports_nothing_heavy() -> None:
-    code = "import sys, export.page; assert not {'numpy', 'onnxruntime', 'pyarrow', 'torch'} & set(sys.modules)"
+    code = "import sys, export.web.page; assert not {'numpy', 'onnxruntime', 'pyarrow', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from export.truth import score, truth_text
+from export.results.truth import score, truth_text
 from stdac import metrics
 from stdac.errors import StdacError
 

@@ -1,9 +1,9 @@
 """clusters.parquet as one HTML file that a person can look through, offline: clusters, duplicates, errors, scores.
 
-The page holds a sample: `export.selection` chooses rows, `pictures` decodes them once, `export.sprites` lays the
-thumbnails of each cluster on one sheet. All else is JSON, which the scripts in export/gallery/ turn into the page. Its
-content security policy allows these scripts by their hash and no request at all, so text from file names, labels and
-errors can be neither run nor sent.
+The page holds a sample: `selection` chooses rows, `pictures` decodes them once, `sprites` lays the thumbnails of each
+cluster on one sheet. All else is JSON, which the scripts in this folder turn into the page. Its content security
+policy allows these scripts by their hash and no request at all, so text from file names, labels and errors can be
+neither run nor sent.
 """
 
 import base64
@@ -20,8 +20,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from export.duplicates import Candidates, Rows, alike, join, near_pairs
-from export.selection import (
+from export.gallery.duplicates import Candidates, Rows, alike, join, near_pairs
+from export.gallery.selection import (
     Columns,
     View,
     choose,
@@ -34,8 +34,8 @@ from export.selection import (
     read_details,
     read_errors,
 )
-from export.sprites import Sheet, Thumbnail, make_sheet
-from export.truth import Truth, score
+from export.gallery.sprites import Sheet, Thumbnail, make_sheet
+from export.results.truth import Truth, score
 from stdac.errors import StdacError
 from stdac.files import whole
 
@@ -321,7 +321,7 @@ def places(shown: Rows, rows: Iterable[int] | Rows) -> list[int]:
 
 def build_page(title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheet]) -> bytes:
     """The HTML, its scripts allowed by their hash."""
-    folder = files("export") / "gallery"
+    folder = files("export.gallery")
     style = (folder / "gallery.css").read_text("utf-8")
     script = "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS)
     parts = {

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export.half import halve
+from export.convert.half import halve
+from export.convert.quantize import quantize
+from export.convert.verify import Agreement, Real, check_graph, first_line, verify, verify_reduced
 from export.metadata import COLOUR_MODES, PRECISIONS, ModelInfo
-from export.quantize import quantize
 from export.sources import conform
-from export.verify import Agreement, Real, check_graph, first_line, verify, verify_reduced
 from stdac.data import NAMES, TORCHVISION, default_data_dir, load
 from stdac.errors import StdacError
 from stdac.files import whole

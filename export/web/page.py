@@ -17,9 +17,9 @@ from stdac.files import refusal, whole
 if TYPE_CHECKING:
     from export.clusterer import Clusterer
     from export.metadata import ModelInfo
-    from export.names import Names
+    from export.results.names import Names
 
-WEB = Path(__file__).parent / "web"
+WEB = Path(__file__).parent
 GENERATOR = '<meta name="generator" content="stdac">'
 PAGE_SCRIPTS = ("parts.js", "inputs.js", "engine.js", "view.js", "main.js")
 WORKER_SCRIPTS = ("resample.js", "worker.js")
@@ -62,7 +62,7 @@ def page_command(model: Path, output: Path, names: Path | None) -> None:
 
 def read_names(path: Path) -> "Names":
     """The names in a names.toml. Raises StdacError where there is none, or a damaged one."""
-    from export.names import load_names
+    from export.results.names import load_names
 
     names = load_names(path)
     if names is None:

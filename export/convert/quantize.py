@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from export.half import WEIGHTED, float_nodes
+from export.convert.half import WEIGHTED, float_nodes
 from export.runtime import import_onnxruntime
 from stdac.images import Pixels
 

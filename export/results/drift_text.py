@@ -8,7 +8,7 @@ import numpy as np
 from stdac.words import one_line
 
 if TYPE_CHECKING:
-    from export.drift import Drift
+    from export.results.drift import Drift
 
 NOTE = "p is corrected for the number of tests (Holm); the intervals hold for all clusters at once."
 

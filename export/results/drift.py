@@ -10,8 +10,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from export.names import LEAST_SHARED, Matching, cluster_count, match_clusters, model_of, read_columns, unreadable
-from export.two_samples import (
+from export.results.names import (
+    LEAST_SHARED,
+    Matching,
+    cluster_count,
+    match_clusters,
+    model_of,
+    read_columns,
+    unreadable,
+)
+from export.results.two_samples import (
     ALPHA,
     SIZES,
     Difference,

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.kernels import without_kernel
+from export.convert.kernels import without_kernel
 from export.runtime import open_session
 from stdac.errors import StdacError
 from stdac.images import Pixels

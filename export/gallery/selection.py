@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from export.duplicates import Codes, Rows, exact_groups, read_codes
-from export.truth import encode_labels
+from export.gallery.duplicates import Codes, Rows, exact_groups, read_codes
+from export.results.truth import encode_labels
 from stdac.errors import StdacError
 
 THUMBNAILS = 3000

@@ -1,0 +1,1 @@
+"""clusters.parquet as one HTML page that works offline."""
