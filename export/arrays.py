@@ -16,7 +16,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from export.runs import RUN, RUN_BYTES, Run, ended_well, printable, stat_of
+from export.runs import LABEL_CHARS, RUN, RUN_BYTES, Run, ended_well, plain, printable, stat_of
 from stdac.errors import StdacError
 from stdac.images import IDX_TYPES, MAX_PIXELS, as_pixels, check_pixels, first_of
 
@@ -135,7 +135,7 @@ def cut_short(images: Stored, done: int) -> StdacError:
 
 def check_labels(labels: Stored, n: int, path: str) -> None:
     """Raise StdacError for labels that are not one an image."""
-    if len(labels.shape) != 1 or labels.dtype.kind not in "iubU":
+    if not are_labels(labels):
         raise StdacError(
             f"{path} has labels of shape {labels.shape} and type {labels.dtype}, expected (N,) integers or text"
         )
@@ -143,9 +143,14 @@ def check_labels(labels: Stored, n: int, path: str) -> None:
         raise StdacError(f"{path} has {n} images but {labels.shape[0]} labels: expected one label an image")
 
 
+def are_labels(array: Stored) -> bool:
+    """Whether an array is one of labels: (N,) integers, or texts of at most LABEL_CHARS characters."""
+    return len(array.shape) == 1 and array.dtype.kind in "iubU" and 0 < array.dtype.itemsize <= 4 * LABEL_CHARS
+
+
 def texts(labels: NDArray[np.generic] | None, n: int) -> list[str | None]:
     """The labels of n images as text, None where there are none."""
-    given = [] if labels is None else [str(label) for label in labels.tolist()]
+    given = [] if labels is None else [plain(str(label)) for label in labels.tolist()]
     return [*given, *[None] * (n - len(given))]
 
 

@@ -282,8 +282,9 @@ def progress_lines() -> "Callable[[Progress], None]":
         rate = (progress.done - progress.known) / (now - began)
         text = f"{progress.done:,} images, {rate:,.0f} images/s"
         if progress.total is not None:
-            left = (progress.total - progress.done) / max(rate, 1e-9)
-            text = f"{progress.done:,} of {progress.total:,} images, {rate:,.0f} images/s, {duration(left)} left"
+            total = max(progress.total, progress.done)  # an archive that breaks has a row more than it says
+            left = (total - progress.done) / max(rate, 1e-9)
+            text = f"{progress.done:,} of {total:,} images, {rate:,.0f} images/s, {duration(left)} left"
         click.echo(text, err=True)
 
     return show

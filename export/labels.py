@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.arrays import DAMAGED, Stored, stored_idx, stored_npy, texts
+from export.arrays import DAMAGED, Stored, are_labels, stored_idx, stored_npy, texts
+from export.child import in_child
 from export.parquet import hugging_face_features, is_label, label_text
 from export.runs import printable, reason
 from export.sources import kind_of
@@ -22,6 +23,10 @@ from stdac.errors import StdacError
 NAME_COLUMNS = ("source", "path", "file", "filename", "file_name", "filepath", "image", "name")
 LABEL_COLUMNS = ("label", "class", "labels", "target", "y", "category")
 NAMES = frozenset({*NAME_COLUMNS, *LABEL_COLUMNS, "index"})
+LINE_CHARS = 1 << 20
+LABELS_BYTES = 1 << 28
+"""Of the labels in an .npy or IDX file together."""
+
 EXPECTED = (
     "expected a CSV, TSV or Parquet file with a column of paths (source, path, file or name) and one of labels (label "
     "or class), or an .npy, IDX or text file with one label an image in the order of the inputs"
@@ -187,37 +192,53 @@ def csv_rows(path: Path) -> Iterator[Sequence[str]]:
 def open_text(path: Path) -> Iterator[str]:
     r"""The lines of a text file, with their ends; bytes that are not UTF-8 become \x escapes, as in the output."""
     with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
-        yield from file
+        while line := file.readline(LINE_CHARS):
+            if len(line) == LINE_CHARS:
+                raise StdacError(f"{path} has a line of {LINE_CHARS:,} characters or more: {EXPECTED}")
+            yield line
 
 
 def parquet_rows(path: Path) -> Iterator[Sequence[str | None]]:
     """The rows of the columns of a Parquet file that can be names, indices or labels, after those columns' names."""
+    try:
+        for rows in in_child("export.labels:read_rows", str(path)):
+            yield from rows
+    except StdacError as error:
+        raise StdacError(f"cannot read {path} ({error}): {EXPECTED}") from error
+
+
+def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
+    """What `parquet_rows` gives, in lists; for a process of its own. Raises whatever pyarrow does."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         features = hugging_face_features(schema)
         columns = [c for c in schema.names if c.lower() in NAMES and is_label(schema.field(c).type)]
-        yield columns
+        yield [columns]
         classes = [tuple(map(str, features.get(column, {}).get("names") or ())) for column in columns]
         for batch in file.iter_batches(columns=columns):
             values = [
                 [label_text(v, names) for v in batch.column(c).to_pylist()]
                 for c, names in zip(columns, classes, strict=True)
             ]
-            yield from zip(*values, strict=True)
+            yield list(zip(*values, strict=True))
 
 
-def stored_labels(path: Path) -> NDArray[np.generic]:
-    """The labels in an .npy or IDX file, (N,) integers or text."""
+def stored_labels(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
+    """The labels in an .npy or IDX file: texts, or (N,) integers."""
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
         labels: Stored = stored_npy(file) if file.peek(6)[:6] == b"\x93NUMPY" else stored_idx(str(path), stack)
-        if len(labels.shape) != 1 or labels.dtype.kind not in "iubU":
+        if not are_labels(labels):
             raise StdacError(f"{path} holds an array of shape {labels.shape} and type {labels.dtype}: {EXPECTED}")
+        if labels.row_bytes * labels.shape[0] > LABELS_BYTES:
+            raise StdacError(
+                f"{path} promises {labels.shape[0]:,} labels, which are more than fit in memory: {EXPECTED}"
+            )
         values = labels.take(labels.shape[0])
         if len(values) < labels.shape[0]:
             raise StdacError(
                 f"{path} is cut short or damaged: {len(values):,} of its {labels.shape[0]:,} labels are there"
             )
-        return values
+        return [sys.intern(text) for text in texts(values, 0)] if values.dtype.kind == "U" else values

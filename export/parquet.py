@@ -14,6 +14,7 @@ from export.runs import (
     Unreadable,
     collected,
     ended_well,
+    plain,
     printable,
     stat_of,
     too_large,
@@ -173,5 +174,5 @@ def picture_in(value: bytes | None) -> Content:
 def label_text(label: Any, classes: tuple[str, ...]) -> str | None:
     """A label as text: the class's name where it has one; None for a missing one, which Hugging Face writes as -1."""
     if isinstance(label, int) and classes:
-        return None if label < 0 else classes[label] if label < len(classes) else str(label)
-    return None if label is None else str(label)
+        return None if label < 0 else plain(classes[label]) if label < len(classes) else str(label)
+    return None if label is None else plain(str(label))

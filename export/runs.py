@@ -18,6 +18,9 @@ MEMBER_BYTES = 1 << 26
 RUN_BYTES = 1 << 24
 """A run is closed at RUN images, or earlier where their pixels or encoded pictures exceed RUN_BYTES."""
 
+LABEL_CHARS = 1 << 12
+"""Of a longer label no more is kept."""
+
 Stat = tuple[int, int]
 
 T = TypeVar("T")
@@ -165,4 +168,12 @@ def reason(error: Exception, source: str) -> str:
 
 def printable(name: str) -> str:
     r"""A file name as text: bytes that are not UTF-8 become \x escapes."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        return os.fsencode(name).decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a surrogate pair, which no file name has
+        return plain(name)
+
+
+def plain(text: str) -> str:
+    r"""A label of at most LABEL_CHARS characters; what UTF-8 cannot hold, halves of surrogate pairs, as \u escapes."""
+    return text[:LABEL_CHARS].encode("utf-8", "backslashreplace").decode()

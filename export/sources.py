@@ -47,11 +47,11 @@ def open_source(text: str) -> Source:
         return Listed()
     if text in NAMES:
         return Named(text)
-    path = str(Path(text).expanduser())
+    path = str(Path(os.path.expanduser(text))) if text else ""  # noqa: PTH111  # Path.expanduser raises for ~$x.png
     try:
         about = os.stat(path)
     except FileNotFoundError as error:
-        raise StdacError(f"{printable(path)} does not exist: expected {EXPECTED}") from error
+        raise StdacError(f"{printable(path) or 'an empty name'} does not exist: expected {EXPECTED}") from error
     except (OSError, ValueError) as error:
         raise StdacError(f"cannot read {printable(path)}: {reason(error, path)}") from error
     if stat.S_ISDIR(about.st_mode):
@@ -253,8 +253,8 @@ TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 def kind_of(path: str) -> str:
     """A key of KINDS: what a file is by its first bytes, or else by its name; "picture" where neither says."""
     try:
-        with open(path, "rb") as file:
-            head = file.read(512)
+        with open(path, "rb", opener=at_once) as file:
+            head = file.read(512) or b""
     except OSError:
         head = b""
     name = os.fsdecode(path).lower()
@@ -269,6 +269,11 @@ def kind_of(path: str) -> str:
         return "array"
     by_name = {".npz": "array", ".npy": "array", ".gz": "array", ".parquet": "parquet"}
     return "tar" if name.endswith(TAR_NAMES) else by_name.get(name[name.rfind(".") :], "picture")
+
+
+def at_once(path: str, flags: int) -> int:
+    """Open a file without waiting for what it may say, as some below /proc and /sys would make one."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def unpacked_head(path: str) -> bytes:

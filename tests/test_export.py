@@ -17,9 +17,9 @@ import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper
 
-from export import to_onnx
-from export import verify as verify_module
 from export.cli import export_command
+from export.convert import to_onnx
+from export.convert import verify as verify_module
 from export.convert.half import float_nodes, halve
 from export.convert.kernels import kernels, without_kernel
 from export.convert.to_onnx import Graph, export_model, model_id
@@ -560,7 +560,7 @@ def test_the_command_exports_with_names_and_real_images(untrained: Path, tmp_pat
     arguments = [untrained, tmp_path / "m.onnx", "--names", tmp_path / "names.txt", "--verify-on", "digits"]
     result = CliRunner().invoke(export_command, list(map(str, arguments)), catch_exceptions=False)
     assert result.exit_code == 0
-    assert "10 clusters, 28x28 gray images, opset 18" in result.output
+    assert "10 clusters, 28x28 gray images, fp32, opset 18" in result.output
     props = {p.key: p.value for p in onnx.load(tmp_path / "m.onnx").metadata_props}
     assert json.loads(props["cluster_names"])[9] == "name 9"
 

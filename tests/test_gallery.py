@@ -118,7 +118,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory, digits: Pixels) -> tuple[Galle
     return gallery_of(table, images, names=names), table, images
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop is in the way of others
 def browser() -> Iterator[Any]:
     """Headless Chromium."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")

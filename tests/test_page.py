@@ -93,7 +93,7 @@ def url_of(page: Path, server: str) -> Iterator[str]:
         http.shutdown()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop is in the way of others
 def browsers() -> Iterator[Any]:
     """Starts a headless Chromium with some flags; all end with the tests."""
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -103,7 +103,7 @@ def browsers() -> Iterator[Any]:
         yield lambda *flags: playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, *flags])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser(browsers: Any) -> Iterator[Any]:
     """A headless Chromium without a GPU."""
     with browsers("--disable-gpu") as browser:
