@@ -10,7 +10,7 @@ from io import BytesIO
 from lzma import LZMAError
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
-from zipfile import BadZipFile, ZipExtFile, ZipFile
+from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipExtFile, ZipFile
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -184,6 +184,8 @@ def stored_npz(archive: ZipFile, stack: ExitStack, path: str) -> tuple[Stored, S
         )
 
     def member(name: str) -> Stored:
+        if archive.getinfo(f"{name}.npy").compress_type not in (ZIP_STORED, ZIP_DEFLATED):  # others take any memory
+            raise StdacError(f"{path} is compressed as NumPy does not: save it with numpy.savez_compressed")
         return stored_npy(cast(ZipExtFile, stack.enter_context(archive.open(f"{name}.npy"))))
 
     return member(images), None if labels is None else member(labels)

@@ -161,18 +161,20 @@ def cluster_command(
     set's name, or - for a list of paths on stdin. A file that cannot be read becomes a row with an error; the exit code
     is 0 if at least one image was sorted. Interrupted, the same command goes on where it stopped. Needs no torch.
     """
-    from export.cluster import Settings, cluster_files
+    from export.cluster import Settings, check_output, cluster_files
     from stdac.errors import StdacError
 
-    if compare is not None and compare.resolve() == output.resolve():
-        raise StdacError(f"{output} would be overwritten before it is compared: name another output with -o")
+    read = [path for path in (model, *map(Path, inputs), labels, names, compare) if path is not None]
+    check_output(output, read)
+    if gallery is not None:
+        check_output(gallery, [*read, output])
     settings = Settings(
         provider=provider,
         workers=workers,
         resume=resume,
         fresh=fresh,
         labels=labels,
-        names=names or output.with_name("names.toml"),
+        names=names or output.parent / "names.toml",
         earlier=compare,
     )
     with progress_shown(quiet) as show:
@@ -194,15 +196,15 @@ def cluster_command(
 
 def say_truth(summary: "Summary", quiet: bool) -> None:
     """Print the scores against the labels, where the inputs or a labels file have some."""
-    import pyarrow.parquet as pq
-
+    from export.results.rows import open_rows
     from export.results.truth import score, truth_text
     from stdac.errors import StdacError
 
     if quiet:
         return
     try:
-        truth = score(pq.read_table(summary.output, columns=["cluster", "label"]), len(summary.sizes))
+        with open_rows(summary.output) as file:
+            truth = score(file.read(["cluster", "label"]), len(summary.sizes))
     except StdacError as error:  # scipy is missing: the clusters are there all the same
         click.echo(str(error), err=True)
     else:

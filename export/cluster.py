@@ -131,10 +131,8 @@ def cluster_files(
     """
     settings = settings or Settings()
     began = time.perf_counter()
-    if os.path.isdir(output):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
-        raise StdacError(
-            f"cannot write {output}: it is a folder; name a file, for example {output / 'clusters.parquet'}"
-        )
+    read = [model, *map(Path, inputs), settings.labels, settings.names]
+    check_output(output, [path for path in read if path is not None])
     clusterer = Clusterer(model, settings.provider)
     k = clusterer.info.k
     sources = [open_source(text) for text in inputs]
@@ -142,7 +140,8 @@ def cluster_files(
     names = None if settings.names is None else load_names(settings.names)
     schema = clusters_schema(clusterer.info.embedding, metadata(clusterer))
     summary = Summary(output, sources, clusterer.info.model_id, clusterer.provider, np.zeros(k, np.int64), np.zeros(k))
-    with Parts(output, schema, resume=settings.resume, fresh=settings.fresh) as parts:
+    target = Path(os.path.realpath(output))  # a link stays one
+    with Parts(target, schema, resume=settings.resume, fresh=settings.fresh) as parts:
         progress = Progress(0, 0, 0, total_of(sources))
         for table, known in sorted_tables(clusterer, sources, labels, parts.known, schema, settings.workers):
             parts.add(table)
@@ -161,6 +160,21 @@ def cluster_files(
         parts.finish(named(parts.read(), summary))
     summary.seconds = time.perf_counter() - began
     return summary
+
+
+def check_output(output: Path, read: Iterable[Path]) -> None:
+    """Raise StdacError for an output that is there and not a file, or is one of the files that are read."""
+    if os.path.isdir(output):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
+        raise StdacError(
+            f"cannot write {output}: it is a folder; name a file, for example {output / 'clusters.parquet'}"
+        )
+    if not os.path.exists(output):  # noqa: PTH110
+        return
+    if not os.path.isfile(output):  # noqa: PTH113
+        raise StdacError(f"cannot write {output}: it is a pipe, a socket or a device; name a file")
+    for path in read:
+        if os.path.exists(path) and os.path.samefile(output, path):  # noqa: PTH110, PTH121
+            raise StdacError(f"{output} is read too, and would be overwritten: name another output")
 
 
 def metadata(clusterer: Clusterer) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.child import Child, ChildDied
-from export.runs import Content, Run, Source, Stat, Unreadable, reason, stat_of
+from export.runs import Content, Run, Source, Stat, Unreadable, reason, stat_in, stat_of
 from export.runtime import available_cpus
 from export.sources import conform
 from stdac.errors import StdacError
@@ -144,7 +144,7 @@ def read_content(content: Content, archive: Stat | None) -> tuple[bytes, Stat | 
     if isinstance(content, Unreadable):
         raise ValueError(content.reason)
     data, about = read_file(content)
-    return data, (about.st_size, about.st_mtime_ns)
+    return data, stat_in(about)
 
 
 def file_stat(run: Run, i: int) -> Stat | None:

@@ -233,12 +233,10 @@ def stored_labels(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
         if not are_labels(labels):
             raise StdacError(f"{path} holds an array of shape {labels.shape} and type {labels.dtype}: {EXPECTED}")
         if labels.row_bytes * labels.shape[0] > LABELS_BYTES:
-            raise StdacError(
-                f"{path} promises {labels.shape[0]:,} labels, which are more than fit in memory: {EXPECTED}"
-            )
+            raise StdacError(f"{path} promises {labels.shape[0]:,} labels, which is a lot of memory: {EXPECTED}")
         values = labels.take(labels.shape[0])
         if len(values) < labels.shape[0]:
             raise StdacError(
                 f"{path} is cut short or damaged: {len(values):,} of its {labels.shape[0]:,} labels are there"
             )
-        return [sys.intern(text) for text in texts(values, 0)] if values.dtype.kind == "U" else values
+        return [sys.intern(text or "") for text in texts(values, 0)] if values.dtype.kind == "U" else values

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from export.child import in_child
 from export.runs import (
-    RUN,
     RUN_BYTES,
     Content,
     Item,
@@ -30,6 +29,8 @@ BUFFER_BYTES = 1 << 20
 
 IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "bytes", "data", "content", "jpg", "jpeg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "target", "y")
+
+BATCH_ROWS = 32  # read at once, and lost where one of them is damaged
 
 
 class ParquetFile:
@@ -161,7 +162,7 @@ def rows_at_once(metadata: "pq.FileMetaData") -> int:
     """How many rows to read at a time, by the mean size of all columns together."""
     size: int = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     rows: int = metadata.num_rows
-    return min(RUN, max(1, RUN_BYTES * rows // max(size, 1)))
+    return min(BATCH_ROWS, max(1, RUN_BYTES * rows // max(size, 1)))
 
 
 def picture_in(value: bytes | None) -> Content:

@@ -11,12 +11,14 @@ from numpy.typing import NDArray
 from stdac.errors import StdacError
 from stdac.images import Pixels
 
-RUN = 64
+RUN = 128
 MEMBER_BYTES = 1 << 26
 """A picture of an archive with more bytes is not read: a few runs of them are in memory at a time."""
 
 RUN_BYTES = 1 << 24
 """A run is closed at RUN images, or earlier where their pixels or encoded pictures exceed RUN_BYTES."""
+
+MOST_NS = (1 << 63) - 1
 
 LABEL_CHARS = 1 << 12
 """Of a longer label no more is kept."""
@@ -155,7 +157,12 @@ def stat_of(path: str) -> Stat | None:
         about = os.stat(path)
     except OSError:
         return None
-    return about.st_size, about.st_mtime_ns
+    return stat_in(about)
+
+
+def stat_in(about: os.stat_result) -> Stat:
+    """(bytes, modified_ns); a time that 64 bits cannot hold (before 1677, after 2262) is cut to one that they can."""
+    return about.st_size, max(-MOST_NS, min(about.st_mtime_ns, MOST_NS))
 
 
 def reason(error: Exception, source: str) -> str:

@@ -41,6 +41,8 @@ PROVIDERS = {
     ),
 }
 
+WARNINGS, QUIET = 2, 4  # of onnxruntime's log levels; a library that is missing is said in our own words
+
 GPU_PROVIDERS = frozenset({"cuda", "tensorrt"})
 
 
@@ -83,10 +85,12 @@ def start_session(ort: Any, model: bytes, path: Path, provider: str) -> Any:
     """A session on one provider; None where that does not come up. Raises StdacError where the CPU cannot load it."""
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
-    options.log_severity_level = 4
+    options.log_severity_level = QUIET
     options.intra_op_num_threads = available_cpus()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # onnxruntime >= 1.24
-    chosen = [(wanted.name, wanted.options), *(PROVIDERS[name].name for name in wanted.before)]
+    given = wanted.options | ({"num_of_threads": str(available_cpus())} if provider == "openvino" else {})
+    chosen = [(wanted.name, given), *(PROVIDERS[name].name for name in wanted.before)]
+    ort.set_default_logger_severity(QUIET)
     try:
         with redirect_stdout(StringIO()):  # onnxruntime prints what it falls back to
             if provider in GPU_PROVIDERS and hasattr(ort, "preload_dlls"):  # onnxruntime >= 1.21
@@ -96,6 +100,8 @@ def start_session(ort: Any, model: bytes, path: Path, provider: str) -> Any:
         if provider != "cpu":
             return None
         raise StdacError(f"{path} is not an ONNX file: expected the model.onnx that stdac export writes") from error
+    finally:
+        ort.set_default_logger_severity(WARNINGS)
     return session if runs_on(session, wanted.name) else None
 
 

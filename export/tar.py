@@ -32,6 +32,9 @@ SMALL_BYTES = 1 << 16
 LABEL_BYTES = 1 << 12
 HEADER_BYTES = 1 << 20
 TAIL_BYTES = 1 << 20
+MOST_BYTES = 1 << 60
+BOMB_BYTES, BOMB_RATIO = 1 << 32, 1000
+"""A member that ends beyond BOMB_BYTES and BOMB_RATIO times the archive's size is not unpacked."""
 
 REGULAR = (b"0", b"\0", b"7")
 WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
@@ -65,8 +68,9 @@ def read_tar(path: str) -> Iterator[Run]:
 def tar_items(path: str) -> Iterator[Item]:
     """The pictures of a tar archive, with the text of the .cls member beside them."""
     failures: list[Exception] = []
+    most = BOMB_BYTES + BOMB_RATIO * os.path.getsize(path)  # noqa: PTH202
     with opened_tar(path) as file:
-        for _, sample in groupby(until_failure(members(file), failures), key=lambda member: member.key):
+        for _, sample in groupby(until_failure(members(file, most), failures), key=lambda member: member.key):
             yield from labelled(sample)
     if failures:
         raise failures[0]
@@ -95,9 +99,11 @@ def labelled(sample: Iterator[Member]) -> Iterator[Item]:
     yield from (Item(picture, label) for picture in pictures)
 
 
-def members(file: IO[bytes]) -> Iterator[Member]:
-    """The pictures and labels of a tar archive, hidden ones left out."""
+def members(file: IO[bytes], most: int) -> Iterator[Member]:
+    """The pictures and labels of a tar archive, hidden ones left out. Raises StdacError beyond so many bytes."""
     for header in headers(file):
+        if file.tell() + header.blocks_bytes > most:
+            raise StdacError(f"it is cut short, or a bomb: it promises a member of {header.size:,} bytes")
         parts = [part for part in header.name.split("/") if part not in ("", ".")]
         visible = parts and header.kind in REGULAR and not any(part.startswith(".") for part in parts)
         suffix = parts[-1][parts[-1].rfind(".") :].lower() if visible else ""
@@ -152,7 +158,7 @@ def parsed(block: bytes, extended: dict[bytes, bytes]) -> Header:
         if sum(block) - sum(block[148:156]) + 256 != int(block[148:156].strip(b" \0"), 8):
             raise ValueError
         size = int(extended[b"size"]) if b"size" in extended else number(block[124:136])
-        if size < 0:
+        if not 0 <= size < MOST_BYTES:
             raise ValueError
     except ValueError as error:
         raise StdacError("it is damaged, or not a tar archive: a header is wrong") from error

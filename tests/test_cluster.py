@@ -390,6 +390,44 @@ def test_an_output_that_cannot_be_written_is_one_sentence(model: Path, tmp_path:
         sort(model, "digits", output=tmp_path / output)
 
 
+@pytest.mark.parametrize("what", ["model", "input", "pipe", "device", "folder"])
+def test_an_output_that_is_something_else_is_one_sentence_and_stays(
+    model: Path, digits: Pixels, tmp_path: Path, what: str
+) -> None:
+    np.save(tmp_path / "input", digits)
+    (tmp_path / "input.npy").rename(tmp_path / "input")
+    (tmp_path / "model").write_bytes(model.read_bytes())
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    output = Path(os.devnull) if what == "device" else tmp_path / what
+    before = output.lstat()
+    with pytest.raises(StdacError, match=r"name (another output|a file)"):
+        sort(tmp_path / "model", tmp_path / "input", output=output)
+    assert output.lstat().st_mtime_ns == before.st_mtime_ns
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_an_output_that_is_a_link_stays_one(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out.parquet").symlink_to("elsewhere/there.parquet")
+    for _ in range(2):
+        assert sort(model, "digits", output=tmp_path / "out.parquet").images == 1797
+        assert (tmp_path / "out.parquet").is_symlink()
+    assert [p.name for p in (tmp_path / "elsewhere").iterdir()] == ["there.parquet"]
+
+
+def test_a_flipped_bit_in_a_part_is_noticed(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoppedError):
+        cluster_files(model, ["digits"], tmp_path / "out.parquet", CPU, stop_after(600))  # type: ignore[arg-type]
+    (part,) = (tmp_path / "out.parquet.parts").rglob("part-*.parquet")
+    content = bytearray(part.read_bytes())
+    content[len(content) // 3] ^= 4
+    part.write_bytes(content)
+    (part.parents[1] / "run-abc").mkdir()
+    summary = sort(model, "digits", output=tmp_path / "out.parquet")
+    assert (summary.known, summary.images) == (0, 1797)
+
+
 @pytest.mark.parametrize("what", ["missing", "empty folder", "pipe"])
 def test_an_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(
     model: Path, tmp_path: Path, what: str
@@ -469,9 +507,10 @@ def test_the_command_writes_a_gallery_scores_and_a_comparison(model: Path, digit
 
 def test_comparing_an_output_with_itself_is_one_sentence(model: Path, tmp_path: Path) -> None:
     out = str(tmp_path / "out.parquet")
+    sort(model, "digits", output=Path(out))
     result = CliRunner().invoke(cluster_command, [str(model), "digits", "-o", out, "--compare", out])
     assert isinstance(result.exception, StdacError)
-    assert "would be overwritten" in str(result.exception)
+    assert "is read too, and would be overwritten" in str(result.exception)
 
 
 def test_a_list_of_files_comes_from_stdin(model: Path, digits: Pixels, tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from export.arrays import read_runs
 from export.labels import read_labels
 from export.parquet import find_columns
 from export.runs import MEMBER_BYTES, RUN_BYTES, ended_well
-from export.sources import RUN, Folder, Listed, Run, Source, Unreadable, conform, open_source, sample
+from export.sources import RUN, SAMPLE, Folder, Listed, Run, Source, Unreadable, conform, open_source, sample
 from export.tar import read_tar
 from stdac.data import load
 from stdac.errors import StdacError
@@ -182,7 +182,7 @@ def test_every_kind_of_file_gives_the_same_images_in_order(tmp_path: Path, name:
     about = (tmp_path / name).stat()
     runs = list(source.runs())
     assert {run.stat for run in runs} == {(about.st_size, about.st_mtime_ns)}
-    assert [len(run) for run in runs] == [64, 64, 22]
+    assert [len(run) for run in runs] == [RUN, N - RUN]
 
 
 @pytest.mark.parametrize("name", ["a.npy", "packed.npz", "images.gz", "hugging face.parquet", "shard.tar", "shard.tgz"])
@@ -211,7 +211,7 @@ def test_runs_depend_on_the_source_alone_and_come_again(tmp_path: Path) -> None:
         source = opened(tmp_path, name, ARCHIVES[name])
         interleaved = [(a.index.tolist(), b.index.tolist()) for a, b in zip(source.runs(), source.runs(), strict=True)]
         assert all(a == b for a, b in interleaved)
-    assert len(list(source.runs())) == 3
+    assert len(list(source.runs())) == -(-N // RUN)
 
 
 def test_a_run_ends_early_where_its_bytes_are_many(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_folder_gives_paths_in_runs_with_its_count(tmp_path: Path) -> None:
     source = open_source(str(tmp_path))
     assert source.count() == N
     runs = list(source.runs())
-    assert [len(run) for run in runs] == [64, 64, 22]
+    assert [len(run) for run in runs] == [RUN, N - RUN]
     assert runs[0].content[5] == runs[0].source[5] == str(tmp_path / "005.png")
     assert {run.stat for run in runs} == {None}
     assert not any(run.index.any() for run in runs)
@@ -412,7 +412,7 @@ def test_listed_pictures_come_in_order_twice(tmp_path: Path, form: str) -> None:
     assert source.count() is None
     for _ in range(2):
         assert [row[0] for row in rows(source)] == [str(tmp_path / name) for name in names]
-    assert [len(run) for run in source.runs()] == [64, 64, 22]
+    assert [len(run) for run in source.runs()] == [RUN, N - RUN]
 
 
 def test_the_last_line_may_lack_its_end_and_names_may_be_odd(tmp_path: Path) -> None:
@@ -1018,17 +1018,20 @@ def test_arrays_are_converted_as_files_are(tmp_path: Path) -> None:
         np.testing.assert_array_equal(conform(image.transpose(2, 0, 1)[None], shape)[0], expected)
 
 
-def test_a_sample_is_of_the_first_readable_images(tmp_path: Path) -> None:
+def test_a_sample_is_of_readable_images_from_all_over_and_the_same_every_time(tmp_path: Path) -> None:
     fill(tmp_path / "in", *(f"{i:03}.png" for i in range(1, 6)))
     (tmp_path / "in" / "000.png").write_bytes(b"no picture")
     (tmp_path / "a.npy").write_bytes(npy(np.concatenate([IMAGES] * 3)))
     (tmp_path / "a.tar").write_bytes(shard())
     assert sample(str(tmp_path / "in"), GRAY).shape == (5, *GRAY)
-    assert sample(str(tmp_path / "a.npy"), (3, 20, 20)).shape == (256, 3, 20, 20)
+    assert sample(str(tmp_path / "a.npy"), (3, 20, 20)).shape == (3 * N, 3, 20, 20)
     np.testing.assert_array_equal(sample(str(tmp_path / "a.tar"), GRAY), IMAGES[:, None])
-    assert sample("digits", (1, 28, 28)).shape == (256, 1, 28, 28)
+    digits = sample("digits", (1, 28, 28))
+    assert digits.shape == (SAMPLE, 1, 28, 28)
+    np.testing.assert_array_equal(digits, sample("digits", (1, 28, 28)))
+    assert not np.array_equal(digits, load("digits").images[:SAMPLE])
     (tmp_path / "bad.png").write_bytes(b"no picture")
-    with pytest.raises(StdacError, match=r"none of the first images of .*bad\.png could be read: not a readable image"):
+    with pytest.raises(StdacError, match=r"none of the images of .*bad\.png could be read: not a readable image"):
         sample(str(tmp_path / "bad.png"), GRAY)
 
 

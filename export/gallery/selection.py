@@ -55,7 +55,7 @@ class View(NamedTuple):
 def open_table(path: Path) -> pq.ParquetFile:
     """Open clusters.parquet. Raises StdacError where it cannot be read, or lacks a column."""
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path.open("rb"))  # a name that is not UTF-8 is nothing for Arrow
     except (OSError, pa.ArrowException) as error:
         reason = getattr(error, "strerror", None) or str(error).split("\n", maxsplit=1)[0]
         raise StdacError(f"cannot read {path} ({reason}): expected the table that stdac cluster writes") from error

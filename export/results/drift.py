@@ -19,6 +19,7 @@ from export.results.names import (
     read_columns,
     unreadable,
 )
+from export.results.rows import open_rows
 from export.results.two_samples import (
     ALPHA,
     SIZES,
@@ -242,7 +243,8 @@ def far_embeddings(stats: Any, then: Rows, now: Rows, k: int) -> tuple[Floats | 
 
 def embedding_size(path: Path) -> int:
     """The number of dimensions of a file's embeddings, 0 where it has none."""
-    schema = pq.read_schema(path)
+    with open_rows(path) as file:
+        schema = file.schema_arrow
     index = schema.get_field_index("embedding")
     return schema.field(index).type.list_size if index >= 0 and pa.types.is_fixed_size_list(schema.types[index]) else 0
 
@@ -293,6 +295,7 @@ WHY = np.array(["", "low confidence", "far from its cluster", "low confidence; f
 def read_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of a file, a batch at a time. Raises StdacError where it cannot be read."""
     try:
-        yield from pq.ParquetFile(path).iter_batches(BATCH, columns=columns)
+        with open_rows(path) as file:
+            yield from file.iter_batches(BATCH, columns=columns)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error

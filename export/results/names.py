@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from export.results.rows import open_rows
 from stdac.errors import StdacError
 from stdac.files import whole
 
@@ -130,7 +130,11 @@ def cluster_of_content(run: Path | pa.Table) -> pa.Table:
 def read_columns(path: Path, columns: list[str]) -> pa.Table:
     """Some columns of a clusters.parquet, with its metadata. Raises StdacError where it cannot be read or lacks one."""
     try:
-        return pq.read_table(path, columns=columns)
+        with open_rows(path) as file:
+            there = set(file.schema_arrow.names)
+            if missing := [name for name in columns if name not in there]:
+                raise pa.ArrowInvalid(f"it has no column {missing[0]}")
+            return file.read(columns)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 
@@ -157,10 +161,12 @@ def cluster_count(run: Path | pa.Table, clusters: pa.ChunkedArray) -> int:
 def metadata(run: Path | pa.Table) -> Mapping[bytes, bytes]:
     """The key-value metadata of a run's schema. Raises StdacError for a file that cannot be read."""
     try:
-        schema = pq.read_schema(run) if isinstance(run, Path) else run.schema
+        if isinstance(run, pa.Table):
+            return run.schema.metadata or {}
+        with open_rows(run) as file:
+            return file.schema_arrow.metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise unreadable(run, error) from error
-    return schema.metadata or {}
 
 
 def carry_names(

@@ -1,12 +1,13 @@
 """clusters.parquet: its columns, the parts it is made of while a run goes on, and rows that need no second sorting."""
 
 import fcntl
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ from stdac.files import refusal, whole
 ROW_GROUP = 65_536
 FLUSH_S = 10.0
 NO_STAT = (-1, -1)
+RUN_NAME = re.compile(r"run-[0-9]{6}")
+WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 PROJECTED = 32
 """Values of a stored embedding."""
 
@@ -126,13 +129,14 @@ class Parts:
         try:
             if fresh:
                 self._sweep()
-            parts = [read_rows(part, schema) for part in sorted(self.folder.glob("run-*/part-*.parquet"))]
+            runs = [run for run in self.folder.iterdir() if RUN_NAME.fullmatch(run.name)]
+            parts = [read_rows(part, schema) for run in sorted(runs) for part in sorted(run.glob("part-*.parquet"))]
             tables = [table for table in parts if table is not None]
             if resume and output.exists():
                 tables.append(read_output(output, schema))
             self.known = Known(pa.concat_tables(tables) if tables else schema.empty_table())
-            runs = [int(run.name.removeprefix("run-")) for run in self.folder.glob("run-*")]
-            self._run = self.folder / f"run-{max(runs, default=0) + 1:06}"
+            last = max((int(run.name.removeprefix("run-")) for run in runs), default=0)
+            self._run = self.folder / f"run-{last + 1:06}"
             with refused(output):
                 self._run.mkdir()
         except BaseException:
@@ -170,7 +174,7 @@ class Parts:
     def _flush(self) -> None:
         if self._waiting:
             with whole(self._run / f"part-{self._parts:06}.parquet") as file:
-                pq.write_table(pa.concat_tables(self._waiting), file, compression="zstd")
+                pq.write_table(pa.concat_tables(self._waiting), file, **WRITTEN)
             self._parts += 1
         self._waiting, self._rows, self._flushed = [], 0, time.monotonic()
 
@@ -178,12 +182,13 @@ class Parts:
         """The rows of this run, in order."""
         self._flush()
         for part in sorted(self._run.glob("part-*.parquet")):
-            yield pq.read_table(part, columns=columns)
+            with open_rows(part) as file:
+                yield file.read(columns)
 
     def finish(self, tables: Iterable[pa.Table]) -> None:
         """Write the output whole, in row groups of ROW_GROUP rows, and remove the parts."""
         merged = self.folder / "merged.parquet"
-        with whole(merged) as file, pq.ParquetWriter(file, self.schema, compression="zstd") as writer:
+        with whole(merged) as file, pq.ParquetWriter(file, self.schema, **WRITTEN) as writer:
             for group in regrouped(tables, ROW_GROUP):
                 writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)  # equal rows, equal bytes
         with refused(self.output):
@@ -207,11 +212,24 @@ def refused(path: Path) -> Iterator[None]:
 def read_rows(path: Path, schema: pa.Schema) -> pa.Table | None:
     """The rows of a file that has the columns and the metadata (model, version) of the schema; None for any other."""
     try:
-        if pq.read_schema(path).equals(schema, check_metadata=True):
-            return pq.read_table(path).cast(schema)
+        with open_rows(path) as file:
+            if not file.schema_arrow.equals(schema, check_metadata=True):
+                return None
+            table = file.read().cast(schema)
     except (OSError, pa.ArrowException):
-        pass
-    return None
+        return None
+    k = int(schema.metadata[b"stdac.k"])
+    cluster = table["cluster"].fill_null(0).to_numpy()
+    return table if ((cluster >= 0) & (cluster < k)).all() else None
+
+
+@contextmanager
+def open_rows(path: Path) -> Iterator[pq.ParquetFile]:
+    """A clusters.parquet or a part of one, its pages checked as they are read. Raises OSError or pa.ArrowException."""
+    if not path.is_file() and path.exists():
+        raise OSError(f"{path} is not a regular file")
+    with path.open("rb") as file:  # a name that is not UTF-8 is nothing for Arrow
+        yield pq.ParquetFile(file, page_checksum_verification=True)
 
 
 def read_output(path: Path, schema: pa.Schema) -> pa.Table:
