@@ -24,6 +24,7 @@ from export.sources import open_source
 from stdac import __version__
 from stdac.errors import StdacError
 
+NO_SCORE = "the model gives it no score: its weights are not finite"
 AHEAD = 2  # batches of images that are decoded while the graph runs
 
 
@@ -272,6 +273,8 @@ def new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schema) -> 
     others = scores.copy()
     others[n, cluster] = -1
     second = others.argmax(1)
+    blank = ~np.isfinite(scores).all(1)
+    errors = [error or (NO_SCORE if none else None) for error, none in zip(errors, blank.tolist(), strict=True)]
     bad = np.array([error is not None for error in errors])
     columns = {
         "source": [name for part in parts for name, row in zip(part.source, part.row, strict=True) if row < 0],

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,8 @@ CHUNK = 256
 """Images a run of the graph on a CPU: 64 to 1,024 are equally fast, 4,096 are not and take 1.6 GB."""
 
 GPU_CHUNK = 1024
+
+MOST_BYTES = 1 << 31  # of a protobuf message
 
 OUTPUTS = ("cluster", "confidence", "scores")
 
@@ -42,7 +45,7 @@ class Clusterer:
         content = read_model(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._session, self.provider = open_session(content, self.path, provider)
-        self.info: ModelInfo = parse_props(self.path, self._session.get_modelmeta().custom_metadata_map)
+        self.info: ModelInfo = parse_props(self.path, props_of(self.path, self._session))
         check_signature(self.path, self._session, self.info)
         if self.info.precision == "int8" and self.provider in GPU_PROVIDERS:
             if provider != "auto":
@@ -110,9 +113,24 @@ class Clusterer:
         return [values[:n] for values in self._session.run(list(outputs), {"images": x})]
 
 
+def props_of(path: Path, session: Any) -> Mapping[str, str]:
+    """The metadata_props of the model. Raises StdacError where they are no text."""
+    try:
+        props: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
+    except UnicodeDecodeError as error:
+        raise StdacError(f"the metadata of {path} is damaged: export the model again with stdac export") from error
+    return props
+
+
 def read_model(path: Path) -> bytes:
     """The bytes of a model file. Raises StdacError where there is none."""
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise StdacError(
+                f"{path} is a pipe, a socket or a device: expected the model.onnx that stdac export writes"
+            )
+        if path.stat().st_size > MOST_BYTES:
+            raise StdacError(f"{path} has more than 2 GiB: expected the model.onnx that stdac export writes")
         return path.read_bytes()
     except OSError as error:
         raise StdacError(

@@ -69,8 +69,9 @@ def parse_props(path: Path, props: Mapping[str, str]) -> ModelInfo:
         info = info._replace(cluster_names=tuple(map(str, info.cluster_names)))
         if info.colour_mode not in COLOUR_MODES.values() or info.precision not in PRECISIONS:
             raise ValueError("colour mode or precision")
-        if len(info.cluster_names) not in (0, info.k) or info.embedding < 0:
-            raise ValueError("cluster names or embedding")
-    except (ValueError, TypeError) as error:
+        if len(info.cluster_names) not in (0, info.k) or info.embedding < 0 or min(info.k, *info.shape) < 1:
+            raise ValueError("cluster names or sizes")
+        "".join((*info.cluster_names, info.model_id, info.dataset)).encode()
+    except (ValueError, TypeError, RecursionError) as error:
         raise StdacError(f"the metadata of {path} is damaged: export the model again with stdac export") from error
     return info

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -18,7 +19,7 @@ from PIL import Image
 import export.results.rows
 from export import Clusterer
 from export.cli import cluster_command
-from export.cluster import Progress, Settings, Summary, cluster_files
+from export.cluster import NO_SCORE, Progress, Settings, Summary, cluster_files
 from export.convert.to_onnx import export_model
 from export.decode import fingerprints
 from export.results.rows import CLUSTERS
@@ -144,6 +145,20 @@ if "export.child" in sys.orig_argv:
         return read(path)
     images.read_file = read_file
 """
+
+
+def test_images_that_a_broken_model_gives_no_score_are_rows_with_an_error(
+    model: Path, digits: Pixels, tmp_path: Path
+) -> None:
+    proto = onnx.load(model)
+    centres = next(t for t in proto.graph.initializer if t.dims[:1] == [10] or 10 in t.dims)
+    values = onnx.numpy_helper.to_array(centres).copy()
+    values.flat[0] = np.nan
+    centres.CopyFrom(onnx.numpy_helper.from_array(values, centres.name))
+    onnx.save(proto, tmp_path / "m.onnx")
+    np.save(tmp_path / "a.npy", digits[:20])
+    rows = rows_of(tmp_path / "m.onnx", tmp_path / "a.npy", output=tmp_path / "out.parquet")
+    assert {row["error"] for row in rows} == {NO_SCORE}
 
 
 def test_equal_files_have_equal_hashes_and_near_ones_near_fingerprints(

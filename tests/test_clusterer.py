@@ -1,5 +1,6 @@
 """`Clusterer`: what torch computes, in every layout, from many threads, on the provider that was asked for."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
@@ -164,3 +165,22 @@ def test_the_digest_and_the_embedding_of_a_plain_model(model: Path, digits: Pixe
     prediction, embedding = clusterer.predict_and_embed(digits[:3])
     assert embedding is None
     assert prediction.cluster.tolist() == clusterer.predict(digits[:3]).cluster.tolist()
+
+
+def test_a_model_that_is_no_regular_file_is_one_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.onnx")
+    with (tmp_path / "huge.onnx").open("wb") as file:
+        file.truncate(3 << 30)
+    for name, match in (("pipe.onnx", "is a pipe"), ("huge.onnx", "more than 2 GiB")):
+        with pytest.raises(StdacError, match=match):
+            Clusterer(tmp_path / name, "cpu")
+
+
+@pytest.mark.parametrize(("key", "value"), [("cluster_names", '["\\ud800"]'), ("trial", "[" * 100_000), ("k", "0")])
+def test_hostile_metadata_is_one_sentence(model: Path, tmp_path: Path, key: str, value: str) -> None:
+    proto = onnx.load(model)
+    for prop in proto.metadata_props:
+        prop.value = value if prop.key == key else "1" if (prop.key, key) == ("k", "cluster_names") else prop.value
+    onnx.save(proto, tmp_path / "m.onnx")
+    with pytest.raises(StdacError, match="metadata"):
+        Clusterer(tmp_path / "m.onnx", "cpu")
