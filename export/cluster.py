@@ -273,7 +273,7 @@ def new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schema) -> 
     others = scores.copy()
     others[n, cluster] = -1
     second = others.argmax(1)
-    blank = ~np.isfinite(scores).all(1)
+    blank: NDArray[np.bool_] = ~np.isfinite(scores.sum(1))
     errors = [error or (NO_SCORE if none else None) for error, none in zip(errors, blank.tolist(), strict=True)]
     bad = np.array([error is not None for error in errors])
     columns = {
