@@ -34,6 +34,7 @@ class Child:
         self.function, self.memory_bytes = function, memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._stopped = False
 
     def __enter__(self) -> Self:
         return self
@@ -88,7 +89,16 @@ class Child:
                     env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **QUIET},
                 )
             self._connection = Connection(ours.detach())
+        if self._stopped:
+            self.close()
+            raise ChildDied
         return self._connection
+
+    def stop(self) -> None:
+        """End the process for good, also from another thread: a call in progress, and any later one, is ChildDied."""
+        self._stopped = True
+        if (process := self._process) is not None:
+            process.kill()
 
     def close(self) -> None:
         """End the process, whatever it is doing."""

@@ -50,7 +50,7 @@ class Decoders:
     """A pool of child processes that call one function of a run; made by `decoders`."""
 
     threads: ThreadPoolExecutor
-    children: "SimpleQueue[Child]"
+    idle: "SimpleQueue[Child]"
     workers: int
 
     def map(
@@ -59,11 +59,11 @@ class Decoders:
         """Call function(child, item) for each item, some ahead of the reader, see `map_ahead`; results in order."""
 
         def work(item: T) -> R:
-            child = self.children.get()
+            child = self.idle.get()
             try:
                 return function(child, item)
             finally:
-                self.children.put(child)
+                self.idle.put(child)
 
         return map_ahead(self.threads, work, items, ahead + self.workers, nbytes)
 
@@ -72,12 +72,14 @@ class Decoders:
 def decoders(function: str, workers: int) -> Iterator[Decoders]:
     """Child processes, each started when it is first needed, that run "package.module:name"."""
     with ExitStack() as stack:
-        children: SimpleQueue[Child] = SimpleQueue()
-        for _ in range(workers):
-            children.put(stack.enter_context(Child(function, MEMORY_BYTES)))
+        children = [stack.enter_context(Child(function, MEMORY_BYTES)) for _ in range(workers)]
         pool = stack.enter_context(ThreadPoolExecutor(workers))
-        stack.callback(pool.shutdown, cancel_futures=True)
-        yield Decoders(pool, children, workers)
+        idle: SimpleQueue[Child] = SimpleQueue()
+        for child in children:
+            idle.put(child)
+            stack.callback(child.stop)  # Ctrl-C does not wait for a picture that takes long
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)
+        yield Decoders(pool, idle, workers)
 
 
 def decode_safely(child: Child, run: Run, shape: tuple[int, int, int]) -> Decoded:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,20 @@ def test_a_child_that_crashes_or_hangs_is_replaced_by_the_next_call() -> None:
             child.call("hang", timeout_s=0.5)
         assert time.monotonic() - began < 30
         assert child.call("")
+
+
+def test_a_child_that_is_stopped_ends_a_call_at_once_and_stays_stopped() -> None:
+    with Child("tests.test_child:misbehave") as child, ThreadPoolExecutor(1) as pool:
+        assert child.call("")
+        call = pool.submit(child.call, "hang")
+        time.sleep(0.2)
+        began = time.monotonic()
+        child.stop()
+        with pytest.raises(ChildDied):
+            call.result()
+        with pytest.raises(ChildDied):
+            child.call("")
+        assert time.monotonic() - began < 30
 
 
 def test_a_child_may_not_take_more_memory_than_it_is_given() -> None:
