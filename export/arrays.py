@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -150,6 +151,12 @@ def are_labels(array: Stored) -> bool:
 
 def texts(labels: NDArray[np.generic] | None, n: int) -> list[str | None]:
     """The labels of n images as text, None where there are none."""
+    if (
+        labels is not None
+        and labels.dtype.kind == "U"
+        and (labels.view(f"{labels.dtype.str[0]}u4") > sys.maxunicode).any()
+    ):
+        raise ValueError("its labels are not Unicode")
     given = [] if labels is None else [plain(str(label)) for label in labels.tolist()]
     return [*given, *[None] * (n - len(given))]
 

@@ -162,12 +162,15 @@ def cluster_command(
     is 0 if at least one image was sorted. Interrupted, the same command goes on where it stopped. Needs no torch.
     """
     from export.cluster import Settings, check_output, cluster_files
+    from export.results.rows import check_rows
     from stdac.errors import StdacError
 
     read = [path for path in (model, *map(Path, inputs), labels, names, compare) if path is not None]
     check_output(output, read)
     if gallery is not None:
         check_output(gallery, [*read, output])
+    if compare is not None:
+        check_rows(compare)
     settings = Settings(
         provider=provider,
         workers=workers,

@@ -17,7 +17,7 @@ from export.clusterer import Clusterer
 from export.decode import Decoded, decode_safely, decoders, file_stat, merged
 from export.labels import Labels, read_labels
 from export.results.names import Names, carry_names, load_names, write_names
-from export.results.rows import Known, Parts, clusters_schema
+from export.results.rows import Known, Parts, check_rows, clusters_schema
 from export.runs import RUN, Run, Source
 from export.runtime import available_cpus
 from export.sources import open_source
@@ -323,9 +323,14 @@ def keep_names(names: Names, clusterer: Clusterer, settings: Settings, parts: Pa
     """The names for this run's model; those of another one are carried over, and their file is kept beside."""
     assert settings.names is not None
     earlier = settings.earlier if settings.earlier is not None else parts.output
+    old: Path | None = earlier
+    try:
+        check_rows(earlier)
+    except StdacError:
+        old = None
     new = pa.concat_tables(parts.read(["content_hash", "cluster"]))
     info = clusterer.info
-    kept, note = carry_names(names, info.model_id, info.k, earlier if earlier.exists() else None, new)
+    kept, note = carry_names(names, info.model_id, info.k, old, new)
     if names.model != info.model_id:
         write_names(settings.names.with_suffix(f".{names.model}.toml"), names)
         write_names(settings.names, kept)

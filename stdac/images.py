@@ -42,6 +42,10 @@ ENOUGH = 4
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
+MODES = {1: "L", 3: "RGB"}
+SPECIAL = frozenset({"exif", "Raw profile type exif", "transparency"})
+"""What a picture may come with that makes it other than its pixels."""
+
 ORIENTATION, BITS, PHOTOMETRIC = 274, 258, 262
 """Tags of EXIF and TIFF."""
 
@@ -192,6 +196,9 @@ def decode(data: bytes, channels: int | None, size: tuple[int, int] | None, side
         image.draft(None, turned(image, ENOUGH * width, ENOUGH * height)) if image.format in ("JPEG", "MPO") else None
     )
     image.load()
+    is_wanted = image.size == (width, height) and channels is not None and image.mode == MODES[channels]
+    if is_wanted and image.format != "TIFF" and SPECIAL.isdisjoint(image.info):  # as sets of small pictures are
+        return as_planes(image.tobytes(), width, height)
     extent: tuple[float, float] = image.size if drafted is None else drafted[1][2:]
     if image.mode == "F" or image.format == "TIFF":
         image = spread(image)
@@ -205,11 +212,14 @@ def decode(data: bytes, channels: int | None, size: tuple[int, int] | None, side
         flat = resized(flat, *turned(image, width, height), (0, 0, *extent))
     if (orientation := orientation_of(image)) != 1:
         flat = flat.transpose(UPRIGHT[orientation])
-    pixels = np.frombuffer(flat.tobytes(), np.uint8)
-    if gray:
-        plane = pixels.reshape(1, flat.height, flat.width)
-        return np.repeat(plane, 3, 0) if channels == 3 else plane
-    return np.ascontiguousarray(pixels.reshape(flat.height, flat.width, 3).transpose(2, 0, 1))
+    planes = as_planes(flat.tobytes(), *flat.size)
+    return np.repeat(planes, 3, 0) if gray and channels == 3 else planes
+
+
+def as_planes(data: bytes, width: int, height: int) -> Pixels:
+    """The bytes of a gray or RGB picture, (C, H, W) uint8."""
+    pixels = np.frombuffer(data, np.uint8).reshape(height, width, -1)
+    return pixels.reshape(1, height, width) if pixels.shape[2] == 1 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def check_size(image: Image.Image) -> None:

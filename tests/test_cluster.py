@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -526,6 +527,31 @@ def test_comparing_an_output_with_itself_is_one_sentence(model: Path, tmp_path: 
     result = CliRunner().invoke(cluster_command, [str(model), "digits", "-o", out, "--compare", out])
     assert isinstance(result.exception, StdacError)
     assert "is read too, and would be overwritten" in str(result.exception)
+
+
+@pytest.mark.parametrize("key", ["k", "cluster", "column", "bytes"])
+def test_comparing_with_what_is_no_earlier_run_is_one_sentence_before_anything_is_sorted(
+    model: Path, digits: Pixels, tmp_path: Path, key: str
+) -> None:
+    old, out = tmp_path / "old.parquet", tmp_path / "out.parquet"
+    np.save(tmp_path / "a.npy", digits[:20])
+    sort(model, tmp_path / "a.npy", output=old)
+    table = pq.read_table(old)
+    if key == "k":
+        table = table.replace_schema_metadata({**table.schema.metadata, b"stdac.k": b"9" * 30})
+    if key == "cluster":
+        place = table.schema.get_field_index("cluster")
+        table = table.set_column(place, CLUSTERS.field("cluster"), pa.array([-5] * 20, pa.int32()))
+    if key == "column":
+        table = table.drop_columns(["confidence"])
+    pq.write_table(table, old)
+    if key == "bytes":
+        old.write_bytes(old.read_bytes()[:-9])
+    arguments = [str(model), str(tmp_path / "a.npy"), "-o", str(out), "--compare", str(old)]
+    result = CliRunner().invoke(cluster_command, arguments)
+    assert isinstance(result.exception, StdacError)
+    assert "old.parquet" in str(result.exception)
+    assert not out.exists()
 
 
 def test_a_list_of_files_comes_from_stdin(model: Path, digits: Pixels, tmp_path: Path) -> None:

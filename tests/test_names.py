@@ -82,7 +82,7 @@ def test_a_damaged_file_is_one_sentence(text: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_is_no_names_file(tmp_path: Path) -> None:
-    with pytest.raises(StdacError, match="cannot read"):
+    with pytest.raises(StdacError, match="is not a file"):
         load_names(tmp_path)
 
 

@@ -65,6 +65,8 @@ class Matching(NamedTuple):
 def load_names(path: Path) -> Names | None:
     """The names in a names.toml; None where there is no such file. Raises StdacError where it is damaged."""
     try:
+        if path.exists() and not path.is_file():
+            raise StdacError(f"{path} is not a file: expected a names.toml, or none and it will be made")
         spec = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return None

@@ -21,6 +21,7 @@ from stdac.files import refusal, whole
 ROW_GROUP = 65_536
 FLUSH_S = 10.0
 NO_STAT = (-1, -1)
+MOST_CLUSTERS = 1 << 16
 RUN_NAME = re.compile(r"run-[0-9]{6}")
 WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
 PROJECTED = 32
@@ -223,6 +224,33 @@ def read_rows(path: Path, schema: pa.Schema) -> pa.Table | None:
     return table if ((cluster >= 0) & (cluster < k)).all() else None
 
 
+def check_rows(path: Path) -> None:
+    """Raise StdacError for a file that is not a clusters.parquet whose clusters its model has."""
+    try:
+        with open_rows(path) as file:
+            schema = file.schema_arrow
+            k = int((schema.metadata or {}).get(b"stdac.k", b"0")[:9])
+            fields = [schema.field(i) for i in range(len(schema))]
+            sound = (
+                k <= MOST_CLUSTERS
+                and all(fields.count(field) == 1 for field in CLUSTERS)
+                and len(set(schema.names)) == len(fields)
+            )
+            for batch in file.iter_batches(columns=["cluster", "error"]) if sound else ():
+                found = pc.min_max(batch["cluster"]).as_py()
+                sound &= found["min"] is None or (found["min"] >= 0 and found["max"] < k)
+                sound &= bool(pc.all(pc.xor(batch["cluster"].is_null(), batch["error"].is_null())).as_py() is not False)
+    except FileNotFoundError as error:
+        raise StdacError(f"there is no {path}: expected a clusters.parquet of an earlier stdac cluster") from error
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise StdacError(
+            f"cannot read {path} as clusters.parquet ({reason}): write it again with stdac cluster"
+        ) from error
+    if not sound:
+        raise StdacError(f"{path} is damaged, or not the clusters.parquet of a stdac cluster: write it again with that")
+
+
 @contextmanager
 def open_rows(path: Path) -> Iterator[pq.ParquetFile]:
     """A clusters.parquet or a part of one, its pages checked as they are read. Raises OSError or pa.ArrowException."""
@@ -235,6 +263,8 @@ def open_rows(path: Path) -> Iterator[pq.ParquetFile]:
 def read_output(path: Path, schema: pa.Schema) -> pa.Table:
     """An earlier output whose rows are to be kept. Raises StdacError where it is damaged, or of another model."""
     table = read_rows(path, schema)
+    if table is not None:
+        check_rows(path)
     if table is None:
         raise StdacError(
             f"{path} is damaged, or was not written with this model by this version of stdac: leave out --resume to "
