@@ -205,7 +205,7 @@ def make_sheets(shown: Rows, cluster: Rows, thumbnails: Mapping[int, Thumbnail],
 def truth_of(file: pq.ParquetFile, k: int) -> tuple[Truth | None, str]:
     """The scores, or None and the reason where what they need is not installed."""
     try:
-        return score(file.read(["cluster", "label"]), k), ""
+        return score(file.read(["cluster", "label"], use_threads=False), k), ""
     except StdacError as error:
         return None, str(error)
 

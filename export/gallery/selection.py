@@ -69,7 +69,7 @@ def read_columns(file: pq.ParquetFile, k: int) -> Columns:
     """One column after the other: a million rows need about 200 MB. Raises StdacError for a cluster that is not < k."""
 
     def column(name: str) -> pa.ChunkedArray:
-        return file.read([name]).column(0)
+        return file.read([name], use_threads=False).column(0)
 
     cluster = column("cluster").fill_null(-1).to_numpy().astype(np.int64)
     if cluster.max(initial=-1) >= k:
@@ -88,7 +88,7 @@ def read_details(file: pq.ParquetFile, rows: Rows, names: tuple[str, ...] = DETA
         end = start + file.metadata.row_group(group).num_rows
         here = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
         if len(here):
-            parts.append(file.read_row_group(group, columns=list(names)).take(here))
+            parts.append(file.read_row_group(group, columns=list(names), use_threads=False).take(here))
         start = end
     columns: dict[str, list[Any]] = pa.concat_tables(parts).to_pydict() if parts else {name: [] for name in names}
     return columns
@@ -98,7 +98,7 @@ def read_errors(file: pq.ParquetFile, most: int) -> tuple[dict[str, int], list[t
     """How often each reason is given, and source, index and reason of the first `most` images with an error."""
     reasons: dict[str, int] = {}
     first: list[tuple[str, int, str]] = []
-    for batch in file.iter_batches(columns=["source", "index", "error"]):
+    for batch in file.iter_batches(columns=["source", "index", "error"], use_threads=False):
         bad = batch.filter(batch["error"].is_valid())
         for value in bad["error"].value_counts().to_pylist():
             reasons[value["values"]] = reasons.get(value["values"], 0) + value["counts"]

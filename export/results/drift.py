@@ -296,6 +296,6 @@ def read_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     """Some columns of a file, a batch at a time. Raises StdacError where it cannot be read."""
     try:
         with open_rows(path) as file:
-            yield from file.iter_batches(BATCH, columns=columns)
+            yield from file.iter_batches(BATCH, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error

@@ -136,7 +136,7 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
             there = set(file.schema_arrow.names)
             if missing := [name for name in columns if name not in there]:
                 raise pa.ArrowInvalid(f"it has no column {missing[0]}")
-            return file.read(columns)
+            return file.read(columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise unreadable(path, error) from error
 

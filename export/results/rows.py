@@ -184,7 +184,7 @@ class Parts:
         self._flush()
         for part in sorted(self._run.glob("part-*.parquet")):
             with open_rows(part) as file:
-                yield file.read(columns)
+                yield file.read(columns, use_threads=False)
 
     def finish(self, tables: Iterable[pa.Table]) -> None:
         """Write the output whole, in row groups of ROW_GROUP rows, and remove the parts."""
@@ -216,7 +216,7 @@ def read_rows(path: Path, schema: pa.Schema) -> pa.Table | None:
         with open_rows(path) as file:
             if not file.schema_arrow.equals(schema, check_metadata=True):
                 return None
-            table = file.read().cast(schema)
+            table = file.read(use_threads=False).cast(schema)
     except (OSError, pa.ArrowException):
         return None
     k = int(schema.metadata[b"stdac.k"])
@@ -236,7 +236,7 @@ def check_rows(path: Path) -> None:
                 and all(fields.count(field) == 1 for field in CLUSTERS)
                 and len(set(schema.names)) == len(fields)
             )
-            for batch in file.iter_batches(columns=["cluster", "error"]) if sound else ():
+            for batch in file.iter_batches(columns=["cluster", "error"], use_threads=False) if sound else ():
                 found = pc.min_max(batch["cluster"]).as_py()
                 sound &= found["min"] is None or (found["min"] >= 0 and found["max"] < k)
                 sound &= bool(pc.all(pc.xor(batch["cluster"].is_null(), batch["error"].is_null())).as_py() is not False)
@@ -253,7 +253,11 @@ def check_rows(path: Path) -> None:
 
 @contextmanager
 def open_rows(path: Path) -> Iterator[pq.ParquetFile]:
-    """A clusters.parquet or a part of one, its pages checked as they are read. Raises OSError or pa.ArrowException."""
+    """A clusters.parquet or a part of one, its pages checked as they are read. Raises OSError or pa.ArrowException.
+
+    To be read with use_threads=False: a thread of Arrow that still holds the Python file when the interpreter ends
+    aborts the process.
+    """
     if not path.is_file() and path.exists():
         raise OSError(f"{path} is not a regular file")
     with path.open("rb") as file:  # a name that is not UTF-8 is nothing for Arrow
