@@ -52,7 +52,7 @@ def export_command(
     The file takes uint8 images and gives clusters; any ONNX runtime opens it. Nothing is written if it disagrees.
     """
     from export.convert.to_onnx import export_model
-    from export.sources import sample
+    from export.inputs.sources import sample
     from stdac.model_file import load_model
 
     config = load_model(model)[1]
@@ -230,8 +230,8 @@ def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", worker
     """Write the gallery."""
     from functools import partial
 
-    from export.decode import pictures
     from export.gallery.gallery import gallery_text, write_gallery
+    from export.inputs.decode import pictures
 
     written = write_gallery(
         path,

@@ -12,15 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from export.child import Child
 from export.clusterer import Clusterer
-from export.decode import Decoded, decode_safely, decoders, file_stat, merged
-from export.labels import Labels, read_labels
+from export.inputs.child import Child
+from export.inputs.decode import Decoded, decode_safely, decoders, file_stat, merged
+from export.inputs.labels import Labels, read_labels
+from export.inputs.runs import RUN, Run, Source
+from export.inputs.sources import open_source
 from export.results.names import Names, carry_names, load_names, write_names
 from export.results.rows import Known, Parts, check_rows, clusters_schema
-from export.runs import RUN, Run, Source
 from export.runtime import available_cpus
-from export.sources import open_source
 from stdac import __version__
 from stdac.errors import StdacError
 
@@ -42,9 +42,9 @@ class Settings:
     """How `cluster_files` works.
 
     provider: as for `Clusterer`. workers: child processes that decode, None for one a CPU. resume: take rows from the
-    output that is there; fresh: forget an interrupted run. labels: a file with the truth, see `export.labels`. names: a
-    names.toml that is kept across runs; earlier: a clusters.parquet by which names of another model are carried over,
-    where it is not the output itself.
+    output that is there; fresh: forget an interrupted run. labels: a file with the truth, see `export.inputs.labels`.
+    names: a names.toml that is kept across runs; earlier: a clusters.parquet by which names of another model are
+    carried over, where it is not the output itself.
     """
 
     provider: str = "auto"
@@ -106,7 +106,7 @@ class Summary:
 class Part:
     """Some images in order, without what they were decoded from.
 
-    source, index, label: of each, as in `export.runs.Run`. row: (n,) int64, its row in what is known, -1 for none.
+    source, index, label: of each, as in `export.inputs.runs.Run`. row: (n,) int64, its row in what is known, -1: none.
     decoded: the images that are not known, None for none.
     """
 
@@ -126,9 +126,9 @@ def cluster_files(
 ) -> Summary:
     """Sort all images of the inputs into `output`, see `export.results.rows.CLUSTERS`; it appears whole or not at all.
 
-    inputs: as `export.sources.open_source` takes them. A run that is interrupted leaves OUTPUT.parts, and the same call
-    goes on from there. Raises StdacError for a model, input or output that cannot be used, before anything is read; an
-    image that cannot be read is a row with an error.
+    inputs: as `export.inputs.sources.open_source` takes them. A run that is interrupted leaves OUTPUT.parts, and the
+    same call goes on from there. Raises StdacError for a model, input or output that cannot be used, before anything is
+    read; an image that cannot be read is a row with an error.
     """
     settings = settings or Settings()
     began = time.perf_counter()
@@ -217,7 +217,7 @@ def sorted_tables(
         decoded = decode_safely(child, run.select(missing), shape) if len(missing) else None
         return Part(run.source, run.index, label, row, decoded)
 
-    with decoders("export.decode:decode_run", workers) as pool:
+    with decoders("export.inputs.decode:decode_run", workers) as pool:
         ahead = AHEAD * clusterer.chunk // RUN
         parts = pool.map(decode, labelled_runs(sources, labels), ahead, lambda labelled: labelled[0].nbytes)
         for batch in batches(parts, clusterer.chunk):

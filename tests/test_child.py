@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import export.decode
-from export.child import Child, ChildDied, in_child
-from export.decode import decode_safely
-from export.runs import Run
+import export.inputs.decode
+from export.inputs.child import Child, ChildDied, in_child
+from export.inputs.decode import decode_safely
+from export.inputs.runs import Run
 from stdac.errors import StdacError
 
 
@@ -107,7 +107,7 @@ def test_a_generator_that_breaks_gives_what_it_had_and_one_sentence(how: str, ma
 
 
 PARENT = """
-from export.child import Child
+from export.inputs.child import Child
 child = Child("tests.test_child:misbehave")
 print(child.call(""), flush=True)
 child.call("hang")
@@ -128,18 +128,18 @@ def test_a_child_ends_with_its_parent_even_in_the_middle_of_a_call() -> None:
 def test_a_picture_that_takes_too_long_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, time\n"
-        "if 'export.child' in sys.orig_argv:\n"
+        "if 'export.inputs.child' in sys.orig_argv:\n"
         "    import stdac.images as images\n"
         "    read = images.read_file\n"
         "    images.read_file = lambda path: time.sleep(600) if path.endswith('slow.png') else read(path)\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(export.decode, "RUN_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(export.decode, "IMAGE_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(export.inputs.decode, "RUN_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(export.inputs.decode, "IMAGE_TIMEOUT_S", 2.0)
     paths = [str(tmp_path / name) for name in ("a.png", "slow.png", "b.png")]
     for path in paths:
         Image.new("L", (4, 4), 77).save(path)
-    with Child("export.decode:decode_run") as child:
+    with Child("export.inputs.decode:decode_run") as child:
         decoded = decode_safely(child, Run(paths, np.zeros(3, np.int64), list(paths), [None] * 3, None), (1, 4, 4))
     assert decoded.errors == [None, "its decoder crashed, or took more than 2 s", None]
     assert decoded.images[[0, 2]].tolist() == np.full((2, 1, 4, 4), 77).tolist()

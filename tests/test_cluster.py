@@ -22,7 +22,7 @@ from export import Clusterer
 from export.cli import cluster_command
 from export.cluster import NO_SCORE, Progress, Settings, Summary, cluster_files
 from export.convert.to_onnx import export_model
-from export.decode import fingerprints
+from export.inputs.decode import fingerprints
 from export.results.rows import CLUSTERS
 from stdac.errors import StdacError
 from stdac.images import Pixels
@@ -135,7 +135,7 @@ def test_a_picture_that_breaks_its_decoder_is_a_row_and_the_others_are_not_lost(
 
 CRASHES = """
 import os, sys
-if "export.child" in sys.orig_argv:
+if "export.inputs.child" in sys.orig_argv:
     import stdac.images as images
     read, (crash, bloat) = images.read_file, os.environ["CRASH"].split(":")
     def read_file(path):

@@ -29,9 +29,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from export.cluster import Settings, cluster_files
-from export.labels import read_labels
-from export.runs import printable, stat_in
-from export.sources import open_source
+from export.inputs.labels import read_labels
+from export.inputs.runs import printable, stat_in
+from export.inputs.sources import open_source
 from stdac.errors import StdacError
 from stdac.images import Pixels
 

@@ -26,14 +26,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import export.parquet
-import export.tar
-from export.arrays import read_runs
-from export.labels import read_labels
-from export.parquet import find_columns
-from export.runs import MEMBER_BYTES, RUN_BYTES, ended_well
-from export.sources import RUN, SAMPLE, Folder, Listed, Run, Source, Unreadable, conform, open_source, sample
-from export.tar import read_tar
+import export.inputs.parquet
+import export.inputs.tar
+from export.inputs.arrays import read_runs
+from export.inputs.labels import read_labels
+from export.inputs.parquet import find_columns
+from export.inputs.runs import MEMBER_BYTES, RUN_BYTES, ended_well
+from export.inputs.sources import RUN, SAMPLE, Folder, Listed, Run, Source, Unreadable, conform, open_source, sample
+from export.inputs.tar import read_tar
 from stdac.data import load
 from stdac.errors import StdacError
 from stdac.images import Pixels, find_images, folder_labels, read_image
@@ -383,7 +383,7 @@ def test_a_million_names_fit_into_little_memory(tmp_path: Path) -> None:
     """At a small part of the size: names of one folder are all that is kept, less than 100 bytes each."""
     code = """
 import os, sys, resource
-from export.sources import open_source
+from export.inputs.sources import open_source
 for i in range(20_000):
     os.close(os.open(f"{sys.argv[1]}/image_{i:07}.png", os.O_CREAT | os.O_WRONLY))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -603,9 +603,9 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
 
 PEAK = """
 import resource, sys
-import export.parquet
-from export.sources import open_source
-export.parquet.MEMORY_BYTES = 300 << 20
+import export.inputs.parquet
+from export.inputs.sources import open_source
+export.inputs.parquet.MEMORY_BYTES = 300 << 20
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 last, n = None, 0
 for run in open_source(sys.argv[1]).runs():
@@ -861,8 +861,8 @@ def test_damaged_parquet_gives_images_and_then_a_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
 def test_a_reader_that_dies_is_a_row(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = opened(tmp_path, name, {"a.tar": shard(), "a.parquet": hugging_face()}[name])
-    monkeypatch.setattr(export.tar, "MEMORY_BYTES", 20 << 20)
-    monkeypatch.setattr(export.parquet, "MEMORY_BYTES", 20 << 20)
+    monkeypatch.setattr(export.inputs.tar, "MEMORY_BYTES", 20 << 20)
+    monkeypatch.setattr(export.inputs.parquet, "MEMORY_BYTES", 20 << 20)
     n, reason = broken(source)
     assert n == 0
     assert reason
@@ -1043,6 +1043,7 @@ def test_a_folder_is_surveyed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_importing_sources_loads_neither_pyarrow_nor_torch() -> None:
-    code = "import sys, export.sources, export.labels; print({'torch', 'pyarrow', 'onnxruntime'} & set(sys.modules))"
+    heavy = "{'torch', 'pyarrow', 'onnxruntime'}"
+    code = f"import sys, export.inputs.sources, export.inputs.labels; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from export.convert.half import halve
 from export.convert.quantize import quantize
 from export.convert.verify import Agreement, Real, check_graph, first_line, verify, verify_reduced
+from export.inputs.sources import conform
 from export.metadata import COLOUR_MODES, PRECISIONS, ModelInfo
-from export.sources import conform
 from stdac.data import NAMES, TORCHVISION, default_data_dir, load
 from stdac.errors import StdacError
 from stdac.files import whole

@@ -17,10 +17,10 @@ from typing import NamedTuple, TypeVar, cast
 
 import numpy as np
 
-from export.arrays import ArrayFile
-from export.parquet import ParquetFile
-from export.runs import RUN, Content, Run, Source, Unreadable, ended_well, printable, reason
-from export.tar import TarFile
+from export.inputs.arrays import ArrayFile
+from export.inputs.parquet import ParquetFile
+from export.inputs.runs import RUN, Content, Run, Source, Unreadable, ended_well, printable, reason
+from export.inputs.tar import TarFile
 from stdac.data import NAMES, load
 from stdac.errors import StdacError
 from stdac.images import IDX_TYPES, SUFFIXES, Pixels, check_regular, read_image, resize, walk

@@ -13,10 +13,10 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from export.child import Child, ChildDied
-from export.runs import Content, Run, Source, Stat, Unreadable, reason, stat_in, stat_of
+from export.inputs.child import Child, ChildDied
+from export.inputs.runs import Content, Run, Source, Stat, Unreadable, reason, stat_in, stat_of
+from export.inputs.sources import conform
 from export.runtime import available_cpus
-from export.sources import conform
 from stdac.errors import StdacError
 from stdac.images import Pixels, read_file, read_image
 
@@ -200,7 +200,7 @@ def pictures(
     Goes through the sources once more and decodes the wanted ones alone; those that cannot be read are left out.
     """
     keys = frozenset(wanted)
-    with decoders("export.decode:thumbnail_run", workers or available_cpus()) as pool:
+    with decoders("export.inputs.decode:thumbnail_run", workers or available_cpus()) as pool:
         for found in pool.map(
             lambda child, run: thumbnails_safely(child, run, side), chosen(sources, keys), 0, lambda run: run.nbytes
         ):
@@ -217,12 +217,14 @@ def chosen(sources: Sequence[Source], keys: frozenset[Key]) -> Iterator[Run]:
 
 
 def thumbnails_safely(child: Child, run: Run, side: int) -> list[tuple[Key, Pixels]]:
-    """`thumbnail_run` in a child; none of a run that breaks it."""
+    """`thumbnail_run` in a child; without the image that breaks it."""
     try:
         found: list[tuple[Key, Pixels]] = child.call(run, side, timeout_s=RUN_TIMEOUT_S)
     except (ChildDied, MemoryError):
         child.close()
-        return []
+        if len(run) == 1:
+            return []
+        return [found for i in range(len(run)) for found in thumbnails_safely(child, run.select([i]), side)]
     return found
 
 

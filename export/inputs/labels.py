@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.arrays import DAMAGED, Stored, are_labels, stored_idx, stored_npy, texts
-from export.child import in_child
-from export.parquet import hugging_face_features, is_label, label_text
-from export.runs import printable, reason
-from export.sources import kind_of
+from export.inputs.arrays import DAMAGED, Stored, are_labels, stored_idx, stored_npy, texts
+from export.inputs.child import in_child
+from export.inputs.parquet import hugging_face_features, is_label, label_text
+from export.inputs.runs import printable, reason
+from export.inputs.sources import kind_of
 from stdac.errors import StdacError
 
 NAME_COLUMNS = ("source", "path", "file", "filename", "file_name", "filepath", "image", "name")
@@ -39,7 +39,7 @@ class Labels(Protocol):
     def of(self, source: Sequence[str], index: NDArray[np.int64], position: int) -> list[str | None]:
         """The labels of consecutive images, None where there is none.
 
-        source, index: as in `export.runs.Run`. position: the place of the first of them in the order of the inputs.
+        source, index: as in `export.inputs.runs.Run`. position: the first one's place in the order of the inputs.
         Raises StdacError where labels and images do not fit together.
         """
 
@@ -201,7 +201,7 @@ def open_text(path: Path) -> Iterator[str]:
 def parquet_rows(path: Path) -> Iterator[Sequence[str | None]]:
     """The rows of the columns of a Parquet file that can be names, indices or labels, after those columns' names."""
     try:
-        for rows in in_child("export.labels:read_rows", str(path)):
+        for rows in in_child("export.inputs.labels:read_rows", str(path)):
             yield from rows
     except StdacError as error:
         raise StdacError(f"cannot read {path} ({error}): {EXPECTED}") from error

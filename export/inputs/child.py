@@ -81,7 +81,7 @@ class Child:
             with theirs:
                 arguments = [str(theirs.fileno()), str(os.getpid()), self.function, str(self.memory_bytes)]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "export.child", *arguments],
+                    [sys.executable, "-m", "export.inputs.child", *arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,

@@ -77,7 +77,7 @@ class Run:
 
 
 class Source(Protocol):
-    """Where images come from, see `export.sources.open_source`."""
+    """Where images come from, see `export.inputs.sources.open_source`."""
 
     @property
     def name(self) -> str:

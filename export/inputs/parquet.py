@@ -4,8 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from export.child import in_child
-from export.runs import (
+from export.inputs.child import in_child
+from export.inputs.runs import (
     RUN_BYTES,
     Content,
     Item,
@@ -40,7 +40,7 @@ class ParquetFile:
         self.path, self.name = path, printable(path)
         self._columns: Columns | None = None
         try:
-            ((images, columns),) = in_child("export.parquet:describe_parquet", path, memory_bytes=MEMORY_BYTES)
+            ((images, columns),) = in_child("export.inputs.parquet:describe_parquet", path, memory_bytes=MEMORY_BYTES)
         except StdacError:
             return  # runs() tells, in a row
         if isinstance(columns, str):
@@ -51,7 +51,7 @@ class ParquetFile:
         return 1 if self._columns is None else max(1, self._images)
 
     def runs(self) -> Iterator[Run]:
-        runs = in_child("export.parquet:read_parquet", self.path, self._columns, memory_bytes=MEMORY_BYTES)
+        runs = in_child("export.inputs.parquet:read_parquet", self.path, self._columns, memory_bytes=MEMORY_BYTES)
         return ended_well(runs, self.path, stat_of(self.path))
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any, NamedTuple
 
-from export.child import in_child
-from export.runs import (
+from export.inputs.child import in_child
+from export.inputs.runs import (
     RUN,
     Content,
     Item,
@@ -56,7 +56,7 @@ class TarFile:
         return None
 
     def runs(self) -> Iterator[Run]:
-        runs = in_child("export.tar:read_tar", self.path, memory_bytes=MEMORY_BYTES)
+        runs = in_child("export.inputs.tar:read_tar", self.path, memory_bytes=MEMORY_BYTES)
         return ended_well(runs, self.path, stat_of(self.path))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from export.runs import LABEL_CHARS, RUN, RUN_BYTES, Run, ended_well, plain, printable, stat_of
+from export.inputs.runs import LABEL_CHARS, RUN, RUN_BYTES, Run, ended_well, plain, printable, stat_of
 from stdac.errors import StdacError
 from stdac.images import IDX_TYPES, MAX_PIXELS, as_pixels, check_pixels, first_of
 
