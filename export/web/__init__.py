@@ -1,4 +1,4 @@
-"""The parts of `stdac page` that are not Python: the page itself, and onnxruntime-web, which npm provides."""
+"""A model as a web page: what `stdac page` writes, and onnxruntime-web, which npm provides."""
 
 import base64
 import gzip
