@@ -134,7 +134,7 @@ def cluster_files(
     began = time.perf_counter()
     read = [model, *map(Path, inputs), settings.labels, settings.names]
     check_output(output, [path for path in read if path is not None])
-    clusterer = Clusterer(model, settings.provider)
+    clusterer = Clusterer(model, settings.provider, shares_cpus=True)  # with the decoders
     k = clusterer.info.k
     sources = [open_source(text) for text in inputs]
     labels = None if settings.labels is None else read_labels(settings.labels)

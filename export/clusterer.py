@@ -36,15 +36,16 @@ class Clusterer:
     """Sorts images with a model.onnx of `stdac export`; one instance may be used from several threads.
 
     provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": cuda where it works, else cpu; the attribute `provider`
-    says which it is. `info` is the file's metadata, `sha256` its digest in hex. Raises StdacError for a file that is
-    not ours and a provider that does not come up.
+    says which it is. shares_cpus: leave the CPUs to others while it waits, at some cost for single images. `info` is the
+    file's metadata, `sha256` its digest in hex. Raises StdacError for a file that is not ours and a provider that does
+    not come up.
     """
 
-    def __init__(self, path: str | os.PathLike[str], provider: str = "auto") -> None:
+    def __init__(self, path: str | os.PathLike[str], provider: str = "auto", *, shares_cpus: bool = False) -> None:
         self.path = Path(path)
         content = read_model(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
-        self._session, self.provider = open_session(content, self.path, provider)
+        self._session, self.provider = open_session(content, self.path, provider, shares_cpus=shares_cpus)
         self.info: ModelInfo = parse_props(self.path, props_of(self.path, self._session))
         check_signature(self.path, self._session, self.info)
         if self.info.precision == "int8" and self.provider in GPU_PROVIDERS:
@@ -53,7 +54,7 @@ class Clusterer:
                     f"{self.path} has precision int8, which is for the CPU: use --provider cpu, or export the model "
                     "with --precision fp16"
                 )
-            self._session, self.provider = open_session(content, self.path, "cpu")
+            self._session, self.provider = open_session(content, self.path, "cpu", shares_cpus=shares_cpus)
 
     @property
     def chunk(self) -> int:

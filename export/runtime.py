@@ -46,11 +46,12 @@ WARNINGS, QUIET = 2, 4  # of onnxruntime's log levels; a library that is missing
 GPU_PROVIDERS = frozenset({"cuda", "tensorrt"})
 
 
-def open_session(model: bytes, path: Path, provider: str) -> tuple[Any, str]:
+def open_session(model: bytes, path: Path, provider: str, *, shares_cpus: bool = False) -> tuple[Any, str]:
     """An onnxruntime session, and the provider that it really has: a key of PROVIDERS.
 
     provider: one of them, or "auto": cuda where it works, else cpu. A library that is missing leaves a session on the
-    CPU with no more than a log line, so the session is asked where its nodes are. Raises StdacError where onnxruntime
+    CPU with no more than a log line, so the session is asked where its nodes are. shares_cpus: threads that wait do not
+    spin, which makes one image slower and leaves the CPUs to others. Raises StdacError where onnxruntime
     or the provider is missing or does not come up, or the bytes are not an ONNX model.
     """
     if provider not in ("auto", *PROVIDERS):
@@ -58,13 +59,15 @@ def open_session(model: bytes, path: Path, provider: str) -> tuple[Any, str]:
     ort = import_onnxruntime()
     there = set(ort.get_available_providers())
     if provider == "auto":
-        session = start_session(ort, model, path, "cuda") if PROVIDERS["cuda"].name in there else None
-        return (session, "cuda") if session is not None else (start_session(ort, model, path, "cpu"), "cpu")
+        session = start_session(ort, model, path, "cuda", shares_cpus) if PROVIDERS["cuda"].name in there else None
+        if session is not None:
+            return session, "cuda"
+        return start_session(ort, model, path, "cpu", shares_cpus), "cpu"
     if PROVIDERS[provider].name not in there:
         raise StdacError(f"provider {provider} is not in this onnxruntime: {PROVIDERS[provider].package}")
-    session = start_session(ort, model, path, provider)
+    session = start_session(ort, model, path, provider, shares_cpus)
     if session is None:
-        start_session(ort, model, path, "cpu")  # a model that does not load anywhere is said first
+        start_session(ort, model, path, "cpu", shares_cpus)  # a model that does not load anywhere is said first
         raise StdacError(
             f"provider {provider} did not come up: onnxruntime found no device for it, or no libraries of it that fit; "
             "install them or use --provider cpu"
@@ -81,12 +84,14 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def start_session(ort: Any, model: bytes, path: Path, provider: str) -> Any:
+def start_session(ort: Any, model: bytes, path: Path, provider: str, shares_cpus: bool) -> Any:
     """A session on one provider; None where that does not come up. Raises StdacError where the CPU cannot load it."""
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
     options.intra_op_num_threads = available_cpus()
+    if shares_cpus:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # onnxruntime >= 1.24
     given = wanted.options | ({"num_of_threads": str(available_cpus())} if provider == "openvino" else {})
     chosen = [(wanted.name, given), *(PROVIDERS[name].name for name in wanted.before)]
