@@ -36,9 +36,9 @@ class Clusterer:
     """Sorts images with a model.onnx of `stdac export`; one instance may be used from several threads.
 
     provider: "cpu", "cuda", "tensorrt", "openvino", or "auto": cuda where it works, else cpu; the attribute `provider`
-    says which it is. shares_cpus: leave the CPUs to others while it waits, at some cost for single images. `info` is the
-    file's metadata, `sha256` its digest in hex. Raises StdacError for a file that is not ours and a provider that does
-    not come up.
+    says which it is. shares_cpus: leave the CPUs to others while it waits, at some cost for single images. `info` is
+    the file's metadata, `sha256` its digest in hex. Raises StdacError for a file that is not ours and a provider that
+    does not come up.
     """
 
     def __init__(self, path: str | os.PathLike[str], provider: str = "auto", *, shares_cpus: bool = False) -> None:
