@@ -165,10 +165,9 @@ def cluster_command(
     from export.results.rows import check_rows
     from stdac.errors import StdacError
 
-    read = [path for path in (model, *map(Path, inputs), labels, names, compare) if path is not None]
-    check_output(output, read)
     if gallery is not None:
-        check_output(gallery, [*read, output])
+        read = (model, *map(Path, inputs), labels, names, compare, output)
+        check_output(gallery, [path for path in read if path is not None])
     if compare is not None:
         check_rows(compare)
     settings = Settings(

@@ -132,7 +132,7 @@ def cluster_files(
     """
     settings = settings or Settings()
     began = time.perf_counter()
-    read = [model, *map(Path, inputs), settings.labels, settings.names]
+    read = [model, *map(Path, inputs), settings.labels, settings.names, settings.earlier]
     check_output(output, [path for path in read if path is not None])
     clusterer = Clusterer(model, settings.provider, shares_cpus=True)  # with the decoders
     k = clusterer.info.k

@@ -90,7 +90,7 @@ def decode_safely(child: Child, run: Run, shape: tuple[int, int, int]) -> Decode
         decoded: Decoded = child.call(run, shape, timeout_s=RUN_TIMEOUT_S)
     except (ChildDied, MemoryError):
         child.close()
-        return merged([decode_one(child, run.select(np.array([i])), shape) for i in range(len(run.source))])
+        return merged([decode_one(child, run.select([i]), shape) for i in range(len(run))])
     return decoded
 
 
@@ -118,7 +118,7 @@ def merged(parts: Sequence[Decoded]) -> Decoded:
 
 def decode_run(run: Run, shape: tuple[int, int, int]) -> Decoded:
     """The images of a run as the model takes them: (n, C, H, W) uint8 of the shape (C, H, W)."""
-    n = len(run.source)
+    n = len(run)
     if isinstance(run.content, np.ndarray):
         images = conform(run.content, shape)
         hashes: list[str | None] = [content_hash(np.ascontiguousarray(image).data) for image in run.content]
@@ -213,7 +213,7 @@ def chosen(sources: Sequence[Source], keys: frozenset[Key]) -> Iterator[Run]:
         for run in source.runs():
             here = [i for i, key in enumerate(zip(run.source, run.index.tolist(), strict=True)) if key in keys]
             if here:
-                yield run.select(np.array(here))
+                yield run.select(here)
 
 
 def thumbnails_safely(child: Child, run: Run, side: int) -> list[tuple[Key, Pixels]]:

@@ -219,9 +219,15 @@ def read_rows(path: Path, schema: pa.Schema) -> pa.Table | None:
             table = file.read(use_threads=False).cast(schema)
     except (OSError, pa.ArrowException):
         return None
-    k = int(schema.metadata[b"stdac.k"])
-    cluster = table["cluster"].fill_null(0).to_numpy()
-    return table if ((cluster >= 0) & (cluster < k)).all() else None
+    return table if is_sound(table, int(schema.metadata[b"stdac.k"])) else None
+
+
+def is_sound(rows: pa.Table | pa.RecordBatch, k: int) -> bool:
+    """Whether rows have either a cluster in [0, K) or an error."""
+    found = pc.min_max(rows["cluster"]).as_py()
+    in_range = found["min"] is None or (found["min"] >= 0 and found["max"] < k)
+    either = pc.xor(rows["cluster"].is_null(), rows["error"].is_null())
+    return in_range and pc.all(either).as_py() is not False
 
 
 def check_rows(path: Path) -> None:
@@ -237,9 +243,7 @@ def check_rows(path: Path) -> None:
                 and len(set(schema.names)) == len(fields)
             )
             for batch in file.iter_batches(columns=["cluster", "error"], use_threads=False) if sound else ():
-                found = pc.min_max(batch["cluster"]).as_py()
-                sound &= found["min"] is None or (found["min"] >= 0 and found["max"] < k)
-                sound &= bool(pc.all(pc.xor(batch["cluster"].is_null(), batch["error"].is_null())).as_py() is not False)
+                sound &= is_sound(batch, k)
     except FileNotFoundError as error:
         raise StdacError(f"there is no {path}: expected a clusters.parquet of an earlier stdac cluster") from error
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -267,8 +271,6 @@ def open_rows(path: Path) -> Iterator[pq.ParquetFile]:
 def read_output(path: Path, schema: pa.Schema) -> pa.Table:
     """An earlier output whose rows are to be kept. Raises StdacError where it is damaged, or of another model."""
     table = read_rows(path, schema)
-    if table is not None:
-        check_rows(path)
     if table is None:
         raise StdacError(
             f"{path} is damaged, or was not written with this model by this version of stdac: leave out --resume to "
