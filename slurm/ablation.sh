@@ -1,7 +1,7 @@
 #!/bin/bash
 # The ablation on a SLURM cluster, with no driver: sbatch slurm/ablation.sh [GRID] [RUN]
 #
-# GRID is a preset or a TOML file (paper: 100 trials), RUN the run folder (runs/GRID), on a file system that all nodes
+# GRID is a preset or a TOML file (paper: 150 trials), RUN the run folder (runs/GRID), on a file system that all nodes
 # share. Set the partition and the account below. Submit it again whenever you like: it runs what is missing.
 # SLURM may send the signal a minute early: with a --time of a few minutes ask for --signal=B:USR2@30.
 #

@@ -1,7 +1,7 @@
 #!/bin/bash
 # A Ray cluster inside one allocation, for the grid and for nothing else: sbatch slurm/ray.sh [GRID] [RUN]
 #
-# GRID is a preset or a TOML file (paper: 100 trials), RUN the run folder (runs/GRID), on a file system that all nodes
+# GRID is a preset or a TOML file (paper: 150 trials), RUN the run folder (runs/GRID), on a file system that all nodes
 # share. Set the partition and the account below. Submit it again whenever you like: it runs what is missing.
 #
 # The head and the launch run on the first node. A raylet that dies is started again. Where the head dies, a node fails

@@ -48,13 +48,15 @@ def random_affine(n: int, a: Augmentation, height: int, width: int, device: torc
     """
     u = torch.rand(5, n, device=device)
     angle = (2 * u[0] - 1) * math.radians(a.rotation_deg)
-    shift = (2 * u[1:3] - 1) * a.shift * torch.tensor([[height], [width]], device=device)  # (2, n)
-    zoom = a.zoom[0] + u[3:5] * (a.zoom[1] - a.zoom[0])  # (2, n)
-    rotation = torch.stack([angle.cos(), -angle.sin(), angle.sin(), angle.cos()], dim=1).view(n, 2, 2)
-    linear = rotation * zoom.T[:, None, :]  # R diag(z)
-    centre = torch.tensor([height / 2 + 0.5, width / 2 + 0.5], device=device)
-    offset = centre + (rotation @ shift.T[:, :, None])[:, :, 0] - linear @ centre
-    return torch.cat([linear, offset[:, :, None]], dim=2)
+    shift_row, shift_col = (2 * u[1] - 1) * a.shift * height, (2 * u[2] - 1) * a.shift * width
+    zoom_row, zoom_col = a.zoom[0] + u[3:5] * (a.zoom[1] - a.zoom[0])
+    row, col = height / 2 + 0.5, width / 2 + 0.5  # the centre
+    cos, sin = angle.cos(), angle.sin()
+    first = [cos * zoom_row, -sin * zoom_col]  # the rows of R diag(z)
+    second = [sin * zoom_row, cos * zoom_col]
+    first += [row + (cos * shift_row - sin * shift_col) - (first[0] * row + first[1] * col)]
+    second += [col + (sin * shift_row + cos * shift_col) - (second[0] * row + second[1] * col)]
+    return torch.stack(first + second, dim=1).view(n, 2, 3)
 
 
 def sample_nearest(x: Tensor, affine: Tensor) -> Tensor:
@@ -63,9 +65,10 @@ def sample_nearest(x: Tensor, affine: Tensor) -> Tensor:
     x: (B, C, H, W) any dtype. affine: (B, 2, 3) as from `random_affine`. Returns (B, C, H, W), the dtype of x.
     """
     b, c, h, w = x.shape
-    rows, cols = torch.arange(h, device=x.device), torch.arange(w, device=x.device)
-    output = torch.stack([*torch.meshgrid(rows, cols, indexing="ij"), torch.ones(h, w, device=x.device)])  # (3, H, W)
-    source = (affine @ output.view(3, h * w).to(affine.dtype)).round().long()  # (B, 2, HW)
+    rows = torch.arange(h, device=x.device, dtype=affine.dtype)[:, None].expand(h, w).reshape(h * w)
+    cols = torch.arange(w, device=x.device, dtype=affine.dtype).expand(h, w).reshape(h * w)
+    # no matrix product, which a GPU may round to ten bits
+    source = (affine[:, :, :1] * rows + affine[:, :, 1:2] * cols + affine[:, :, 2:]).round().long()  # (B, 2, HW)
     index = source[:, 0].clamp(0, h - 1) * w + source[:, 1].clamp(0, w - 1)  # (B, HW)
     return x.reshape(b, c, h * w).gather(2, index[:, None].expand(b, c, h * w)).view(b, c, h, w)
 

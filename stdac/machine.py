@@ -53,10 +53,16 @@ class Machine:
             return False
         return wanted
 
+    def graphs(self, device: torch.device) -> bool:
+        """Whether a training step is captured as one CUDA graph: on a GPU, unless nothing is to be compiled."""
+        return device.type == "cuda" and self.compile != "off"
+
     def prepare(self) -> None:
-        """Set the threads, and keep freed memory for the next step instead of handing it back page by page."""
+        """Set the threads, let cuDNN search for the fastest convolutions, and keep freed memory for the next step
+        instead of handing it back page by page."""
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        torch.backends.cudnn.benchmark = True
         keep_freed_memory()
 
 

@@ -2,7 +2,6 @@
 
 import sys
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,17 @@ from stdac.methods.method import Fitted
 from stdac.metrics import scores
 from stdac.model_file import ModelConfig, save_model
 from stdac.record import ASSIGNMENTS, Attempt, Superseded, TrialFolder, metrics_table
+from stdac.step import multiplying
 from stdac.train import Assignment, Progress, Run
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
 OnClaim = Callable[[Attempt], None]
 OnProgress = Callable[[Progress], None]
 OnScore = Callable[[Mapping[str, Any]], None]
+MustSave = Callable[[int], bool]
+
+MAIN_PHASE = "cluster"
+SAVING_SHARE = 0.1  # of a trial's time at most, but for the first checkpoint
 
 
 class Scorer:
@@ -41,16 +45,18 @@ class Scorer:
         attempt: Attempt | None = None,
         on_progress: OnProgress | None = None,
         on_score: OnScore | None = None,
+        must_save: MustSave | None = None,
     ) -> None:
         self.trial, self.labels, self.device = trial, dataset.labels, device
         self.fingerprint = dataset.fingerprint if attempt is not None else ""
-        self.attempt, self.on_progress, self.on_score = attempt, on_progress, on_score
+        self.attempt, self.on_progress, self.on_score, self.must_save = attempt, on_progress, on_score, must_save
         self.rows: list[dict[str, Any]] = []
+        self.saved, self._next_save = 0, 0.0  # the epoch that is safe; when saving is cheap enough again
         self.protocol: Assignment | None = None
 
     def score(self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float]) -> None:
         """Add the row (phase, epoch)."""
-        if phase == "cluster":
+        if phase == MAIN_PHASE:
             confidence = assignment.confidence
             self.protocol = Assignment(assignment.labels.cpu(), None if confidence is None else confidence.cpu())
         confidence = assignment.confidence
@@ -73,13 +79,21 @@ class Scorer:
             self.on_score(row)
 
     def checkpoint(self, phases: Mapping[str, Any]) -> None:
-        """Save the phases and the rows so far, in one file."""
-        if self.attempt is None:
+        """Save the phases and the rows so far, in one file, where SAVING_SHARE allows it.
+
+        An epoch of minutes is always saved. On a fast GPU writing a checkpoint may take as long as an epoch.
+        """
+        epoch = main_epoch(phases)
+        demanded = self.must_save is not None and self.must_save(epoch)
+        if self.attempt is None or not (demanded or time.monotonic() >= self._next_save):
             return
+        began = time.monotonic()
         protocol = None if self.protocol is None else list(self.protocol)
         self.attempt.save_checkpoint(
             {"phases": dict(phases), "rows": self.rows, "protocol": protocol, "fingerprint": self.fingerprint}
         )
+        self.saved, ended = epoch, time.monotonic()
+        self._next_save = ended + (ended - began) / SAVING_SHARE
 
     def resume(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         """Take over a checkpoint's rows; returns its phases. Raises StdacError where the images have changed since."""
@@ -90,14 +104,20 @@ class Scorer:
             )
         self.rows = list(checkpoint["rows"])
         self.protocol = None if checkpoint["protocol"] is None else Assignment(*checkpoint["protocol"])
+        self.saved = main_epoch(checkpoint["phases"])
         return dict(checkpoint["phases"])
 
     def progress(self, progress: Progress) -> None:
         """Pass on where the trial is."""
         if self.attempt is not None:
-            self.attempt.progress(progress._asdict())
+            self.attempt.progress(progress._asdict() | {"saved": self.saved})
         if self.on_progress is not None:
             self.on_progress(progress)
+
+
+def main_epoch(phases: Mapping[str, Any]) -> int:
+    """The epochs of the main phase that a checkpoint's phases hold."""
+    return int(phases.get(MAIN_PHASE, {}).get("epoch", 0))
 
 
 def run_trial(
@@ -110,12 +130,14 @@ def run_trial(
     on_claim: OnClaim | None = None,
     on_progress: OnProgress | None = None,
     on_score: OnScore | None = None,
+    must_save: MustSave | None = None,
 ) -> bool:
     """Run a trial, or go on with it, until its folder has done.json.
 
-    keep: "all" or "metrics" (no model, assignments or figures' data). Returns False where there was nothing to do: the
-    trial is done, or another process is at it. Raises what made the trial fail, after writing error.txt;
-    DiskFull, which is no trial's fault, leaves none.
+    keep: "all" or "metrics" (no model, assignments or figures' data). must_save: told an epoch of the main phase, says
+    whether its checkpoint is needed, which is else left out where it would cost too much time. Returns False where
+    there was nothing to do: the trial is done, or another process is at it. Raises what made the trial fail, after
+    writing error.txt; DiskFull, which is no trial's fault, leaves none.
     """
     machine = machine or Machine()
     folder.create(trial.to_json())
@@ -127,7 +149,7 @@ def run_trial(
             if on_claim is not None:
                 on_claim(attempt)
             folder.clear_error()
-            finish_attempt(trial, attempt, machine, data_dir, keep, on_progress, on_score)
+            finish_attempt(trial, attempt, machine, data_dir, keep, on_progress, on_score, must_save)
         except Superseded:
             return False
         except DiskFull:
@@ -148,13 +170,14 @@ def finish_attempt(
     keep: str,
     on_progress: OnProgress | None,
     on_score: OnScore | None,
+    must_save: MustSave | None,
 ) -> None:
     """Load, fit, score, write."""
     began = time.perf_counter()
     machine.prepare()
     device = machine.torch_device()
     dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
-    scorer = Scorer(trial, dataset, device_name(device), attempt, on_progress, on_score)
+    scorer = Scorer(trial, dataset, device_name(device), attempt, on_progress, on_score, must_save)
     checkpoint = newest_checkpoint(attempt)
     saved = {} if checkpoint is None else scorer.resume(checkpoint)
     fitted = fit(trial, dataset.images, scorer, machine, saved)
@@ -190,14 +213,10 @@ def fit(trial: Trial, images: NDArray[np.uint8], scorer: Scorer, machine: Machin
     method, device = METHODS[trial.method], machine.torch_device()
     shape = (images.shape[1], images.shape[2], images.shape[3])
     macs = training_macs(trial, shape, n)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    precision, compiles = getattr(trial.params, "precision", "float32"), machine.compiles(device, macs)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), multiplying(precision):
         seed_everything(trial.seed)
-        run = Run(trial.seed, trial.epochs, scorer, device, machine.compiles(device, macs), saved)
-        if run.compile:
-            import torch._inductor.config as inductor
-
-            inductor.fallback_random = True  # the same random stream as without compilation
-            warnings.filterwarnings("ignore", module=r"torch\._inductor")  # its own deprecations, not the user's
+        run = Run(trial.seed, trial.epochs, scorer, device, compiles, machine.graphs(device), saved)
         return method.fit(torch.from_numpy(np.ascontiguousarray(images)).to(device), k, trial.params, run)
 
 

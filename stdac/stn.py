@@ -74,5 +74,11 @@ class SpatialTransformer(nn.Module):
 
     def sample(self, x: Tensor, theta: Tensor) -> Tensor:
         """Sample x (B, C, H, W) float32 at theta (B, 6)."""
-        grid = torch.addmm(self.shift, theta, self.matrix).view(-1, x.shape[2], x.shape[3], 2)
+        grid = self.grid(theta).view(-1, x.shape[2], x.shape[3], 2)
         return F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    def grid(self, theta: Tensor) -> Tensor:
+        """Where to sample: theta (B, 6) float32 -> (B, 2HW) float32, never rounded to TF32."""
+        if theta.is_cuda:
+            return (theta[:, :, None] * self.matrix).sum(1) + self.shift
+        return torch.addmm(self.shift, theta, self.matrix)

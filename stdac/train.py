@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stdac.errors import StdacError
+from stdac.step import Loss, ReplayedStep, TrainingStep, compiled
 
 
 class Assignment(NamedTuple):
@@ -42,7 +43,8 @@ class Run:
     """What a method is given besides its images, K and params.
 
     seed: of every random number; the global torch generators are seeded with it before `fit`. epochs: of the main
-    phase. saved: the phases of the checkpoint that the trial resumes from.
+    phase. compile: whether to use torch.compile. graphs: whether to capture the training step as a CUDA graph. saved:
+    the phases of the checkpoint that the trial resumes from.
     """
 
     seed: int
@@ -50,11 +52,16 @@ class Run:
     recorder: Recorder
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     compile: bool = False
+    graphs: bool = False
     saved: dict[str, Any] = field(default_factory=dict)
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function under torch.compile where this run compiles, else itself."""
-        return torch.compile(function, dynamic=False) if self.compile else function
+        """The module-level function, or partial of one, under torch.compile where this run compiles, else itself."""
+        return compiled(function) if self.compile else function
+
+    def training_step(self, loss: Loss, optimizer: torch.optim.Optimizer) -> TrainingStep:
+        """The step that this run takes; see `stdac.step`."""
+        return (ReplayedStep if self.graphs else TrainingStep)(self.compiled(loss), optimizer)
 
 
 def phase(
@@ -65,16 +72,16 @@ def phase(
     *,
     epochs: int,
     batches: Callable[[int], Iterable[tuple[Tensor, ...]]],
-    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
+    loss: Loss,
     evaluate: Callable[[int], Assignment] | None = None,
     finished: Callable[[], bool] = lambda: False,
-    precision: str = "float32",
 ) -> None:
     """Train for `epochs` epochs, or resume where the checkpoint stands; scores and a checkpoint after every epoch.
 
-    state: every parameter and buffer that must survive a restart. batches(epoch) yields the arguments of `loss`, which
-    returns the scalar to minimise and 0-d tensors to log, averaged over the epoch; what the generator does after a
-    `yield` happens after that step. evaluate(epoch) clusters all images;
+    state: every parameter and buffer that must survive a restart. batches(epoch) yields the arguments of `loss`, the
+    first as long as the mini-batch; the loss, a module-level function or a partial of one, returns the scalar to
+    minimise and 0-d tensors to log, averaged over the epoch; what the generator does after a `yield` happens after that
+    step, and it never changes in place what it has yielded. evaluate(epoch) clusters all images;
     it also runs before the first epoch, as epoch 0. finished() ends the phase early after an epoch. What follows a
     phase may rely on `state` and the random generators alone: stopped anywhere and resumed equals uninterrupted.
     Raises StdacError when the loss is no longer finite.
@@ -88,14 +95,9 @@ def phase(
         start = saved["epoch"] + 1
     elif evaluate is not None:
         run.recorder.score(name, 0, evaluate(0), {})
-    compiled = run.compiled(loss)
+    training_step = run.training_step(loss, optimizer)
     images_seen = saved["images_seen"] if saved is not None else 0
     steps = 0
-
-    def forward(*batch: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        with torch.autocast(run.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-            value: tuple[Tensor, dict[str, Tensor]] = compiled(*batch)
-            return value
 
     for epoch in range(start, epochs + 1):
         began = time.perf_counter()
@@ -104,7 +106,7 @@ def phase(
             rate = images / (time.perf_counter() - began)
             run.recorder.progress(Progress(name, epoch, epochs, step, steps, rate))
 
-        means, steps, images = train_epoch(batches(epoch), forward, optimizer, tick)
+        means, steps, images = train_epoch(batches(epoch), training_step, tick)
         seconds = time.perf_counter() - began
         if not all(abs(mean) < float("inf") for mean in means.values()):
             raise StdacError(f"the loss of phase {name} is not finite in epoch {epoch}: lower the learning rate")
@@ -121,29 +123,21 @@ def phase(
 
 
 def train_epoch(
-    batches: Iterable[tuple[Tensor, ...]],
-    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]],
-    optimizer: torch.optim.Optimizer,
-    tick: Callable[[int, int], None],
+    batches: Iterable[tuple[Tensor, ...]], step: TrainingStep, tick: Callable[[int, int], None]
 ) -> tuple[dict[str, float], int, int]:
-    """One optimiser step a mini-batch; the mean of every logged term, the number of steps, and of images.
+    """A step for every mini-batch; the mean of every logged term, the number of steps, and of images.
 
-    The terms are added up on the device: the host waits for it only at the end. tick: called with steps and images.
+    The host waits for the device only at the end. tick: called with steps and images after each.
     """
-    totals: dict[str, Tensor] = {}
-    step, images = 0, 0
-    for step, batch in enumerate(batches, 1):
-        optimizer.zero_grad()
-        value, log = loss(*batch)
-        value.backward()
-        optimizer.step()
-        for key, term in {"loss": value, **log}.items():
-            totals[key] = totals[key] + term.detach() if key in totals else term.detach().clone()
+    images = 0
+    for number, batch in enumerate(batches, 1):
+        step(*batch)
         images += len(batch[0])
-        tick(step, images)
-    if not step:
+        tick(number, images)
+    if not images:
         raise StdacError("an epoch has no mini-batch: there are fewer images than a mini-batch takes")
-    return {key: float(total) / step for key, total in totals.items()}, step, images
+    steps = step.steps
+    return step.means(), steps, images
 
 
 def capture(state: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
@@ -159,7 +153,11 @@ def restore(saved: dict[str, Any], state: nn.Module, optimizer: torch.optim.Opti
     """Put back what `capture` took."""
     state.load_state_dict(saved["state"])
     if saved["optimizer"] is not None:
-        optimizer.load_state_dict(saved["optimizer"])
+        groups = [  # whether steps are captured is this machine's affair, not the checkpoint's
+            group | {key: ours[key] for key in ("capturable",) if key in ours}
+            for group, ours in zip(saved["optimizer"]["param_groups"], optimizer.param_groups, strict=True)
+        ]
+        optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
     torch.set_rng_state(saved["generators"][0])
     if len(saved["generators"]) > 1 and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(saved["generators"][1:])

@@ -2,18 +2,20 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from stdac.augment import AUGMENTATIONS
+from stdac.augment import AUGMENTATIONS, augment
 from stdac.errors import StdacError
 from stdac.methods.method import Fitted, Method, Shape
 from stdac.methods.pairwise import (
     Deployed,
     LabelPass,
     calibrate_and_assign,
+    cosines,
     pair_batches,
     pair_labels,
     pixel_mean,
@@ -22,6 +24,7 @@ from stdac.methods.pairwise import (
     unit,
 )
 from stdac.networks import AllConvNet
+from stdac.step import autocast, check_precision
 from stdac.train import Assignment, Run, phase
 from stdac.trial import Params, check_ranges
 
@@ -40,14 +43,13 @@ class DACStarParams(Params):
     label_batch: int = 32  # images that share batch statistics when labelling
     eval_batch: int = 128  # and when scoring
     lr: float = 1e-3  # RMSprop, rho .9, eps 1e-8
-    precision: str = "float32"
+    precision: str = "float32"  # or "tf32", "bfloat16", see `stdac.step.PRECISIONS`
 
     def resolved(self, dataset: str) -> Self:
         """Check the names. Raises StdacError for an unknown one."""
         if self.augmentation not in AUGMENTATIONS:
             raise StdacError(f"got augmentation = {self.augmentation!r}, expected one of {', '.join(AUGMENTATIONS)}")
-        if self.precision not in ("float32", "bfloat16"):
-            raise StdacError(f"got precision = {self.precision!r}, expected float32 or bfloat16")
+        check_precision(self.precision)
         check_ranges(self, {"passes": 1, "batch": 2, "label_batch": 2, "eval_batch": 2, "macro_batch": 2})
         return self
 
@@ -67,7 +69,7 @@ def fit_model(model: Deployed, images: Tensor, params: DACStarParams, run: Run) 
     """Train any network by DAC*'s recipe."""
     mean = pixel_mean(images)
     net = model.prepare(mean, run.device)
-    optimizer = torch.optim.RMSprop(net.parameters(), lr=params.lr, alpha=0.9, eps=1e-8)
+    optimizer = torch.optim.RMSprop(net.parameters(), lr=params.lr, alpha=0.9, eps=1e-8, capturable=run.graphs)
     # paper: file order, the same in every epoch; here: one shuffle, the same in every epoch, because folders are
     # sorted by class, which batch statistics do not survive
     order = torch.randperm(len(images), device=images.device)
@@ -81,18 +83,11 @@ def fit_model(model: Deployed, images: Tensor, params: DACStarParams, run: Run) 
             label_pass,
             order,
             threshold_at(epoch, run.epochs, params.threshold_start, params.threshold_end),
-            AUGMENTATIONS[params.augmentation],
             macro_batch=params.macro_batch,
             passes=params.passes,
             batch=params.batch,
             drop_last=False,
         )
-
-    def loss(x: Tensor, y_clean: Tensor, tau: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        z = unit(net(x).float())
-        r, positive = pair_labels(y_clean, tau)
-        pair = (z @ z.T - r).square().mean()
-        return pair, {"loss_pair": pair, "positive_fraction": positive, "threshold": tau}
 
     def evaluate(_epoch: int) -> Assignment:
         return protocol_assignment(eval_pass, images, mean, order, params.macro_batch)
@@ -104,11 +99,22 @@ def fit_model(model: Deployed, images: Tensor, params: DACStarParams, run: Run) 
         optimizer,
         epochs=run.epochs,
         batches=batches,
-        loss=loss,
+        loss=partial(loss, net, params),
         evaluate=evaluate,
-        precision=params.precision,
     )
     return Fitted(calibrate_and_assign(model, images), model)
+
+
+def loss(
+    net: nn.Module, params: DACStarParams, index: Tensor, clean: Tensor, labels: Tensor, tau: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a mini-batch as `pair_batches` yields it, augmented here, and its terms."""
+    x = augment(clean[index], AUGMENTATIONS[params.augmentation])
+    with autocast(params.precision, x.device):
+        y = net(x)
+    r, positive = pair_labels(labels[index], tau)
+    pair = (cosines(unit(y.float())) - r).square().mean()
+    return pair, {"loss_pair": pair, "positive_fraction": positive, "threshold": tau}
 
 
 DAC_STAR = Method(DACStarParams, build, fit, epochs=20)

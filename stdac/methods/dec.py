@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Self
 
 import torch
@@ -124,11 +125,14 @@ def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECPar
         for index in torch.randperm(len(images), device=images.device).split(params.batch):
             yield (images[index].float() / 255,)
 
-    def loss(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        reconstruction = (decoder(model.embed(x)) - model.scaled(x)).square().mean()
-        return reconstruction, {"loss_reconstruction": reconstruction}
-
+    loss = partial(reconstruction_loss, model, decoder)
     phase(run, "pretrain", layers, optimizer, epochs=params.pretrain_epochs, batches=batches, loss=loss)
+
+
+def reconstruction_loss(model: DECModel, decoder: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean squared error of what the decoder makes of the codes of x (B, C, H, W) in [0, 1]."""
+    reconstruction = (decoder(model.embed(x)) - model.scaled(x)).square().mean()
+    return reconstruction, {"loss_reconstruction": reconstruction}
 
 
 @torch.no_grad()
@@ -158,10 +162,6 @@ def cluster(model: DECModel, images: Tensor, params: DECParams, run: Run) -> Non
             index = order[(step * params.batch + offsets) % len(images)]
             yield images[index].float() / 255, p[index]
 
-    def loss(x: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        divergence = clustering_loss(p, model(x))
-        return divergence, {"loss_clustering": divergence}
-
     def evaluate(_epoch: int) -> Assignment:
         confidence, labels = soft_assignments(model, images).max(1)
         previous.update(labels)
@@ -174,10 +174,16 @@ def cluster(model: DECModel, images: Tensor, params: DECParams, run: Run) -> Non
         optimizer,
         epochs=run.epochs,
         batches=batches,
-        loss=loss,
+        loss=partial(divergence_loss, model),
         evaluate=evaluate,
         finished=lambda: float(previous.changed) < params.tolerance,
     )
+
+
+def divergence_loss(model: DECModel, x: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """`clustering_loss` of images x (B, C, H, W) in [0, 1] against their targets p (B, K)."""
+    divergence = clustering_loss(p, model(x))
+    return divergence, {"loss_clustering": divergence}
 
 
 DEC = Method(DECParams, build, fit, epochs=125)  # at most 20,000 mini-batches, as in Guo et al.

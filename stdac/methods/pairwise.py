@@ -5,12 +5,12 @@ two images are a positive pair where the cosine of their label features exceeds 
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdac.augment import Augmentation, augment
 from stdac.networks import Standardize, calibrate
 from stdac.train import Assignment, Run
 
@@ -61,6 +61,11 @@ def unit(y: Tensor) -> Tensor:
     return F.normalize(y, dim=1)
 
 
+def cosines(z: Tensor) -> Tensor:
+    """Cosines of all pairs of unit rows z (B, K): (B, B). No matrix product, which a GPU may round to ten bits."""
+    return (z[:, None] * z).sum(2)
+
+
 def threshold_at(epoch: int, epochs: int, start: float, end: float) -> float:
     """Threshold of epoch 1..epochs: from `start`, down by (start - end) / epochs after each epoch."""
     return start - (epoch - 1) * (start - end) / epochs
@@ -80,22 +85,25 @@ def in_groups(predict: Callable[[Tensor, int], Tensor], x: Tensor, group: int) -
     return torch.cat(parts)
 
 
+def label_features(net: nn.Module, x: Tensor, group: int) -> Tensor:
+    """Label features of x (B, C, H, W) with batch statistics of `group` consecutive images: (B, K)."""
+    y: Tensor = net(x, group)
+    return y
+
+
 class LabelPass:
     """Label features of clean images by the protocol: no augmentation or dropout, batch statistics of `group`."""
 
     def __init__(self, net: nn.Module, group: int, run: Run) -> None:
         self.net, self.group = net, group
-        self.compiled = run.compiled(self._forward)
+        self.compiled = run.compiled(partial(label_features, net))
         self.steady: int | None = None
-
-    def _forward(self, x: Tensor, group: int) -> Tensor:
-        y: Tensor = self.net(x, group)
-        return y
 
     def _predict(self, x: Tensor, group: int) -> Tensor:
         # Only the first shape is compiled: the odd sizes at the end of a pass cost less eagerly than a compilation.
         self.steady = self.steady or len(x)
-        return self.compiled(x, group) if len(x) == self.steady else self._forward(x, group)
+        y: Tensor = self.compiled(x, group) if len(x) == self.steady else label_features(self.net, x, group)
+        return y
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
@@ -110,17 +118,17 @@ def pair_batches(
     label_pass: LabelPass,
     order: Tensor,
     threshold: float,
-    augmentation: Augmentation,
     *,
     macro_batch: int,
     passes: int,
     batch: int,
     drop_last: bool,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """One epoch of mini-batches: label features once a macro-batch, then `passes` shuffled passes of augmented images.
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """One epoch of mini-batches: label features once a macro-batch, then `passes` shuffled passes over its images.
 
-    images: (N, C, H, W) uint8. order: (N,) int64. Yields x (b, C, H, W) float32 augmented, the clean label features
-    y (b, K) and the threshold, a 0-d tensor. `drop_last` skips a pass's shorter last batch, 1 image always.
+    images: (N, C, H, W) uint8. order: (N,) int64. Yields a mini-batch's places in the macro-batch (b,) int64, the
+    macro-batch (M, C, H, W) float32 standardised, its label features (M, K) and the threshold, a 0-d tensor.
+    `drop_last` skips a pass's shorter last batch, 1 image always.
     """
     tau = torch.tensor(threshold, device=images.device)
     for chunk in tail_joined(order, macro_batch):
@@ -131,13 +139,12 @@ def pair_batches(
             for index in torch.randperm(len(chunk), device=images.device).split(batch):
                 if len(index) < (min(batch, len(images)) if drop_last else 2):
                     continue
-                yield augment(clean[index], augmentation), labels[index], tau
+                yield index, clean, labels, tau
 
 
 def pair_labels(y: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
     """Pair labels r (b, b) float32, 1 where two label features are alike, and the share of positive pairs i != j."""
-    z = unit(y)
-    r = (z @ z.T > threshold).float()
+    r = (cosines(unit(y)) > threshold).float()
     b = len(y)
     return r, (r.sum() - r.diagonal().sum()) / (b * (b - 1))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Self
 
 import numpy as np
@@ -9,13 +10,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from stdac.augment import AUGMENTATIONS
+from stdac.augment import AUGMENTATIONS, augment
 from stdac.errors import StdacError
 from stdac.methods.method import Fitted, Method, Shape
 from stdac.methods.pairwise import (
     Deployed,
     LabelPass,
     calibrate_and_assign,
+    cosines,
     pair_batches,
     pair_labels,
     pixel_mean,
@@ -25,6 +27,7 @@ from stdac.methods.pairwise import (
     unit,
 )
 from stdac.networks import STDACNet
+from stdac.step import PRECISIONS, autocast
 from stdac.train import Assignment, Run, phase
 from stdac.trial import Params, check_ranges
 
@@ -61,7 +64,7 @@ class STDACParams(Params):
     batch: int = 32
     eval_batch: int = 32  # images that share batch statistics when labelling and scoring
     lr: float = 1e-4  # Adam
-    precision: str = "float32"
+    precision: str = "float32"  # or "tf32", "bfloat16", see `stdac.step.PRECISIONS`
 
     def resolved(self, dataset: str) -> Self:
         """Fill in the preset's values for the data set. Raises StdacError for values out of range."""
@@ -71,7 +74,7 @@ class STDACParams(Params):
             "architecture": (self.architecture, ("code", "table3")),
             "stn": (self.stn, (0, 1, 2, 3)),
             "pair_loss": (self.pair_loss, ("bce", "mse")),
-            "precision": (self.precision, ("float32", "bfloat16")),
+            "precision": (self.precision, PRECISIONS),
             "augmentation": (self.augmentation, (None, *AUGMENTATIONS)),
         }
         for name, (value, allowed) in choices.items():
@@ -110,13 +113,13 @@ def network(k: int, shape: Shape, params: STDACParams) -> STDACNet:
 
 def fit(images: Tensor, k: int, params: STDACParams, run: Run) -> Fitted:
     """Label a macro-batch, take Adam steps on its augmented mini-batches; the threshold falls from epoch to epoch."""
-    assert params.threshold_start is not None and params.threshold_end is not None and params.augmentation is not None
-    start, end, augmentation = params.threshold_start, params.threshold_end, AUGMENTATIONS[params.augmentation]
+    assert params.threshold_start is not None and params.threshold_end is not None, "resolve the parameters first"
+    start, end = params.threshold_start, params.threshold_end
     mean = pixel_mean(images)
     net = network(k, (images.shape[1], images.shape[2], images.shape[3]), params)
     model = Deployed(net)
     model.prepare(mean, run.device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True)
+    optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True, capturable=run.graphs)
     order = torch.randperm(len(images), device=images.device)
     trace = StnTrace(net, images, mean, run.epochs).to(images.device)
     label_pass = LabelPass(net, params.eval_batch, run)
@@ -128,19 +131,11 @@ def fit(images: Tensor, k: int, params: STDACParams, run: Run) -> Fitted:
             label_pass,
             torch.randperm(len(images), device=images.device),
             threshold_at(epoch, run.epochs, start, end),
-            augmentation,
             macro_batch=params.macro_batch,
             passes=params.passes,
             batch=params.batch,
             drop_last=True,
         )
-
-    def loss(x: Tensor, y_clean: Tensor, tau: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        y = net(x).float()
-        r, positive = pair_labels(y_clean, tau)
-        pair, aux = pair_loss(y, r, params.pair_loss), auxiliary_loss(y, y_clean)
-        log = {"loss_pair": pair, "loss_auxiliary": aux, "positive_fraction": positive, "threshold": tau}
-        return pair + params.aux_weight * aux, log
 
     def evaluate(epoch: int) -> Assignment:
         trace.record(epoch, params.eval_batch)
@@ -153,20 +148,34 @@ def fit(images: Tensor, k: int, params: STDACParams, run: Run) -> Fitted:
         optimizer,
         epochs=run.epochs,
         batches=batches,
-        loss=loss,
+        loss=partial(loss, net, params),
         evaluate=evaluate,
-        precision=params.precision,
     )
     return Fitted(calibrate_and_assign(model, images), model, trace.arrays())
+
+
+def loss(
+    net: nn.Module, params: STDACParams, index: Tensor, clean: Tensor, labels: Tensor, tau: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of a mini-batch as `pair_batches` yields it, augmented here, and its terms."""
+    assert params.augmentation is not None, "resolve the parameters first"
+    x, y_clean = augment(clean[index], AUGMENTATIONS[params.augmentation]), labels[index]
+    with autocast(params.precision, x.device):
+        y = net(x)
+    y = y.float()
+    r, positive = pair_labels(y_clean, tau)
+    pair, aux = pair_loss(y, r, params.pair_loss), auxiliary_loss(y, y_clean)
+    log = {"loss_pair": pair, "loss_auxiliary": aux, "positive_fraction": positive, "threshold": tau}
+    return pair + params.aux_weight * aux, log
 
 
 def pair_loss(y: Tensor, r: Tensor, kind: str) -> Tensor:
     """Binary cross-entropy ("bce") or squared error ("mse") of the cosines of label features y (B, K) against pair
     labels r (B, B), mean over pairs."""
-    z = unit(y)
+    s = cosines(unit(y))
     if kind == "mse":
-        return (z @ z.T - r).square().mean()
-    s = (z @ z.T).clamp(1e-7, 1 - 1e-7)
+        return (s - r).square().mean()
+    s = s.clamp(1e-7, 1 - 1e-7)
     return -(r * s.log() + (1 - r) * (1 - s).log()).mean()
 
 

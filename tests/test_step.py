@@ -1,0 +1,227 @@
+"""The training step: compiled once an architecture, captured once a shape, and the same numbers either way."""
+
+from contextlib import nullcontext
+from functools import partial
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from stdac import step as step_module
+from stdac.data import Dataset, load
+from stdac.errors import StdacError
+from stdac.machine import Machine
+from stdac.methods import dac_star, resolve, st_dac
+from stdac.methods.pairwise import cosines, unit
+from stdac.run import Scorer, fit
+from stdac.step import ReplayedStep, TrainingStep, autocast, check_precision, multiplying
+from stdac.train import capture, restore
+
+SMALL = {
+    "method": "st-dac",
+    "dataset": "digits",
+    "epochs": 1,
+    "limit": 100,
+    "image_size": 16,
+    "params": {"width": 0.05, "macro_batch": 50, "batch": 16},
+}
+
+
+def small(**changes: object) -> dict[str, object]:
+    """A trial of a second."""
+    params = SMALL["params"] | changes.pop("params", {})  # type: ignore[operator]
+    return SMALL | changes | {"params": params}
+
+
+def losses(trial_spec: dict[str, object], machine: Machine) -> list[float]:
+    """The losses of a trial's epochs."""
+    trial, dataset = resolve(trial_spec), load("digits", limit=100, image_size=16)
+    scorer = Scorer(trial, Dataset(dataset.images, None), "cpu")
+    fit(trial, dataset.images, scorer, machine, {})
+    return [row["loss"] for row in scorer.rows if row.get("loss") is not None]
+
+
+def noisy_loss(net: nn.Module, x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Draws random numbers, as augmentation and dropout do."""
+    error = (net(x + torch.rand_like(x)) - target).square().mean()
+    return error, {"error": error, "size": x.square().mean()}
+
+
+def network_and_optimizer(kind: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 2))
+    if kind == "adam":
+        return net, torch.optim.Adam(net.parameters(), lr=0.01, fused=True)
+    if kind == "rmsprop":
+        return net, torch.optim.RMSprop(net.parameters(), lr=0.01)
+    return net, torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
+
+
+@pytest.mark.parametrize("kind", ["adam", "rmsprop", "sgd"])
+def test_a_replayed_step_gives_the_numbers_of_an_ordinary_one(kind: str) -> None:
+    sizes = [8] * 6 + [5] * 6 + [8] * 3 + [3]
+    torch.manual_seed(1)
+    target = torch.rand(1, 2)
+    batches = [(torch.rand(n, 4), target) for n in sizes]
+    results = []
+    for make in (TrainingStep, partial(ReplayedStep, capture=lambda launch: launch)):
+        net, optimizer = network_and_optimizer(kind)
+        step = make(partial(noisy_loss, net), optimizer)
+        torch.manual_seed(2)
+        for number, batch in enumerate(batches):
+            if number == 9:
+                optimizer.param_groups[0]["lr"] = 0.02
+            step(*batch)
+        results.append((step.means(), [p.detach().clone() for p in net.parameters()]))
+    assert results[0][0] == results[1][0] and set(results[0][0]) == {"loss", "error", "size"}
+    assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
+
+
+def test_a_shape_is_captured_once_and_few_shapes_are_held() -> None:
+    net, optimizer = network_and_optimizer("adam")
+    captures = []
+
+    def capture_(launch):
+        captures.append(1)
+        return launch
+
+    step = ReplayedStep(partial(noisy_loss, net), optimizer, capture=capture_)
+    for n in (8, 8, 8):
+        step(torch.rand(n, 4), torch.zeros(1, 2))
+    assert not captures
+    for n in [8] * 5 + [9, 10, 11, 12, 13, 14] * 5:
+        step(torch.rand(n, 4), torch.zeros(1, 2))
+    assert len(captures) == step_module.SHAPES
+
+
+def test_a_tensor_that_stays_the_same_is_not_copied_again() -> None:
+    net, optimizer = network_and_optimizer("sgd")
+    step = ReplayedStep(partial(noisy_loss, net), optimizer, capture=lambda launch: launch)
+    target = torch.zeros(1, 2)
+    for _ in range(5):
+        step(torch.rand(8, 4), target)
+    replay = next(iter(step.replays.values()))
+    with torch.no_grad():
+        replay.buffers[1].fill_(7)
+    step(torch.rand(8, 4), target)
+    assert (replay.buffers[1] == 7).all()
+    step(torch.rand(8, 4), target.clone())
+    assert (replay.buffers[1] == 0).all()
+
+
+def test_a_step_that_cannot_be_captured_is_taken_all_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    net, optimizer = network_and_optimizer("adam")
+
+    def refuse(launch):
+        raise RuntimeError("operation not permitted when stream is capturing\nand more")
+
+    step = ReplayedStep(partial(noisy_loss, net), optimizer, capture=refuse)
+    for _ in range(8):
+        step(torch.rand(8, 4), torch.zeros(1, 2))
+    assert step.steps == 8 and step.means()["error"] > 0
+    text = capsys.readouterr().err
+    assert text.count("cannot be captured") == 1 and "not permitted when stream is capturing)" in text
+
+
+def test_trials_of_one_architecture_are_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the compiler's front end alone: what is traced anew would be compiled anew."""
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    step_module.compiled_once.cache_clear()
+    monkeypatch.setattr(step_module.torch, "compile", partial(torch.compile, backend="eager"))
+    frames = []
+    try:
+        for spec in (
+            small(seed=0),
+            small(seed=1, params={"lr": 0.01}),
+            small(seed=2),
+            small(seed=0, params={"stn": 1}),
+            small(seed=5),
+        ):
+            losses(spec, Machine("cpu", "on", 1))
+            frames.append(counters["frames"]["total"])
+    finally:
+        step_module.compiled_once.cache_clear()
+        torch._dynamo.reset()
+    assert frames[0] > 0 and frames[0] == frames[1] == frames[2]
+    assert frames[3] == 2 * frames[0] == frames[4]
+
+
+def test_products_round_to_tf32_only_where_the_trial_says_so() -> None:
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    for precision, allowed in (("float32", False), ("tf32", True), ("bfloat16", True)):
+        with pytest.raises(ZeroDivisionError), multiplying(precision):
+            assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
+            raise ZeroDivisionError
+        assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
+def test_an_unknown_precision_is_told_with_the_known_ones() -> None:
+    with pytest.raises(StdacError, match=r"got precision = 'fp8', expected one of .*float32.*tf32.*bfloat16"):
+        check_precision("fp8")
+    for method in ("st-dac", "dac-star"):
+        with pytest.raises(StdacError, match="precision"):
+            resolve({"method": method, "dataset": "digits", "params": {"precision": "half"}})
+
+
+@pytest.mark.parametrize("method", ["st-dac", "dac-star"])
+def test_bfloat16_trains_and_leaves_comparisons_of_images_exact(method: str) -> None:
+    changes = {"precision": "bfloat16"}
+    spec = SMALL | {"method": method, "image_size": 22, "epochs": 2, "params": {"width": 0.1, "batch": 16} | changes}
+    trial, dataset = resolve(spec), load("digits", limit=100, image_size=22)
+    scorer = Scorer(trial, Dataset(dataset.images, None), "cpu")
+    fit(trial, dataset.images, scorer, Machine("cpu", "off", 1), {})
+    assert all(0 < row["loss"] < 100 for row in scorer.rows if row.get("loss") is not None)
+    with autocast("bfloat16", torch.device("cpu")):
+        z = unit(torch.rand(8, 10))
+        assert cosines(z).dtype == torch.float32
+    assert torch.allclose(cosines(z), z @ z.T, atol=1e-6)
+
+
+def test_a_checkpoint_of_captured_steps_resumes_where_nothing_is_captured() -> None:
+    net, optimizer = network_and_optimizer("adam")
+    noisy_loss(net, torch.rand(8, 4), torch.zeros(1, 2))[0].backward()
+    optimizer.step()
+    saved = capture(net, optimizer)
+    for group in saved["optimizer"]["param_groups"]:
+        group["capturable"] = True
+    net, optimizer = network_and_optimizer("adam")
+    restore(saved, net, optimizer)
+    assert optimizer.param_groups[0]["capturable"] is False
+    noisy_loss(net, torch.rand(8, 4), torch.zeros(1, 2))[0].backward()
+    optimizer.step()
+    assert int(next(iter(optimizer.state.values()))["step"]) == 2
+
+
+class Devices(TorchDispatchMode):
+    """Remembers where the tensors of every operation were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, set[str]] = {}
+
+    def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        self.seen.setdefault(str(function), set()).update(x.device.type for x in tensors)
+        return result
+
+
+@pytest.mark.parametrize("method", [st_dac, dac_star])
+def test_a_loss_takes_nothing_from_the_host_and_gives_nothing_to_it(
+    method: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On tensors without content: a value that the host needs, or sends, would stop the capture of a CUDA graph."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
+    params = resolve({"dataset": "mnist", "method": method.__name__.split(".")[-1].replace("_", "-")}).params
+    net = method.build(10, (1, 28, 28), params).net.to("meta")
+    index, clean = torch.arange(32, device="meta"), torch.rand(100, 1, 28, 28, device="meta")
+    labels, tau = torch.rand(100, 10, device="meta"), torch.rand((), device="meta")
+    with Devices() as devices:
+        method.loss(net, params, index, clean, labels, tau)[0].backward()
+    assert len(devices.seen) > 30
+    assert {name: found for name, found in devices.seen.items() if found - {"meta"}} == {}
