@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stdac.dense import dense
 from stdac.errors import StdacError
 from stdac.stn import SpatialTransformer
 
@@ -144,7 +145,7 @@ class STDACNet(nn.Module):
                 f"images are {height}x{width_px} pixels, but st-dac with {stn} STN layers needs at least "
                 f"{smallest}x{smallest}: set an image size of {smallest} or more"
             )
-        c1, c2, c3, dense = (scaled(c, width) for c in (64, 128, 256, 3096))
+        c1, c2, c3, units = (scaled(c, width) for c in (64, 128, 256, 3096))
         h2, w2, h3, w3 = height // 2, width_px // 2, height // 4, width_px // 4
         self.stn1 = SpatialTransformer(channels, height, width_px, theta_bias) if stn >= 1 else None
         self.conv1 = he_normal(nn.Conv2d(channels, c1, 3, padding=1))
@@ -159,10 +160,10 @@ class STDACNet(nn.Module):
         self.stn3 = SpatialTransformer(c3, h3, w3, theta_bias) if stn >= 3 else None
         self.bn3_pool = BatchNorm(c3) if architecture == "table3" else None
         flat = c3 * (h3 // 2) * (w3 // 2) if architecture == "table3" else c3 * h3 * w3
-        self.dense1 = glorot_uniform(nn.Linear(flat, dense))
-        self.bn4 = BatchNorm(dense)
+        self.dense1 = glorot_uniform(nn.Linear(flat, units))
+        self.bn4 = BatchNorm(units)
         self.dropout = nn.Dropout(dropout)
-        self.dense2 = glorot_uniform(nn.Linear(dense, k))
+        self.dense2 = glorot_uniform(nn.Linear(units, k))
         self.bn5 = BatchNorm(k)
 
     def embed(self, x: Tensor, group: int | None = None) -> Tensor:
@@ -180,7 +181,9 @@ class STDACNet(nn.Module):
             x = self.stn3(x)
         if self.bn3_pool is not None:
             x = self.bn3_pool(F.max_pool2d(x, 2), group)
-        z: Tensor = self.dropout(F.relu(self.bn4(self.dense1(x.flatten(1)), group)))
+        x = x.flatten(1)
+        deployed = not self.training and group is None
+        z: Tensor = self.dropout(F.relu(self.bn4(self.dense1(x) if deployed else dense(self.dense1, x), group)))
         return z
 
     def classify(self, z: Tensor, group: int | None = None) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from stdac import step as step_module
 from stdac.data import Dataset, load
+from stdac.dense import dense
 from stdac.errors import StdacError
 from stdac.machine import Machine
 from stdac.methods import dac_star, resolve, st_dac
@@ -225,3 +226,18 @@ def test_a_loss_takes_nothing_from_the_host_and_gives_nothing_to_it(
         method.loss(net, params, index, clean, labels, tau)[0].backward()
     assert len(devices.seen) > 30
     assert {name: found for name, found in devices.seen.items() if found - {"meta"}} == {}
+
+
+@pytest.mark.parametrize("compiles", [False, True])
+def test_onednns_products_are_those_of_a_linear_layer(compiles: bool) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(50, 30), torch.randn(8, 50, requires_grad=True)
+    by_onednn = torch.compile(dense, backend="aot_eager") if compiles else dense
+    found = []
+    for product in (by_onednn, nn.Linear.__call__):
+        x.grad = None
+        layer.zero_grad()
+        product(layer, x).square().sum().backward()
+        found.append([x.grad.clone(), layer.weight.grad.clone(), layer.bias.grad.clone()])
+    for ours, theirs in zip(*found, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
