@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.published import published_curve
+from analysis.cells import Cell, datasets, results
 from analysis.runs import finished, read_metrics, trial_id
-from analysis.table import Cell, datasets, results, show
+from analysis.table import show
 from stdac.errors import StdacError
 from stdac.files import whole
 
@@ -38,26 +39,33 @@ STYLE: Any = {"font.size": 11, "axes.spines.top": False, "axes.spines.right": Fa
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
-def write_figures(run: Path, out: Path) -> list[Path]:
+def write_figures(run: Path, out: Path, *, unfinished: bool = False) -> list[Path]:
     """Write all figures of a run to the folder `out`: the curves, and the transformers' pictures of the first seed.
 
-    run: see `analysis.runs.read_metrics`; a collected file has no pictures. Returns the paths. Raises StdacError as
-    `read_metrics` does, or where `out` cannot be written.
+    run, unfinished: see `analysis.runs.read_metrics`; a collected file has no pictures. Returns the paths. Raises
+    StdacError as `read_metrics` does, or where `out` cannot be written.
     """
-    rows = read_metrics(run)
+    rows = read_metrics(run, unfinished=unfinished)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StdacError(f"cannot make the folder {out} ({error.strerror}): choose another place") from error
     cells = results(rows)
     paths = [curves(rows, out / "accuracy-by-epoch.png")] if any(trained(cell) for cell in cells) else []
+    for cell, seed, trace in traces(run, cells):
+        name = f"{slug(cell.dataset)}-{slug(cell.label)}.png"
+        paths.append(stn_pictures(trace, out / name, title=f"{cell.label} on {cell.dataset}, seed {seed}"))
+    return paths
+
+
+def traces(run: Path, cells: Sequence[Cell]) -> Iterator[tuple[Cell, int, Path]]:
+    """(cell, seed, its stn.npz) of the first finished seed with one, of every cell of a run that has one."""
     attempts = {trial_id(trial): attempt for trial, attempt in finished(run)}
     for cell in cells:
-        trace = attempts[cell.trial_ids[0]] / "stn.npz" if cell.trial_ids[0] in attempts else None
-        if trace is not None and trace.exists():
-            name = f"{slug(cell.dataset)}-{slug(cell.label)}.png"
-            paths.append(stn_pictures(trace, out / name, title=f"{cell.label} on {cell.dataset}, seed {cell.seeds[0]}"))
-    return paths
+        seeds = zip(cell.trial_ids, cell.seeds, strict=True)
+        found = ((seed, attempts[name] / "stn.npz") for name, seed in seeds if name in attempts)
+        for seed, trace in islice((pair for pair in found if pair[1].exists()), 1):
+            yield cell, seed, trace
 
 
 def trained(cell: Cell) -> bool:
@@ -95,8 +103,9 @@ def draw_panel(axes: "Axes", cells: list[Cell]) -> None:
         mean = np.mean(accs, axis=1)
         axes.fill_between(epochs, [min(a) for a in accs], [max(a) for a in accs], color=colour, alpha=0.13, linewidth=0)
         axes.plot(epochs, mean, color=colour, linewidth=2, solid_capstyle="round")
-        ends.append((mean[-1], f"{cell.label}  {show(mean[-1])}", colour))
-        paper = published_curve(cell.label, cell.dataset) if cell.published else {}
+        last = "" if cell.epoch is None else f", epoch {cell.epoch}"
+        ends.append((mean[-1], f"{cell.label}  {show(mean[-1])}{last}", colour))
+        paper = cell.published_curve
         axes.plot(list(paper), list(paper.values()), "--", color=colour, linewidth=1)
         dashed = dashed or bool(paper)
     floor = next((cell for cell in cells if cell.method == "kmeans" and "acc" in cell.scores), None)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -29,16 +30,23 @@ class Published(NamedTuple):
         """Whether each run's epoch was chosen by its labels."""
         return "best epoch" in self.source
 
+    @property
+    def n(self) -> int | None:
+        """The number of runs, or None where it is not told."""
+        told = re.search(r"(\d+) runs", self.source)
+        return int(told[1]) if told else None
 
-def published(label: str, dataset: str, metric: str) -> Published | None:
+
+def published(label: str, dataset: str, metric: str, epoch: int | None = None) -> Published | None:
     """The published value of a method, the first in the file, or None.
 
     label: "ST-DAC, 2 STN", "DAC*", "DEC" … as the tables have it, or as the file has it. dataset: "mnist" or
-    "MNIST". metric: "acc", "nmi" or "ari".
+    "MNIST". metric: "acc", "nmi" or "ari". epoch: the mean after that epoch, read off a figure; None: the final value.
     """
     method, dataset = label.replace(", ", "+").replace(" STN", "STN"), DATASETS.get(dataset, dataset)
+    name = metric.upper() + ("" if epoch is None else f" at epoch {epoch}")
     for row in rows():
-        if (row["method"], row["dataset"], row["metric"]) == (method, dataset, metric.upper()):
+        if (row["method"], row["dataset"], row["metric"]) == (method, dataset, name):
             return Published(float(row["mean"]), float(row["std"]) if row["std"] else None, row["source"])
     return None
 

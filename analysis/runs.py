@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +11,41 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
-from stdac.record import METRICS, TrialFolder
+from stdac.record import METRICS, TrialFolder, metrics_table
 from stdac.trial import SCHEMA_VERSION, canonical_json
 
 SETTINGS = ("n_clusters", "epochs", "limit", "image_size")
 """What of a Trial is not a column of METRICS."""
 
-ROWS = pa.schema([*METRICS, *((name, pa.int64()) for name in SETTINGS)])
-"""METRICS and SETTINGS; limit and image_size are null where the trial has none, n_clusters is null where unknown."""
+ROWS = pa.schema([*METRICS, *((name, pa.int64()) for name in SETTINGS), ("finished", pa.bool_())])
+"""METRICS, SETTINGS (limit and image_size are null where the trial has none, n_clusters is null where unknown), and
+whether the row's trial is finished."""
 
 
-def read_metrics(path: Path) -> pa.Table:
-    """All rows of the finished trials at `path`, a ROWS table; unfinished trials and losing attempts are left out.
+def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
+    """All rows of the finished trials at `path`, a ROWS table; losing attempts are left out.
 
-    path: a run folder, the folder of one trial, a folder with a collected metrics.parquet, or such a file. Raises
-    StdacError where it is none of these, no trial is finished, or the rows are of another schema version.
+    path: a run folder, the folder of one trial, a folder with a collected metrics.parquet, or such a file. unfinished:
+    also the rows so far of trials that are not finished, from their checkpoints. Raises StdacError where it is none of
+    these, there are no such rows, or they are of another schema version.
     """
-    if path.is_file():
-        return read_collected(path)
-    folders = trial_folders(path)
-    if not folders and (path / "metrics.parquet").is_file():
-        return read_collected(path / "metrics.parquet")
-    if not folders and not (path / "trials").is_dir():
+    collected = path if path.is_file() else path / "metrics.parquet"
+    folders = [] if path.is_file() else trial_folders(path)
+    if folders:
+        tables = (read_trial(folder, folder.trial(), unfinished=unfinished) for folder in folders)
+        table = pa.concat_tables([ROWS.empty_table(), *(rows for rows in tables if rows is not None)])
+    elif collected.is_file():
+        table = read_collected(collected)
+        table = table if unfinished else table.filter(table["finished"])
+    elif (path / "trials").is_dir():
+        table = ROWS.empty_table()
+    else:
         raise StdacError(f"{path} is not a run: expected a folder with trials/ or metrics.parquet; check the path")
-    tables = [table for folder in folders if (table := read_trial(folder)) is not None]
-    if not tables:
-        raise StdacError(
-            f"{path} has no finished trial among its {len(folders)}: launch the run and wait for the first"
-        )
-    return pa.concat_tables(tables)
+    if not len(table):
+        lacking = "no trial with a scored epoch" if unfinished else "no finished trial"
+        hint = "" if unfinished else ", or take the epochs so far (--unfinished)"
+        raise StdacError(f"{path} has {lacking}: launch the run and wait for the first{hint}")
+    return table
 
 
 def trial_folders(path: Path) -> list[TrialFolder]:
@@ -55,11 +62,26 @@ def finished(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
             yield folder.trial(), folder.path / f"attempt-{done['attempt']}"
 
 
-def read_trial(folder: TrialFolder) -> pa.Table | None:
-    """The rows of one trial, a ROWS table, or None where it is not finished."""
-    for trial, attempt in finished(folder.path):
-        return with_settings(read_rows(attempt / "metrics.parquet"), [trial[name] for name in SETTINGS])
-    return None
+def read_trial(folder: TrialFolder, trial: Mapping[str, Any], *, unfinished: bool = False) -> pa.Table | None:
+    """The rows of one trial, a ROWS table; of one that is not finished those so far if asked for, else None.
+
+    trial: its trial.json.
+    """
+    rows = checkpoint_rows(folder) if unfinished and folder.done() is None else []
+    done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
+    if done is not None:
+        return with_settings(read_rows(folder.path / f"attempt-{done['attempt']}" / "metrics.parquet"), trial, True)
+    return with_settings(metrics_table(rows), trial, False) if rows else None
+
+
+def checkpoint_rows(folder: TrialFolder) -> list[dict[str, Any]]:
+    """The rows in a trial's newest checkpoint that can be read, METRICS as plain values; its tensors are not read."""
+    import torch
+
+    for path in folder.checkpoints():
+        with suppress(Exception):  # torch raises whatever a damaged archive makes it stumble over
+            return list(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["rows"])
+    return []
 
 
 def read_rows(path: Path) -> pa.Table:
@@ -71,25 +93,28 @@ def read_rows(path: Path) -> pa.Table:
         raise StdacError(
             f"cannot read {path} as Parquet ({reason}): run that trial again, or check the path"
         ) from error
-    versions = set(table["schema_version"].to_pylist()) if "schema_version" in table.column_names else {None}
+    names = set(table.column_names)
+    versions = set(table["schema_version"].to_pylist()) if "schema_version" in names else {None}
     if versions - {SCHEMA_VERSION}:
         got = ", ".join(sorted(map(str, versions)))
         raise StdacError(
             f"{path} has rows of schema version {got}, expected {SCHEMA_VERSION}: use the stdac that wrote it"
         )
-    missing = [name for name in METRICS.names if name not in table.column_names]
+    missing = [name for name in METRICS.names if name not in names]
     if missing:
         raise StdacError(f"{path} lacks the columns {', '.join(missing)}: expected a file that stdac wrote")
-    extra = [name for name in SETTINGS if name in table.column_names]
-    return table.select([*METRICS.names, *extra]).cast(pa.schema([ROWS.field(n) for n in (*METRICS.names, *extra)]))
+    schema = pa.schema([field for field in ROWS if field.name in names])
+    return table.select(schema.names).cast(schema)
 
 
 def read_collected(path: Path) -> pa.Table:
-    """A ROWS table from a collected file, with the settings restored where the file has only METRICS."""
+    """A ROWS table from a collected file; one of METRICS alone is of finished trials, whose settings are restored."""
     table = read_rows(path)
+    if "finished" not in table.column_names:
+        table = table.append_column(ROWS.field("finished"), pa.array([True] * len(table), pa.bool_()))
     if set(SETTINGS) <= set(table.column_names):
         return table.select(ROWS.names)
-    rows = table.select(METRICS.names).to_pylist()
+    rows = table.to_pylist()
     trials: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         trials.setdefault(row["trial_id"], []).append(row)
@@ -112,8 +137,8 @@ def trial_id(trial: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(trial).encode()).hexdigest()[:16]
 
 
-def with_settings(table: pa.Table, settings: list[int | None]) -> pa.Table:
-    """The table with SETTINGS as constant columns."""
-    for name, value in zip(SETTINGS, settings, strict=True):
-        table = table.append_column(ROWS.field(name), pa.array([value] * len(table), pa.int64()))
+def with_settings(table: pa.Table, trial: Mapping[str, Any], finished: bool) -> pa.Table:
+    """A METRICS table of one trial as a ROWS table."""
+    for name, value in {**{name: trial[name] for name in SETTINGS}, "finished": finished}.items():
+        table = table.append_column(ROWS.field(name), pa.array([value] * len(table), ROWS.field(name).type))
     return table

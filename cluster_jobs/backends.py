@@ -102,8 +102,8 @@ def on_this_machine(why: str, request: Request) -> Backend:
 
 def on_ray(why: str, request: Request) -> Backend:
     """Workers as Tune trials on the nodes of a Ray cluster."""
-    gpu = local.uses_gpu(request.options.device)
-    at_once = request.workers or local.default_workers(request.options.device) * request.nodes
+    gpu = local.uses_gpu(request.options.device) and not request.simulate
+    at_once = request.workers or request.nodes * places_of_node(request, gpu)
 
     def start(tick: Tick, say: Callable[[str], None]) -> None:
         ray_tune.run_workers(
@@ -118,6 +118,13 @@ def on_ray(why: str, request: Request) -> Backend:
         )
 
     return Backend("ray", why, at_once, gpu, start, lambda: detach(request.run))
+
+
+def places_of_node(request: Request, gpu: bool) -> int:
+    """Trials at a time on a node of a Ray cluster, if it is like this machine, or a simulated part of it."""
+    if request.simulate:
+        return max(1, local.cores() // request.nodes)
+    return local.default_workers(request.options.device) * (request.trials_per_gpu if gpu else 1)
 
 
 def on_slurm(why: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
@@ -153,7 +160,7 @@ def drive(ledger: Ledger, backend: Backend, display: Display) -> None:
     """Run workers until every trial is done or failed, or the run is cancelled; wait for those that others are at."""
     while not ledger.cancelled():
         backend.start(display.tick, display.say)
-        while (states := {status.state for status in ledger.statuses()}) and "running" in states:
+        while "running" in (states := set(ledger.states().values())):
             if "waiting" in states or ledger.cancelled():
                 break
             display.tick()
@@ -181,15 +188,14 @@ def detach(run: Path) -> None:
 
 def cancel(ledger: Ledger) -> str:
     """Stop every worker of a run, and wait until they have given their leases back; what was done, in a sentence."""
-    if not any(status.state in ("waiting", "running") for status in ledger.statuses()):
+    if not ledger.count("waiting", "running"):
         return f"nothing to cancel: no trial of {ledger.path} is left"
     ledger.cancel()
     jobs = slurm.cancel(ledger.path)
     deadline = time.monotonic() + CANCEL_S
-    while (running := sum(s.state == "running" for s in ledger.statuses())) and time.monotonic() < deadline:
+    while (running := ledger.count("running")) and time.monotonic() < deadline:
         time.sleep(0.5)
-    statuses = ledger.statuses()
-    open_trials = sum(status.state in ("waiting", "running") for status in statuses)
+    open_trials = ledger.count("waiting", "running")
     words = [f"{jobs} SLURM jobs cancelled"] if jobs else []
     words += [f"{running} trials still run and will stop at their next step"] if running else []
     words += [f"{open_trials} trials are left: stdac-grid launch goes on with them"]

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.runs import ROWS
 from cluster_jobs.ledger import TRIALS
 from stdac.record import METRICS
 from stdac.trial import SCHEMA_VERSION, canonical_json
@@ -102,9 +103,9 @@ def read_table(data: bytes) -> pa.Table:
 
 
 def check_rows(path: Path, trial_id: str | None = None) -> None:
-    """A METRICS file with at most one row a key, all of them of `trial_id` if given."""
+    """A file with at most one row a key: of METRICS and all of `trial_id` if that is given, else a collected one."""
     table = parsed(path, read_table, "a Parquet file")
-    if not table.schema.equals(METRICS):
+    if not any(table.schema.equals(schema) for schema in ([METRICS] if trial_id is not None else [METRICS, ROWS])):
         raise Damaged("has columns of another schema")
     columns = ("trial_id", "phase", "epoch", "schema_version")
     keys = list(zip(*(table[name].to_pylist() for name in columns), strict=True))

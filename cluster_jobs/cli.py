@@ -14,6 +14,13 @@ if TYPE_CHECKING:
 
 HOURS_TO_CONFIRM = 3.0
 RUN = click.argument("run", type=click.Path(path_type=Path))
+PAUSE_AFTER = click.option(
+    "--pause-after",
+    type=click.IntRange(1),
+    metavar="EPOCH",
+    help="Leave every trial at its checkpoint of that epoch; without it, the next launch goes on.",
+)
+UNFINISHED = click.option("--unfinished", is_flag=True, help="Also the epochs so far of trials that are not done.")
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -92,6 +99,7 @@ def slurm_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
 @click.option("--keep", type=click.Choice(["all", "metrics"]), default="all", help="What a done trial leaves.")
+@PAUSE_AFTER
 @click.option("--detach", is_flag=True, help="Return at once; status, logs and cancel look after the run.")
 @click.option("--yes", is_flag=True, help="Do not ask before hours of computing.")
 @slurm_options
@@ -106,6 +114,7 @@ def launch(
     device: str,
     data_dir: Path | None,
     keep: str,
+    pause_after: int | None,
     detach: bool,
     yes: bool,
     **slurm: Any,
@@ -122,8 +131,8 @@ def launch(
     from stdac.words import duration
 
     loaded = load_grid(grid)
-    ledger = Ledger((out or Path("runs") / loaded.name).resolve())
-    options = Options(device, None, absolute(data_dir), keep)
+    ledger = Ledger((out or Path("runs") / loaded.name).resolve(), pause_after)
+    options = Options(device, None, absolute(data_dir), keep, pause_after)
     request = Request(ledger.path, options, nodes, workers, trials_per_gpu, simulate)
     chosen = choose(backend, request, slurm, loaded.slurm)
     hours = grid_estimate(loaded, chosen.gpu, chosen.at_once) / 3600
@@ -142,6 +151,7 @@ def launch(
         click.echo(f"trying {trial_id} again, which had failed", err=True)
     who = f"backend {chosen.name} ({chosen.why}), {chosen.at_once} at a time"
     click.echo(f"{len(loaded.trials)} trials in {ledger.path}, {who}", err=True)
+    del loaded  # of thousands of trials the driver needs no more than the ledger's ids
     if detach:
         chosen.detach()
         return
@@ -158,15 +168,17 @@ def absolute(path: Path | None) -> Path | None:
 def finish(ledger: Any) -> None:
     """Collect the rows, say what failed, and set the exit code."""
     ledger.collect()
-    statuses = ledger.statuses()
-    failed = [s for s in statuses if s.state == "failed"]
-    left = [s for s in statuses if s.state in ("waiting", "running")]
+    states = ledger.states()
+    failed = [ledger.status(trial_id) for trial_id, state in states.items() if state == "failed"]
+    left = sum(state in ("waiting", "running") for state in states.values())
     click.echo(f"results: stdac-grid results {ledger.path}", err=True)
     if ledger.cancelled():
-        raise StdacError(f"the run was cancelled, {len(left)} trials did not end: launch again to go on")
+        raise StdacError(f"the run was cancelled, {left} trials did not end: launch again to go on")
+    if paused := sum(state == "paused" for state in states.values()):
+        click.echo(f"{paused} trials are paused: launch without --pause-after to go on", err=True)
     if failed or left:
         first = f"; the first: {failed[0].detail['reason']} ({failed[0].detail['log']})" if failed else ""
-        raise StdacError(f"{len(failed)} trials failed and {len(left)} did not end{first}; launch again to retry")
+        raise StdacError(f"{len(failed)} trials failed and {left} did not end{first}; launch again to retry")
 
 
 @main.command()
@@ -177,6 +189,7 @@ def finish(ledger: Any) -> None:
 @click.option("--threads", type=click.IntRange(1), help="CPU threads of a process; its share if not given.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
 @click.option("--keep", type=click.Choice(["all", "metrics"]), default="all", help="What a done trial leaves.")
+@PAUSE_AFTER
 @click.option("--grace", type=click.IntRange(0), default=60, help="Seconds after SIGUSR2 to wait for checkpoints.")
 def work(
     run: Path,
@@ -186,6 +199,7 @@ def work(
     threads: int | None,
     data_dir: Path | None,
     keep: str,
+    pause_after: int | None,
     grace: int,
 ) -> None:
     """Work at RUN on this machine until no trial is waiting: start it by hand, or by any batch system.
@@ -198,14 +212,15 @@ def work(
     from cluster_jobs.local import work_here
     from cluster_jobs.worker import Options
 
-    ledger = Ledger(run.resolve())
+    ledger = Ledger(run.resolve(), pause_after)
     if grid is not None:
         loaded = load_grid(grid)
         ledger.plan(loaded.trials, loaded.text)
     if ledger.cancelled():
         raise StdacError(f"{run} was cancelled: `stdac-grid retry {run}` lets workers take its trials again")
-    done, failed = work_here(ledger, workers, Options(device, threads, absolute(data_dir), keep), grace)
-    if all(status.state in ("done", "failed") for status in ledger.statuses()):
+    options = Options(device, threads, absolute(data_dir), keep, pause_after)
+    done, failed = work_here(ledger, workers, options, grace)
+    if not ledger.count("waiting", "running"):
         ledger.collect()
     click.echo(f"{done} trials done here, {failed} failed")
     if failed:
@@ -287,17 +302,29 @@ def doctor(run: Path, mend: bool) -> None:
 @RUN
 @click.option("--markdown", is_flag=True, help="As a Markdown table.")
 @click.option("--figures", type=click.Path(path_type=Path), help="Also write the figures into this folder.")
-def results(run: Path, markdown: bool, figures: Path | None) -> None:
+@UNFINISHED
+def results(run: Path, markdown: bool, figures: Path | None, unfinished: bool) -> None:
     """Print mean ± std (n) of every cell of RUN beside the published value."""
+    from analysis.cells import results as cells_of
     from analysis.figures import write_figures
     from analysis.runs import read_metrics
     from analysis.table import format_results
-    from analysis.table import results as cells_of
 
-    click.echo(format_results(cells_of(read_metrics(run)), markdown=markdown))
+    click.echo(format_results(cells_of(read_metrics(run, unfinished=unfinished)), markdown=markdown))
     if figures is not None:
-        for path in write_figures(run, figures):
+        for path in write_figures(run, figures, unfinished=unfinished):
             click.echo(f"wrote {path}", err=True)
+
+
+@main.command("report")
+@RUN
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The file; RUN/report.html if not given.")
+@UNFINISHED
+def report_command(run: Path, out: Path | None, unfinished: bool) -> None:
+    """Write one HTML file that shows RUN: table, curves, transformers, where it ran, and how to repeat it."""
+    from analysis.report import write_report
+
+    click.echo(write_report(run, out, unfinished=unfinished))
 
 
 @main.command()
@@ -315,11 +342,12 @@ def best(run: Path, method: str) -> None:
 
 @main.command()
 @RUN
-def collect(run: Path) -> None:
+@UNFINISHED
+def collect(run: Path, unfinished: bool) -> None:
     """Write RUN/metrics.parquet with the rows of all done trials."""
     from cluster_jobs.ledger import Ledger
 
-    click.echo(Ledger(run).collect())
+    click.echo(Ledger(run).collect(unfinished=unfinished))
 
 
 @main.command()

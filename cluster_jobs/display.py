@@ -3,18 +3,20 @@
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import click
 import pyarrow.parquet as pq
 
-from cluster_jobs.ledger import Ledger, Status
+from cluster_jobs.ledger import Ledger, State, Status
 from stdac.record import RENEW_S
 from stdac.words import duration
 
 PLAIN_EVERY_S = 60.0
 WATCH_EVERY_S = 2.0
+LOOK_S = 1.0
 LISTED = 60
 
 
@@ -31,37 +33,52 @@ def elapsed(status: Status) -> float:
     return max(0.0, now - datetime.fromisoformat(status.detail["began"]).timestamp())
 
 
-def eta_seconds(trials: dict[str, dict[str, Any]], statuses: list[Status]) -> float | None:
-    """Seconds until the run is done, from the mean time of its done trials by kind; None before the first is done."""
-    taken: dict[str, list[float]] = defaultdict(list)
-    for status in statuses:
-        if status.state == "done":
-            taken[kind(trials[status.trial_id])].append(status.detail["seconds"])
-    if not taken:
-        return None
-    means = {name: sum(times) / len(times) for name, times in taken.items()}
-    typical = sum(means.values()) / len(means)
-    left = 0.0
-    for status in statuses:
-        if status.state in ("waiting", "running"):
-            whole = means.get(kind(trials[status.trial_id]), typical)
-            spent = elapsed(status) if status.state == "running" else 0.0
-            left += max(whole - spent, 0.1 * whole)
-    workers = max(1, sum(status.state == "running" for status in statuses))
-    return left / workers
-
-
 def kind(trial: dict[str, Any]) -> str:
     """Trials of one kind take about equally long."""
     return f"{trial['method']} {trial['dataset']} {trial['params'].get('stn')} {trial['epochs']}"
 
 
-def summary(trials: dict[str, dict[str, Any]], statuses: list[Status]) -> str:
+class Pace:
+    """How long trials of each kind take, and how many are left of each: what the time left is guessed from."""
+
+    def __init__(self) -> None:
+        self.kinds: dict[str, str] = {}  # of the trials that have not ended
+        self.left: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def add(self, trial_id: str, trial: dict[str, Any]) -> None:
+        """Note a planned trial."""
+        self.kinds[trial_id] = what = sys.intern(kind(trial))
+        self.left[what] += 1
+
+    def end(self, status: Status) -> None:
+        """Note a trial that is done or failed, once."""
+        what = self.kinds.pop(status.trial_id)
+        self.left[what] -= 1
+        if status.state == "done":
+            self.ended[what] += 1
+            self.seconds[what] += status.detail["seconds"]
+
+    def seconds_left(self, running: Sequence[Status]) -> float | None:
+        """Seconds until the run is done, by the mean times of its done trials; None before the first is done."""
+        means = {what: self.seconds[what] / count for what, count in self.ended.items()}
+        if not means:
+            return None
+        typical = sum(means.values()) / len(means)
+        left = sum(means.get(what, typical) * count for what, count in self.left.items())
+        for status in running:
+            left -= min(elapsed(status), 0.9 * means.get(self.kinds.get(status.trial_id, ""), typical))
+        return left / max(1, len(running))
+
+
+def summary(states: Iterable[State], pace: Pace, running: Sequence[Status]) -> str:
     """One line: how many trials are in which state, and the time left."""
-    counts = Counter(status.state for status in statuses)
-    words = [f"{counts['done']} of {len(statuses)} done"]
-    words += [f"{counts[state]} {state}" for state in ("running", "failed", "waiting") if counts[state]]
-    eta = eta_seconds(trials, statuses) if counts["running"] or counts["waiting"] else None
+    counts = Counter(states)
+    words = [f"{counts['done']} of {counts.total()} done"]
+    words += [f"{counts[state]} {state}" for state in ("running", "failed", "waiting", "paused") if counts[state]]
+    going_on = (counts["running"] or counts["waiting"]) and not counts["paused"]
+    eta = pace.seconds_left(running) if going_on else None
     return ", ".join(words) + (f", about {duration(eta)} left" if eta is not None else "")
 
 
@@ -73,8 +90,8 @@ def where(status: Status) -> str:
         return f"{duration(detail['seconds'])} on {host}{detail['device']}{interruptions(status)}"
     if status.state == "failed":
         return f"{detail['reason']} ({detail['log']})"
-    if status.state == "waiting":
-        return ""
+    if status.state in ("waiting", "paused"):
+        return f"after epoch {detail['epoch']}/{detail['epochs']}" if detail else ""
     progress = detail["progress"]
     epoch = f"{progress['phase']} epoch {progress['epoch']}/{progress['epochs']}" if progress else "starting"
     rate = f", {progress['images_per_s']:.0f} images/s" if progress else ""
@@ -100,11 +117,16 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
     from cluster_jobs.slurm_queue import summary as slurm_summary
 
     trials, statuses = ledger.trials(), ledger.statuses()
+    pace, running = Pace(), [status for status in statuses if status.state == "running"]
+    for status in statuses:
+        pace.add(status.trial_id, trials[status.trial_id])
+        if status.state in ("done", "failed"):
+            pace.end(status)
     shown = [s for s in statuses if show_all or len(statuses) <= LISTED or s.state in ("running", "failed")]
     lines = [f"{s.trial_id}  {s.state:<8} {label(trials[s.trial_id]):<42} {where(s)}".rstrip() for s in shown]
     if len(shown) < len(statuses):
         lines.append(f"({len(statuses) - len(shown)} trials that are done or waiting are not listed: --all)")
-    lines.append(summary(trials, statuses))
+    lines.append(summary((status.state for status in statuses), pace, running))
     queue = slurm_summary(ledger.path)
     if queue:
         lines.append(f"SLURM: {queue}")
@@ -118,7 +140,7 @@ def watch_report(ledger: Ledger, show_all: bool = False) -> None:
     while True:
         click.clear()
         click.echo(report(ledger, show_all))
-        states = {status.state for status in ledger.statuses()}
+        states = set(ledger.states().values())
         if not states & {"running", "waiting"} or (ledger.cancelled() and "running" not in states):
             return
         time.sleep(WATCH_EVERY_S)
@@ -132,14 +154,18 @@ def final_accuracy(ledger: Ledger, status: Status) -> float | None:
 
 
 class Display:
-    """Call `tick` now and then while a run goes on."""
+    """Call `tick` now and then while a run goes on. Of a trial it keeps what `label` calls it and its kind, no more."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger, self.trials = ledger, ledger.trials()
-        self.reported: set[str] = {s.trial_id for s in ledger.statuses() if s.state == "done"}
+    def __init__(self, ledger: Ledger, label: Callable[[dict[str, Any]], str] = label) -> None:
+        self.ledger, self.label = ledger, label
+        self.labels: dict[str, str] = {}
+        self.pace = Pace()
         self.said = time.monotonic()
         self.looked = 0.0
         self.live: Any = None
+        for trial_id, state in self.look().items():
+            if state == "done":
+                self.pace.end(ledger.status(trial_id))
 
     def __enter__(self) -> "Display":
         if sys.stderr.isatty():
@@ -154,26 +180,46 @@ class Display:
         self.tick(force=True)
         if self.live is not None:
             self.live.stop()
-        click.echo(summary(self.trials, self.ledger.statuses()), err=True)
+        click.echo(self.summary(self.look()), err=True)
+
+    def look(self) -> dict[str, State]:
+        """The states of all trials, of which another launch may have added some."""
+        states = self.ledger.states()
+        if len(states) > len(self.labels):
+            for trial_id, trial in self.ledger.trials().items():
+                if trial_id not in self.labels:
+                    self.labels[trial_id] = self.label(trial)
+                    self.pace.add(trial_id, trial)
+        return states
 
     def tick(self, force: bool = False) -> None:
         """Look at the run, at most once a second; report what ended since."""
-        if not force and time.monotonic() - self.looked < 1.0:
+        if not force and time.monotonic() - self.looked < LOOK_S:
             return
         self.looked = time.monotonic()
-        statuses = self.ledger.statuses()
-        for status in statuses:
-            if status.state in ("done", "failed") and status.trial_id not in self.reported:
-                self.reported.add(status.trial_id)
+        states = self.look()
+        for trial_id in [t for t in self.pace.kinds if states[t] in ("done", "failed")]:
+            status = self.ledger.status(trial_id)
+            if status.state in ("done", "failed"):
+                self.pace.end(status)
                 self.say(self.ended(status))
         if self.live is not None:
-            self.live.update(self.table(statuses))
+            self.live.update(self.table(states))
         elif time.monotonic() - self.said > PLAIN_EVERY_S:
-            self.say(summary(self.trials, statuses))
+            self.say(self.summary(states))
+
+    def running(self, states: Mapping[str, State]) -> list[Status]:
+        """Where those trials stand that run."""
+        found = (self.ledger.status(trial_id) for trial_id, state in states.items() if state == "running")
+        return [status for status in found if status.state == "running"]
+
+    def summary(self, states: Mapping[str, State]) -> str:
+        """One line."""
+        return summary(states.values(), self.pace, self.running(states))
 
     def ended(self, status: Status) -> str:
         """The line about a trial that is over."""
-        text = f"{label(self.trials[status.trial_id]):<42}"
+        text = f"{self.labels[status.trial_id]:<42}"
         if status.state == "failed":
             return f"{text} FAILED: {where(status)}"
         accuracy = final_accuracy(self.ledger, status)
@@ -187,15 +233,16 @@ class Display:
         else:
             click.echo(line, err=True)
 
-    def table(self, statuses: list[Status]) -> Any:
+    def table(self, states: Mapping[str, State]) -> Any:
         """The live table: a bar for the run, a line for each running trial."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
-        done = sum(status.state == "done" for status in statuses)
-        table.add_row(ProgressBar(total=len(statuses), completed=done, width=40), summary(self.trials, statuses))
-        for status in statuses:
-            if status.state == "running":
-                table.add_row(label(self.trials[status.trial_id]), where(status))
+        running = self.running(states)
+        done = sum(state == "done" for state in states.values())
+        bar = ProgressBar(total=len(states), completed=done, width=40)
+        table.add_row(bar, summary(states.values(), self.pace, running))
+        for status in running:
+            table.add_row(self.labels[status.trial_id], where(status))
         return table

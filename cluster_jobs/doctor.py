@@ -134,7 +134,7 @@ class Examination:
     def replan(self, path: Path, trials: dict[str, dict[str, Any]]) -> None:
         """Put a part of the plan aside and write one with `trials`."""
         self.put_aside(path)
-        link_once(path, trials_parquet(trials))
+        link_once(path, trials_parquet(trials.items()))
 
     # the trials
 

@@ -6,20 +6,25 @@ each made once by `link()`, so that two launches at the same time lose nothing o
 
 import io
 import json
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from analysis.runs import ROWS, read_trial
 from stdac.errors import StdacError
-from stdac.files import file_system_time, link_once, whole
-from stdac.record import METRICS, TrialFolder
+from stdac.files import file_system_time, link_once, read_json, whole
+from stdac.record import TrialFolder
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
-State = Literal["done", "running", "failed", "waiting"]
+State = Literal["done", "running", "failed", "waiting", "paused"]
+AT_ONCE = 500  # trials whose rows are in memory at the same time
 
 TRIALS = pa.schema(
     [
@@ -37,20 +42,46 @@ PART = re.compile(r"trials(?:-(\d+))?\.parquet")
 
 
 class Status(NamedTuple):
-    """Where one trial stands. detail: done.json, the running attempt's lease and progress, or the failure's reason."""
+    """Where one trial stands.
+
+    detail: done.json, the running attempt's lease and progress, the failure's reason, or of what waits or is paused the
+    epoch that its checkpoint holds, if any.
+    """
 
     trial_id: str
     state: State
     detail: dict[str, Any]
 
 
-class Ledger:
-    """The run folder at `path`. Any number of processes may have one open: it remembers only what is final."""
+class Planned(Mapping[str, dict[str, Any]]):
+    """The planned trials in order, id -> JSON, kept as text and parsed when asked for: a grid may have thousands."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._done: dict[str, Status] = {}
-        self._planned: dict[Path, dict[str, dict[str, Any]]] = {}
+    def __init__(self, texts: dict[str, str]) -> None:
+        self.texts = texts
+
+    def __getitem__(self, trial_id: str) -> dict[str, Any]:
+        trial: dict[str, Any] = json.loads(self.texts[trial_id])
+        return trial
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+class Ledger:
+    """The run folder at `path`. Any number of processes may have one open: it remembers only what is final, and little.
+
+    pause_after: for who looks through this ledger, a trial is "paused" that would wait and whose checkpoint holds so
+    many epochs: nothing is to be done for it.
+    """
+
+    def __init__(self, path: Path, pause_after: int | None = None) -> None:
+        self.path, self.pause_after = path, pause_after
+        self._done: set[str] = set()
+        self._ids: dict[str, None] = {}
+        self._parts: set[Path] = set()
 
     def exists(self) -> bool:
         """Whether a run was planned here."""
@@ -71,15 +102,16 @@ class Ledger:
             raise StdacError(
                 f"cannot make the run folder {self.path}: {error.strerror}; choose another --out"
             ) from error
-        planned = {trial.id: trial.to_json() for trial in trials}
+        planned = {trial.id: trial for trial in trials}
         while True:
-            earlier = self.trials() if self.exists() else {}
-            new = {trial_id: trial for trial_id, trial in planned.items() if trial_id not in earlier}
+            earlier = dict.fromkeys(self.ids() if self.exists() else ())
+            new = [trial_id for trial_id in planned if trial_id not in earlier]
             if not new:
                 return [trial_id for trial_id in earlier if trial_id not in planned]
             number = max(self.parts(), default=0) + 1
             suffix = f"-{number}" if number > 1 else ""
-            if link_once(self.path / f"trials{suffix}.parquet", trials_parquet(new)):
+            part = trials_parquet((trial_id, planned[trial_id].to_json()) for trial_id in new)
+            if link_once(self.path / f"trials{suffix}.parquet", part):
                 link_once(self.path / f"grid{suffix}.toml", grid_text.encode())
 
     def parts(self) -> dict[int, Path]:
@@ -87,24 +119,31 @@ class Ledger:
         found = ((PART.fullmatch(path.name), path) for path in self.path.glob("trials*.parquet"))
         return dict(sorted((int(match[1] or 1), path) for match, path in found if match))
 
-    def trials(self) -> dict[str, dict[str, Any]]:
-        """Planned trials: id -> its JSON, in order. Raises StdacError for a folder that is no run of this version."""
-        if not self.exists():
+    def ids(self) -> list[str]:
+        """The planned trials' ids, in order. Raises StdacError for a folder that is no run of this version."""
+        for path in self._found_parts():
+            if path not in self._parts:
+                self._ids |= dict.fromkeys(read_part(path, "trial_id")[0])
+                self._parts.add(path)
+        return list(self._ids)
+
+    def trials(self) -> Planned:
+        """The planned trials, as they are now. Raises StdacError as `ids` does."""
+        parts = (read_part(path, "trial_id", "trial") for path in self._found_parts())
+        return Planned({trial_id: text for ids, texts in parts for trial_id, text in zip(ids, texts, strict=True)})
+
+    def _found_parts(self) -> Iterable[Path]:
+        found = self.parts().values()
+        if not found:
             raise StdacError(f"{self.path} is not a run folder: it has no trials.parquet; stdac-grid launch makes one")
-        for path in self.parts().values():
-            if path not in self._planned:
-                self._planned[path] = {row["trial_id"]: json.loads(row["trial"]) for row in read_part(path)}
-        return {trial_id: trial for part in self._planned.values() for trial_id, trial in part.items()}
+        return found
 
     def status(self, trial_id: str) -> Status:
         """Where one trial stands."""
-        if trial_id in self._done:
-            return self._done[trial_id]
         folder = self.folder(trial_id)
         done = folder.done()
         if done is not None:
-            self._done[trial_id] = Status(trial_id, "done", done)
-            return self._done[trial_id]
+            return Status(trial_id, "done", done)
         holder = folder.holder()
         if holder is not None:
             clock = {"now": file_system_time(self.path), "silence": folder.silence(holder["attempt"])}
@@ -113,15 +152,38 @@ class Ledger:
         if error is not None:
             reason = error.partition("\n")[0]
             return Status(trial_id, "failed", {"reason": reason, "log": str(folder.path / "error.txt")})
-        return Status(trial_id, "waiting", {})
+        saved = saved_epoch(folder)
+        paused = self.pause_after is not None and saved.get("epoch", 0) >= self.pause_after
+        return Status(trial_id, "paused" if paused else "waiting", saved)
 
     def statuses(self) -> list[Status]:
         """Where every trial stands, in order."""
-        return [self.status(trial_id) for trial_id in self.trials()]
+        return [self.status(trial_id) for trial_id in self.ids()]
+
+    def state(self, trial_id: str) -> State:
+        """In which state one trial is; that it is done is remembered."""
+        if trial_id in self._done:
+            return "done"
+        state = self.status(trial_id).state
+        if state == "done":
+            self._done.add(trial_id)
+        return state
+
+    def states(self) -> dict[str, State]:
+        """In which state every trial is, in order. Of thousands only those are looked at that were begun, not done."""
+        begun: set[str] = set()
+        with suppress(OSError), os.scandir(self.path / "trials") as folders:
+            begun = {folder.name for folder in folders if folder.name not in self._done}
+        known = ((trial_id, trial_id in self._done or trial_id in begun) for trial_id in self.ids())
+        return {trial_id: self.state(trial_id) if found else "waiting" for trial_id, found in known}
+
+    def count(self, *states: State) -> int:
+        """How many trials are in one of these states."""
+        return sum(state in states for state in self.states().values())
 
     def retry(self) -> list[str]:
         """Forget all failures; returns the ids of the trials that will run again."""
-        failed = [s.trial_id for s in self.statuses() if s.state == "failed"]
+        failed = [trial_id for trial_id, state in self.states().items() if state == "failed"]
         for trial_id in failed:
             self.folder(trial_id).forgive()
         return failed
@@ -153,42 +215,56 @@ class Ledger:
             raise StdacError(f"{self.path} has no done {method} trial with a loss and a model: launch its grid first")
         return min(losses, key=losses.__getitem__)
 
-    def collect(self) -> Path:
-        """Write RUN/metrics.parquet: the rows of all done trials, sorted by trial, phase and epoch."""
-        tables = [METRICS.empty_table()]
-        for trial_id in sorted(self.trials()):
-            done = self.folder(trial_id).done()
-            if done is not None:
-                path = self.folder(trial_id).path / f"attempt-{done['attempt']}" / "metrics.parquet"
-                tables.append(pq.read_table(path, schema=METRICS))
+    def collect(self, *, unfinished: bool = False) -> Path:
+        """Write RUN/metrics.parquet, an `analysis.runs.ROWS` file: the rows of all done trials, by trial, phase, epoch.
+
+        unfinished: also the rows so far of trials that are not done, from their newest checkpoints.
+        """
+        trials = self.trials()
+        tables = (read_trial(self.folder(name), trials[name], unfinished=unfinished) for name in sorted(trials))
+        found = (rows for rows in tables if rows is not None)
         out = self.path / "metrics.parquet"
-        with whole(out) as file:
-            pq.write_table(pa.concat_tables(tables), file, compression="zstd")
+        with whole(out) as file, pq.ParquetWriter(file, ROWS, compression="zstd") as writer:
+            while group := list(islice(found, AT_ONCE)):
+                writer.write_table(pa.concat_tables(group))
         return out
 
 
-def trials_parquet(trials: dict[str, dict[str, Any]]) -> bytes:
-    """Trials as the bytes of a TRIALS Parquet file."""
-    rows = [
+def saved_epoch(folder: TrialFolder) -> dict[str, Any]:
+    """The epoch of the main phase that a trial's newest checkpoint is sure to hold, of how many; empty for none.
+
+    From what its attempt last said of it: the checkpoint, which is large, is not read, and may be a little newer.
+    """
+    with suppress(OSError, StdacError, IndexError, KeyError, TypeError):
+        progress = read_json(folder.checkpoints()[0].with_name("progress.json"))
+        if progress["saved"] > 0:
+            return {"epoch": progress["saved"], "epochs": progress["epochs"]}
+    return {}
+
+
+def trials_parquet(trials: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
+    """Trials, ids and JSON, as the bytes of a TRIALS Parquet file."""
+    rows = (
         {"trial_id": trial_id, **{k: t[k] for k in ("method", "dataset", "seed")}, "trial": canonical_json(t)}
-        for trial_id, t in trials.items()
-    ]
-    table = pa.Table.from_pylist([row | {"schema_version": SCHEMA_VERSION} for row in rows], schema=TRIALS)
+        for trial_id, t in trials
+    )
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    with pq.ParquetWriter(buffer, TRIALS, compression="zstd") as writer:
+        while group := [row | {"schema_version": SCHEMA_VERSION} for row in islice(rows, AT_ONCE)]:
+            writer.write_table(pa.Table.from_pylist(group, schema=TRIALS))
     return buffer.getvalue()
 
 
-def read_part(path: Path) -> list[dict[str, Any]]:
-    """The rows of a TRIALS file. Raises StdacError where it is damaged or of another schema version."""
+def read_part(path: Path, *columns: str) -> list[list[str]]:
+    """Columns of a TRIALS file. Raises StdacError where it is damaged or of another schema version."""
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        table = pq.read_table(path, columns=[*columns, "schema_version"])
     except (pa.ArrowInvalid, OSError) as error:
         raise StdacError(f"{path} is damaged ({error}): move it away and launch its grid again") from error
-    versions = {row.get("schema_version") for row in rows} - {SCHEMA_VERSION}
+    versions = set(table["schema_version"].unique().to_pylist()) - {SCHEMA_VERSION}
     if versions:
         raise StdacError(
             f"{path.parent} has schema version {versions.pop()}, this stdac reads {SCHEMA_VERSION}: "
             "use the stdac that wrote it, or choose another --out"
         )
-    return rows
+    return [table[name].to_pylist() for name in columns]

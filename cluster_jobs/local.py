@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from cluster_jobs.ledger import Ledger
@@ -31,11 +32,14 @@ class Workers:
     On the CPU each gets its share of the cores: on two cores two workers of one thread finish a grid sooner than one
     of two (6.8 against 7.9 minutes an epoch of ST-DAC on MNIST with 2 STN, measured on two Zen 4 cores). gpus: how many
     GPUs there are to share out in turn; with one or none every process sees what this one sees.
+
+    torch.compile keeps what it has compiled in TORCHINDUCTOR_CACHE_DIR, by default a folder of the user's below TMPDIR:
+    all workers of a node share it, of whatever run, and each compiles with as many processes as it has threads.
     """
 
     def __init__(self, run: Path, workers: int, options: Options, *, gpus: int = 0) -> None:
         self.run, self.workers, self.options, self.gpus = run.resolve(), workers, options, gpus
-        self.ledger = Ledger(self.run)
+        self.ledger = Ledger(self.run, options.pause_after)
         self.threads = options.threads or max(1, cores() // workers)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.leaving = False
@@ -47,20 +51,24 @@ class Workers:
 
     def start(self, slot: int) -> None:
         """Start the worker of a slot."""
-        options = Options(self.options.device, self.threads, self.options.data_dir, self.options.keep)
+        options = replace(self.options, threads=self.threads)
         command = [sys.executable, "-m", "cluster_jobs.worker", str(self.run), *options.words()]
-        environment = os.environ | {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": import_path()}
-        environment |= {"STDAC_LOG": self.log(slot), "STDAC_JOB": job_id() or "", "STDAC_SUPERVISOR": str(os.getpid())}
-        environment |= visible_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
         path = self.run / self.log(slot)
         try:
             path.parent.mkdir(exist_ok=True)
             with open(path, "ab") as log:
                 self.processes[slot] = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment(slot)
                 )
         except OSError as error:
             raise refusal(error, path) from error
+
+    def environment(self, slot: int) -> dict[str, str]:
+        """The environment of a slot's worker: this process's, with CUDA_MPS_PIPE_DIRECTORY and the like as they are."""
+        environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(self.threads)} | os.environ
+        environment |= {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": import_path()}
+        environment |= {"STDAC_LOG": self.log(slot), "STDAC_JOB": job_id() or "", "STDAC_SUPERVISOR": str(os.getpid())}
+        return environment | visible_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
     def watch(self, tick: Callable[[], None] = lambda: None) -> None:
         """Run until no trial is left to claim, calling `tick` meanwhile; on any exit end all processes.
@@ -83,14 +91,13 @@ class Workers:
                     self.note_end(slot, process.returncode)
         free = [slot for slot in range(self.workers) if slot not in self.processes]
         if free and not self.leaving and not self.ledger.cancelled():
-            waiting = sum(status.state == "waiting" for status in self.ledger.statuses())
-            for slot in free[:waiting]:
+            for slot in free[: self.ledger.count("waiting")]:
                 self.start(slot)
         return bool(self.processes)
 
     def note_end(self, slot: int, code: int) -> None:
         """Tell a worker that died at its trial, which is replaced, from one that cannot run at all."""
-        done = sum(status.state == "done" for status in self.ledger.statuses())
+        done = self.ledger.count("done")
         if code == 0 or done > self._done:
             self._faults = self._deaths = 0
         self._done = done
@@ -143,19 +150,19 @@ def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) ->
     leave = threading.Event()
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGUSR2, lambda *_: leave.set())
-    before = {s.trial_id for s in ledger.statuses() if s.state in ("done", "failed")}
+    before = ledger.states()
     supervisor = Workers(ledger.path, workers, options)
 
     def tick() -> None:
         if leave.is_set() and not supervisor.leaving:
             supervisor.leave(grace_s)
-            if os.environ.get("SLURM_JOB_ID") and any(s.state in ("waiting", "running") for s in ledger.statuses()):
+            if os.environ.get("SLURM_JOB_ID") and ledger.count("waiting", "running"):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which SLURM ends what is queued again
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
 
     supervisor.watch(tick)
-    after = [s for s in ledger.statuses() if s.trial_id not in before]
-    return sum(s.state == "done" for s in after), sum(s.state == "failed" for s in after)
+    ended = [state for trial_id, state in ledger.states().items() if before.get(trial_id) != state]
+    return ended.count("done"), ended.count("failed")
 
 
 def job_id() -> str | None:

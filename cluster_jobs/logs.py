@@ -20,7 +20,7 @@ MARK = re.compile(rb"trial ([0-9a-f]{16}) attempt ([0-9]+) (.*)", re.DOTALL)
 
 def resolve(ledger: Ledger, prefix: str) -> str:
     """The id of the planned trial that begins with `prefix`. Raises StdacError where none or several do."""
-    ids = list(ledger.trials())
+    ids = ledger.ids()
     matches = [trial_id for trial_id in ids if trial_id.startswith(prefix)]
     if len(matches) == 1:
         return matches[0]

@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
@@ -25,7 +26,7 @@ from ray.cluster_utils import Cluster
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from cluster_jobs.ledger import Ledger, Status
+from cluster_jobs.ledger import Ledger, State
 from cluster_jobs.local import Workers, cores
 from cluster_jobs.ray_tune import Job, answers, remove
 from cluster_jobs.worker import end_with_parent
@@ -154,11 +155,12 @@ class Units(Searcher):  # type: ignore[misc]
     def __init__(self, job: Job, nodes: Nodes, tell: Tell, stop: threading.Event) -> None:
         super().__init__()
         self.job, self.nodes, self.tell, self.stop = job, nodes, tell, stop
-        self.ledger = Ledger(Path(job.run))
         self.options = job.options()
+        self.ledger = Ledger(Path(job.run), self.options.pause_after)
         self.error: str | None = None
         self._look_at = 0.0
-        self._statuses: list[Status] = []
+        self._counts: Counter[State] = Counter()
+        self._running: list[str] = []
         self._progress: set[Any] = set()
         self._units: dict[str, str | None] = {}  # Tune's id of a unit -> its node, once it has run for a moment
         self._faulty: set[str] = set()
@@ -187,9 +189,9 @@ class Units(Searcher):  # type: ignore[misc]
         room = self.nodes.gpus if self.on_gpu() else self.nodes.cpus // self.threads()
         return room if self.job.workers is None else min(room, -(-self.job.workers // self.processes()))
 
-    def count(self, *states: str) -> int:
-        """Trials in these states."""
-        return sum(status.state in states for status in self._statuses)
+    def count(self, *states: State) -> int:
+        """Trials that were in these states when last looked at."""
+        return sum(self._counts[state] for state in states)
 
     def over(self) -> bool:
         """Whether there is nothing left to do: all trials are over, or the launch is to end."""
@@ -197,7 +199,9 @@ class Units(Searcher):  # type: ignore[misc]
         if now >= self._look_at:
             with suppress(Exception):  # an answer that fails is not yet a head that is gone: `guard` knows
                 self.nodes.look()
-            self._statuses = self.ledger.statuses()
+            states = self.ledger.states()
+            self._counts = Counter(states.values())
+            self._running = [trial_id for trial_id, state in states.items() if state == "running"]
             self._look_at = time.monotonic() + max(LOOK_S, 5 * (time.monotonic() - now))
             if self.on_gpu() and not self.nodes.gpus and self.nodes.complete():
                 self.error = (
@@ -235,7 +239,7 @@ class Units(Searcher):  # type: ignore[misc]
 
     def lose(self, reason: str) -> None:
         """Count the loss of a unit; too many without any progress end the launch."""
-        progress = {progress_of(status) for status in self._statuses}
+        progress = self.progress()
         self._losses = 1 if progress - self._progress else self._losses + 1
         self._progress |= progress
         places = max(1, min(self.places(), self.count("waiting", "running")))
@@ -244,6 +248,13 @@ class Units(Searcher):  # type: ignore[misc]
         elif reason not in self._said:
             self._said.add(reason)
             self.tell("say", reason)
+
+    def progress(self) -> set[tuple[Any, ...]]:
+        """How many trials are over, and how far those are that run: anything new in it is progress."""
+        running = map(self.ledger.status, self._running)
+        places = ((status.trial_id, status.detail.get("progress") or {}) for status in running)
+        found = {(trial_id, place.get("phase"), place.get("epoch")) for trial_id, place in places}
+        return found | {("over", self.count("done", "failed", "paused"))}
 
 
 class Over(Stopper):  # type: ignore[misc]
@@ -259,12 +270,6 @@ class Over(Stopper):  # type: ignore[misc]
     def stop_all(self) -> bool:
         """Whether to end all."""
         return self.units.over()
-
-
-def progress_of(status: Status) -> tuple[Any, ...]:
-    """How far a trial is, for comparison only."""
-    progress = status.detail.get("progress") or {}
-    return (status.trial_id, status.state in ("done", "failed"), progress.get("phase"), progress.get("epoch"))
 
 
 def join_command(head: str) -> str:

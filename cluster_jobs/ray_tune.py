@@ -67,10 +67,12 @@ class Job:
     threads: int | None
     data_dir: str | None
     keep: str
+    pause_after: int | None = None
 
     def options(self) -> Options:
         """How the workers run their trials."""
-        return Options(self.device, self.threads, Path(self.data_dir) if self.data_dir else None, self.keep)
+        data_dir = Path(self.data_dir) if self.data_dir else None
+        return Options(self.device, self.threads, data_dir, self.keep, self.pause_after)
 
 
 def find_cluster() -> tuple[str, str] | None:
@@ -139,6 +141,7 @@ def run_workers(
             threads=options.threads,
             data_dir=str(options.data_dir.resolve()) if options.data_dir else None,
             keep=options.keep,
+            pause_after=options.pause_after,
         )
         with driver(job) as process:
             listen(process, scratch, log, tick, say)

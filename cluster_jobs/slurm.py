@@ -123,7 +123,7 @@ class Driver:
         self, run: Path, asked: Settings, node: Node, tasks: int, say: Callable[[str], None], poll_s: float
     ) -> None:
         self.run, self.asked, self.node, self.tasks, self.say, self.poll_s = run, asked, node, tasks, say, poll_s
-        self.ledger = Ledger(run)
+        self.ledger = Ledger(run, node.options.pause_after)
         self.interrupts = Interrupts()
         self.seen: dict[str, Job] = {}  # since the last submission
         self.submitted = time.monotonic()
@@ -149,7 +149,7 @@ class Driver:
 
     def submit(self) -> None:
         """Submit the array; where the controller does not answer, the next look decides."""
-        waiting = sum(status.state in ("waiting", "running") for status in self.ledger.statuses())
+        waiting = self.ledger.count("waiting", "running")
         tasks = min(self.tasks, math.ceil(waiting / self.node.processes), max_array_size())
         self.seen, self.absent, self.submitted = {}, 0, time.monotonic()
         with self.interrupts.held():
@@ -197,12 +197,8 @@ class Driver:
         living = [job for job in known if job.living]
         self.report(f"SLURM: {describe_queue(living)}" if living else "")
         self.absent = 0 if living else self.absent + 1
-        if self.absent >= 2 and not self.no_log_since and self.trials_wait():
+        if self.absent >= 2 and not self.no_log_since and self.ledger.count("waiting"):
             self.submit_again()
-
-    def trials_wait(self) -> bool:
-        """Whether a trial is there that nobody is at."""
-        return any(status.state == "waiting" for status in self.ledger.statuses())
 
     def report(self, line: str) -> None:
         """Say a line that is new."""
@@ -241,8 +237,8 @@ class Driver:
         self.submit()
 
     def progress(self) -> tuple[int, int]:
-        """Grows with every trial that is done or failed, and with every epoch's checkpoint."""
-        over = sum(status.state in ("done", "failed") for status in self.ledger.statuses())
+        """Grows with every trial that is done, failed or paused, and with every epoch's checkpoint."""
+        over = self.ledger.count("done", "failed", "paused")
         checkpoints = self.run.glob("trials/*/attempt-*/checkpoint.pt")
         return over, max((path.stat().st_mtime_ns for path in checkpoints), default=0)
 

@@ -221,7 +221,7 @@ class Node:
 
         self.leaving = True
         self.wait()
-        if is_over(Ledger(self.run)):
+        if is_over(Ledger(self.run, self.options.pause_after)):
             self.clear_away()
             sys.exit(0)
         return DelayedSubmission(replace(self))
@@ -240,5 +240,5 @@ def job_id() -> str:
 
 
 def is_over(ledger: Ledger) -> bool:
-    """Whether nothing is left to do: every trial is done or failed, or the run was cancelled."""
-    return ledger.cancelled() or not any(s.state in ("waiting", "running") for s in ledger.statuses())
+    """Whether nothing is left to do: every trial is done, failed or paused, or the run was cancelled."""
+    return ledger.cancelled() or not ledger.count("waiting", "running")

@@ -259,11 +259,10 @@ def study_display(ledger: "Ledger") -> Any:
 
     class StudyDisplay(Display):
         def ended(self, status: Any) -> str:
-            trial = self.trials[status.trial_id]
             failed = "FAILED: " if status.state == "failed" else ""
-            return f"K = {trial['n_clusters']}, seed {trial['seed']}: {failed}{where(status)}"
+            return f"{self.labels[status.trial_id]}: {failed}{where(status)}"
 
-    return StudyDisplay(ledger)
+    return StudyDisplay(ledger, lambda trial: f"K = {trial['n_clusters']}, seed {trial['seed']}")
 
 
 def check_finished(ledger: "Ledger", grid: "Grid") -> None:

@@ -25,18 +25,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """How a worker runs its trials; see `stdac.machine.Machine` and `stdac.run.run_trial`."""
+    """How a worker runs its trials; see `stdac.machine.Machine` and `stdac.run.run_trial`.
+
+    pause_after: trials are left at the checkpoint of that epoch of their main phase.
+    """
 
     device: str = "auto"
     threads: int | None = None
     data_dir: Path | None = None
     keep: str = "all"
+    pause_after: int | None = None
 
     def words(self) -> list[str]:
         """As the command line of a worker process."""
         words = ["--device", self.device, "--keep", self.keep]
         words += ["--threads", str(self.threads)] if self.threads is not None else []
+        words += ["--pause-after", str(self.pause_after)] if self.pause_after is not None else []
         return words + (["--data-dir", str(self.data_dir)] if self.data_dir is not None else [])
+
+
+class Paused(BaseException):
+    """A trial has come as far as it is to come now. No Exception: it is no failure of the trial's."""
 
 
 class Worker:
@@ -48,8 +57,9 @@ class Worker:
     """
 
     def __init__(self, run: Path, options: Options) -> None:
-        self.ledger, self.options = Ledger(run), options
-        self.settled: set[str] = set()  # done, or failed: never looked at again
+        self.ledger, self.options = Ledger(run, options.pause_after), options
+        self.planned: Mapping[str, dict[str, Any]] = {}
+        self.settled: set[str] = set()  # done, failed or paused: never looked at again
         self.leaving = False
         self._looked = time.monotonic()
 
@@ -69,19 +79,25 @@ class Worker:
 
         Many workers look at the same moment: one that was beaten to a trial goes on to the next.
         """
-        for trial_id, trial in self.ledger.trials().items():
+        for trial_id in self.ledger.ids():
             if trial_id in self.settled:
                 continue
-            state = self.ledger.status(trial_id).state
-            if state == "waiting" and self.run(trial_id, trial, machine):
+            state = self.ledger.state(trial_id)
+            if state == "waiting" and self.run(trial_id, self.trial(trial_id), machine):
                 return True
-            if state in ("done", "failed"):
+            if state in ("done", "failed", "paused"):
                 self.settled.add(trial_id)
         return False
 
+    def trial(self, trial_id: str) -> dict[str, Any]:
+        """What was planned under that id; read again once another launch has added trials."""
+        if trial_id not in self.planned:
+            self.planned = self.ledger.trials()
+        return self.planned[trial_id]
+
     def takeover_is_near(self) -> bool:
         """Whether a trial is held by an attempt that has fallen silent: it is worth waiting until it may be claimed."""
-        running = (self.ledger.status(t) for t in self.ledger.trials() if t not in self.settled)
+        running = (self.ledger.status(t) for t in self.ledger.ids() if t not in self.settled)
         return any(status.state == "running" and status.detail["silence"] > 3 * RENEW_S for status in running)
 
     def run(self, trial_id: str, trial: dict[str, Any], machine: "Machine") -> bool:
@@ -109,11 +125,15 @@ class Worker:
                 on_claim=claimed,
                 on_progress=self.look_up,
                 on_score=lambda row: say(score_line(row)),
+                must_save=self.must_save,
             )
             done = folder.done() is not None
             ending = f"done in {time.monotonic() - began:.1f} s" if done else "superseded: another attempt took over"
         except DiskFull:
             raise
+        except Paused:
+            ending = f"paused after epoch {options.pause_after}"
+            self.settled.add(trial_id)
         except Exception as error:  # noqa: BLE001 - whatever it was, error.txt has it and the grid goes on
             ending = f"failed: {error}"
             if not attempts:
@@ -124,10 +144,20 @@ class Worker:
                 say(f"{attempt} {ending}")
         return bool(attempts)
 
+    def must_save(self, epoch: int) -> bool:
+        """Whether the checkpoint of an epoch is needed because the trial is left there."""
+        return self.leaving or epoch == self.options.pause_after
+
     def look_up(self, progress: "Progress") -> None:
-        """Between two steps: leave where that was asked for; by SIGUSR2 only once the epoch's checkpoint is written."""
+        """Between two steps: leave where that was asked for; by SIGUSR2 only once the epoch's checkpoint is written.
+
+        Raises Paused in the first step after the checkpoint that ends this trial for now: none was lost but that step.
+        """
         if self.leaving and progress.step <= 1:
             raise KeyboardInterrupt
+        last = self.options.pause_after
+        if last is not None and progress.phase == "cluster" and progress.epoch > last:
+            raise Paused
         if time.monotonic() - self._looked > RENEW_S:
             self._looked = time.monotonic()
             if self.ledger.cancelled():
@@ -172,10 +202,13 @@ def interrupt(_signal: int, _frame: object) -> None:
 @click.option("--threads", type=int)
 @click.option("--data-dir", type=click.Path(path_type=Path))
 @click.option("--keep", default="all")
-def main(run: Path, device: str, threads: int | None, data_dir: Path | None, keep: str) -> None:
+@click.option("--pause-after", type=int)
+def main(
+    run: Path, device: str, threads: int | None, data_dir: Path | None, keep: str, pause_after: int | None
+) -> None:
     """The process that a supervisor starts: SIGTERM stops it now, SIGUSR2 after the next checkpoint."""
     parent = int(os.environ.get("STDAC_SUPERVISOR", os.getppid()))  # which may have died while this process started
-    worker = Worker(run, Options(device, threads, data_dir, keep))
+    worker = Worker(run, Options(device, threads, data_dir, keep, pause_after))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, which decides
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGUSR2, worker.leave)

@@ -5,14 +5,21 @@ import re
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
+from scipy import stats
 
+from analysis.cells import results
 from analysis.figures import curves, spread_out, stn_pictures, write_figures
-from analysis.published import published, published_curve
-from analysis.runs import ROWS, read_metrics
-from analysis.table import format_results, results, show, show_signed
+from analysis.intervals import difference_interval, mean_interval
+from analysis.published import Published, published, published_curve
+from analysis.runs import ROWS, SETTINGS, read_metrics
+from analysis.table import format_results, show, show_signed
+from cluster_jobs.doctor import examine
+from cluster_jobs.ledger import Ledger
 from stdac.errors import StdacError
 from stdac.methods import resolve
 from stdac.record import METRICS, metrics_table
@@ -42,6 +49,19 @@ def write_trial(
     pq.write_table(metrics_table(rows), folder / f"attempt-{attempt}" / "metrics.parquet")
     (folder / "done.json").write_text(json.dumps({"attempt": attempt, "trial_id": trial.id}))
     return folder / f"attempt-{attempt}"
+
+
+def write_unfinished(run: Path, spec: dict[str, Any], accs: list[float | None], *, attempt: int = 1) -> Path:
+    """The folder of a trial that has scored some epochs and is not done; returns its checkpoint."""
+    trial = resolve(spec)
+    folder = run / "trials" / trial.id
+    (folder / f"attempt-{attempt}").mkdir(parents=True)
+    (folder / "trial.json").write_text(json.dumps(trial.to_json()))
+    for number in range(1, attempt + 1):
+        (folder / f"lease-{number}.json").write_text("{}")
+    checkpoint = folder / f"attempt-{attempt}" / "checkpoint.pt"
+    torch.save({"phases": {"cluster": {"state": torch.zeros(9)}}, "rows": rows_of(trial, accs)[:-1]}, checkpoint)
+    return checkpoint
 
 
 def write_trace(attempt: Path, epochs: int = 3, stn: int = 2, channels: int = 1) -> Path:
@@ -111,6 +131,37 @@ def test_the_table_admits_that_k_means_wins(tmp_path: Path) -> None:
     assert "not settled" not in text and "differ by more" not in text
 
 
+def test_intervals_are_those_of_scipy() -> None:
+    ours, theirs = [0.97, 0.98, 0.955], [0.9, 0.95, 0.96, 0.91, 0.97]
+    wanted = stats.ttest_1samp(ours, 0).confidence_interval()
+    assert mean_interval(ours) == pytest.approx((wanted.low, min(1, wanted.high)))
+    paper = Published(float(np.mean(theirs)), float(np.std(theirs)), "a table (5 runs)")
+    wanted = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
+    assert difference_interval(ours, paper) == pytest.approx((wanted.low, wanted.high))
+
+
+def test_there_is_no_interval_of_one_seed_or_against_an_unknown_spread() -> None:
+    paper = published("ST-DAC, 2 STN", "mnist", "acc")
+    assert paper is not None and paper.n == 10
+    assert mean_interval([0.9]) is None and mean_interval([]) is None and difference_interval([0.9], paper) is None
+    assert difference_interval([0.9, 0.8], paper._replace(std=None)) is None
+    assert difference_interval([0.9, 0.8], paper._replace(source="a table")) is None
+    assert mean_interval([0.5, 0.5]) == (0.5, 0.5) and mean_interval([0.1, 0.9]) == (0, 1)
+    assert difference_interval([0.98, 0.98], paper._replace(std=0.0)) == pytest.approx((0, 0))
+
+
+def test_the_table_has_intervals_where_there_are_seeds(tmp_path: Path) -> None:
+    for seed, acc in enumerate((0.97, 0.98, 0.99)):
+        write_trial(tmp_path, {"dataset": "mnist", "seed": seed, "params": {"stn": 2}}, [0.2] * 10 + [acc], acc)
+    write_trial(tmp_path, {"dataset": "mnist", "params": {"stn": 0}}, [0.2] * 10 + [0.95], 0.95)
+    cells = results(read_metrics(tmp_path))
+    text = format_results(cells)
+    assert re.search(r"\nST-DAC, 2 STN  \.955 to 1\.000  -\.021 to \+\.021\n", text)  # t(.975, 2) = 4.303
+    assert "n = 1: no interval of ST-DAC, 0 STN." in text
+    assert max(map(len, text.splitlines()[3:8])) <= 120
+    assert "| .980 ± .008 (3) | .955 to 1.000 | .980 ± .007 | +.000 | -" in format_results(cells, markdown=True)
+
+
 def test_published_values_and_curves() -> None:
     value = published("ST-DAC, 2 STN", "mnist", "acc")
     assert value is not None and (value.mean, value.std) == (0.980, 0.007) and "Table 6" in value.source
@@ -156,8 +207,7 @@ def test_dac_star_is_compared_by_its_best_epoch_as_the_paper_did(tmp_path: Path)
 
 
 def test_unfinished_trials_and_losing_attempts_are_left_out(run: Path) -> None:
-    unfinished = write_trial(run, digits(3), [0.2, 0.1, 0.1])
-    (unfinished.parent / "done.json").unlink()
+    write_unfinished(run, digits(3), [0.2, 0.1])
     winner = write_trial(run, digits(1), [0.1, 0.4, 0.5], attempt=2)
     (winner.parent / "attempt-1").mkdir()
     loser = rows_of(resolve(digits(1)), [0.1, 0.4, 0.99])
@@ -172,10 +222,26 @@ def test_a_collected_file_gives_the_same_table(run: Path, tmp_path: Path) -> Non
     assert rows.schema.equals(ROWS)
     collected = tmp_path / "collected"
     collected.mkdir()
-    pq.write_table(rows.select(METRICS.names), collected / "metrics.parquet")
     expected = format_results(results(rows))
-    assert format_results(results(read_metrics(collected))) == expected
-    assert format_results(results(read_metrics(collected / "metrics.parquet"))) == expected
+    for columns in (ROWS.names, [*METRICS.names, *SETTINGS], METRICS.names):  # now, and by earlier versions
+        pq.write_table(rows.select(columns), collected / "metrics.parquet")
+        assert format_results(results(read_metrics(collected))) == expected
+        assert format_results(results(read_metrics(collected / "metrics.parquet"))) == expected
+
+
+def test_collect_writes_what_a_reader_needs_to_know_of_every_trial(run: Path) -> None:
+    grid = [digits(2, 0), digits(2, 1), digits(3), digits(1)]
+    ledger = Ledger(run)
+    ledger.plan([resolve(spec) for spec in grid], "")
+    write_unfinished(run, digits(3), [0.2, 0.3])
+    rows = pq.read_table(ledger.collect())
+    assert rows.schema.equals(ROWS) and set(rows["trial_id"].to_pylist()) == {resolve(spec).id for spec in grid[:2]}
+    assert set(rows["epochs"].to_pylist()) == {2} and set(rows["limit"].to_pylist()) == {None}
+    rows = pq.read_table(ledger.collect(unfinished=True))
+    assert rows.filter(rows["finished"])["epoch"].to_pylist() == [0, 1, 2, 2] * 2
+    assert rows.filter(~np.array(rows["finished"]))["acc"].to_pylist() == [0.2, 0.3]
+    assert rows.equals(read_metrics(run / "metrics.parquet", unfinished=True))
+    assert not [finding for finding in examine(ledger) if finding.path == run / "metrics.parquet"]
 
 
 def test_a_collected_trial_whose_size_is_unknown_has_no_published_value(tmp_path: Path) -> None:
@@ -185,6 +251,53 @@ def test_a_collected_trial_whose_size_is_unknown_has_no_published_value(tmp_path
         pq.write_table(metrics_table(rows), tmp_path / "metrics.parquet")
         (cell,) = results(read_metrics(tmp_path))
         assert bool(cell.published) is (limit is None)
+
+
+def test_an_unfinished_cell_stands_beside_the_papers_value_after_the_same_epoch(tmp_path: Path) -> None:
+    write_unfinished(tmp_path, {"dataset": "mnist", "params": {"stn": 2}}, [0.25, 0.78, 0.9, 0.95])
+    (cell,) = results(read_metrics(tmp_path, unfinished=True))
+    assert (cell.epoch, cell.done, cell.mean("acc"), cell.mean("acc_deployed")) == (3, 0, 0.95, None)
+    assert cell.published["acc"].mean == 0.94 and cell.difference == pytest.approx(0.01)  # Fig. 15, not the final .980
+    text = format_results([cell])
+    assert re.search(r"ST-DAC, 2 STN +3 of 10 +\.950 \(1\) +\.940 at epoch 3 +\+\.010 ", text)
+    assert "ST-DAC, 2 STN (after 3 of 10 epochs). The paper's value" in text
+    assert "n = 1: no interval." in text and "Highest" not in text and ".980" not in text
+
+
+def test_no_published_value_stands_beside_an_epoch_at_which_the_figure_was_not_read(tmp_path: Path) -> None:
+    write_unfinished(tmp_path, {"dataset": "mnist", "params": {"stn": 2}}, [0.25] + [0.95] * 7)
+    (cell,) = results(read_metrics(tmp_path, unfinished=True))
+    assert cell.epoch == 7 and not cell.published and cell.difference is None
+
+
+def test_seeds_at_different_epochs_are_shown_at_the_last_that_all_have(run: Path) -> None:
+    write_unfinished(run, digits(2, 2), [0.1, 0.5])
+    cell = results(read_metrics(run, unfinished=True))[2]
+    assert (cell.n, cell.done, cell.epoch) == (3, 2, 1)
+    assert cell.scores["acc"] == [0.9, 0.7, 0.5] and "acc_deployed" not in cell.scores
+    assert cell.curves == {0: [0.2, 0.3, 0.1], 1: [0.9, 0.7, 0.5]}
+    text = format_results(results(read_metrics(run, unfinished=True)))
+    assert "ST-DAC, 2 STN (after 1 of 2 epochs; 2 of 3 seeds are finished)." in text
+    assert "Highest mean ACC on digits among what is finished: k-means, .790" in text
+    assert results(read_metrics(run))[2].epoch is None
+
+
+def test_of_a_damaged_checkpoint_the_one_before_counts(tmp_path: Path) -> None:
+    write_unfinished(tmp_path, digits(2), [0.2, 0.3])
+    trial = resolve(digits(2)).id
+    (tmp_path / "trials" / trial / "lease-2.json").write_text("{}")
+    newest = tmp_path / "trials" / trial / "attempt-2" / "checkpoint.pt"
+    newest.parent.mkdir()
+    newest.write_bytes((newest.parents[1] / "attempt-1" / "checkpoint.pt").read_bytes()[:-100])
+    assert read_metrics(tmp_path, unfinished=True)["acc"].to_pylist() == [0.2, 0.3]
+
+
+def test_a_trial_without_a_scored_epoch_is_left_out(run: Path) -> None:
+    expected = read_metrics(run)
+    write_unfinished(run, digits(3), [])
+    assert read_metrics(run, unfinished=True).equals(expected)
+    with pytest.raises(StdacError, match="no trial with a scored epoch"):
+        read_metrics(run / "trials" / resolve(digits(3)).id, unfinished=True)
 
 
 def test_one_trials_folder_is_a_run_of_one(run: Path) -> None:
@@ -213,8 +326,8 @@ def test_what_is_no_run_is_told_in_one_sentence(what: str, tmp_path: Path) -> No
     if what == "no run":
         path.mkdir()
     if what == "unfinished":
-        (write_trial(path, digits(2), [0.1, 0.2]).parent / "done.json").unlink()
-        expected = "no finished trial"
+        write_unfinished(path, digits(2), [0.1, 0.2])
+        expected = "no finished trial: .*--unfinished"
     if what in ("version", "not Parquet", "not ours"):
         path = tmp_path / "metrics.parquet"
         rows = [row | {"schema_version": 99} for row in rows_of(resolve(digits(2)), [0.1])]
@@ -240,6 +353,14 @@ def test_figures_are_written_and_hold_something(run: Path, tmp_path: Path) -> No
     svg = curves(read_metrics(run), tmp_path / "curves.svg")
     assert b"<svg" in svg.read_bytes()
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_the_figures_of_unfinished_trials_say_so(run: Path, tmp_path: Path) -> None:
+    assert len(write_figures(run, tmp_path, unfinished=True)) == 2
+    write_unfinished(run, digits(3), [0.2, 0.4])
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        svg = curves(read_metrics(run, unfinished=True), tmp_path / "curves.svg").read_text()
+    assert "ST-DAC, 3 STN  .400, epoch 1" in svg and "ST-DAC, 2 STN  .850<" in svg
 
 
 def test_pictures_of_one_epoch_and_in_colour(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
-"""Grids: TOML files, the presets, and what is wrong with a bad one."""
+"""Grids: TOML files, the presets, and what is wrong with a bad one; the ledger, and a worker's environment."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -7,14 +8,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cluster_jobs import ledger as ledgers
+from cluster_jobs.display import Display, report
 from cluster_jobs.grid import load_grid, preset_names
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.local import visible_gpu
+from cluster_jobs.local import Workers, visible_gpu
 from cluster_jobs.worker import Options, Worker
 from stdac.errors import StdacError
 from stdac.files import write_json
 from stdac.methods import resolve
-from stdac.record import TrialFolder
+from stdac.record import TIMINGS, TrialFolder
+from stdac.trial import Trial
 from tests.conftest import CPU, small
 
 
@@ -23,9 +27,11 @@ def write(folder: Path, text: str) -> str:
     return str(folder / "grid.toml")
 
 
-def test_paper_is_table_6() -> None:
-    trials = load_grid("paper").trials
-    assert len(trials) == 100
+def test_paper_is_table_6_and_then_what_differs_from_it() -> None:
+    trials, rest = load_grid("paper").trials[:100], load_grid("paper").trials[100:]
+    assert {(t.dataset, t.method) for t in rest} >= {("mnist", "dec"), ("fashion-mnist", "dec")}
+    assert {t.seed for t in rest} == set(range(10))
+    assert all(t.params.preset == "code" for t in trials if t.method == "st-dac")
     cells = {(t.dataset, t.method, getattr(t.params, "stn", None)) for t in trials}
     assert len(cells) == 10 and {t.seed for t in trials} == set(range(10))
     assert {t.epochs for t in trials if t.method == "st-dac"} == {10}
@@ -136,6 +142,79 @@ def test_states_are_read_from_the_files_alone(tmp_path: Path) -> None:
     assert ledger.statuses()[2].detail["reason"] == "it broke"
     assert ledger.retry() == [trials[2].id]
     assert [s.state for s in ledger.statuses()] == ["done", "running", "waiting", "waiting"]
+
+
+def pause(folder: TrialFolder, trial: Trial, epoch: int) -> None:
+    """Leave a trial at the checkpoint of an epoch."""
+    folder.create(trial.to_json())
+    with folder.claim({}) as attempt:
+        attempt.save_checkpoint({})
+        attempt.progress({"phase": "cluster", "epoch": epoch + 1, "epochs": 5, "saved": epoch})
+
+
+def test_only_who_asks_for_it_sees_a_trial_paused(tmp_path: Path) -> None:
+    trial, ledger = resolve(small("st-dac", epochs=5)), Ledger(tmp_path)
+    ledger.plan([trial], "")
+    pause(ledger.folder(trial.id), trial, 2)
+    seen = {epoch: Ledger(tmp_path, epoch).state(trial.id) for epoch in (1, 2, 3)}
+    assert seen == {1: "paused", 2: "paused", 3: "waiting"}
+    assert ledger.state(trial.id) == "waiting" and "after epoch 2/5" in report(ledger)
+    (ledger.folder(trial.id).path / "attempt-1" / "progress.json").write_text("[")
+    assert Ledger(tmp_path, 1).state(trial.id) == "waiting"
+
+
+def test_a_paused_trial_is_left_alone_and_goes_on_to_the_same_rows(tmp_path: Path) -> None:
+    trials = [resolve(small("st-dac", epochs=3, params={"stn": 0})), resolve(small("dec")), resolve(small("kmeans"))]
+    for name, stops in {"straight": [None], "paused": [2, 2, 1, None]}.items():
+        run = Ledger(tmp_path / name)
+        run.plan(trials, "")
+        for stop in stops:
+            Worker(run.path, Options("cpu", 1, pause_after=stop)).work()
+            if stop is not None:
+                assert Ledger(run.path, stop).count("paused") == 2 and run.count("done") == 1
+                assert [len(run.folder(t.id).leases()) for t in trials] == [1, 1, 1]
+                assert all(run.folder(t.id).holder() is None for t in trials)
+        run.collect()
+    tables = [pq.read_table(tmp_path / name / "metrics.parquet") for name in ("straight", "paused")]
+    straight, paused = (table.drop_columns(list(TIMINGS)) for table in tables)
+    assert straight.equals(paused) and len(paused) == 4 + 4 + 1 + 3
+
+
+def test_collected_rows_do_not_depend_on_how_many_are_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(tmp_path)
+    ledger.plan([resolve(small("kmeans", seed=s)) for s in range(5)], "")
+    Worker(tmp_path, Options("cpu", 1)).work()
+    whole = pq.read_table(ledger.collect())
+    monkeypatch.setattr(ledgers, "AT_ONCE", 2)
+    assert pq.read_table(ledger.collect()).equals(whole) and len(whole) == 10
+
+
+def test_trials_that_another_launch_adds_are_run_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = (resolve(small("kmeans", seed=s)) for s in (0, 1))
+    Ledger(tmp_path).plan([old], "")
+    worker, display = Worker(tmp_path, Options("cpu", 1)), Display(Ledger(tmp_path))
+    assert worker.run_next(CPU)
+    Ledger(tmp_path).plan([new], "")
+    assert worker.run_next(CPU) and not worker.run_next(CPU)
+    display.tick()
+    said = capsys.readouterr().err
+    assert "seed 0" in said and "seed 1" in said and display.summary(display.look()) == "2 of 2 done"
+
+
+def test_a_worker_inherits_what_the_user_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MPS is a pipe's folder in the environment; compiled code is shared by all workers of a node."""
+    for name in ("TORCHINDUCTOR_COMPILE_THREADS", "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/mps")
+    workers = Workers(tmp_path, 2, Options("cpu", 3), gpus=2)
+    first, second = workers.environment(0), workers.environment(1)
+    assert first["CUDA_MPS_PIPE_DIRECTORY"] == "/tmp/mps" and first["TORCHINDUCTOR_COMPILE_THREADS"] == "3"
+    assert {name for name in first if first[name] != second[name]} == {"CUDA_VISIBLE_DEVICES", "STDAC_LOG"}
+    assert not {"TORCHINDUCTOR_CACHE_DIR", "TMPDIR"} & (first.keys() - os.environ.keys())
+    monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")
+    assert workers.environment(0)["TORCHINDUCTOR_COMPILE_THREADS"] == "7"
 
 
 def test_workers_share_the_gpus_in_turn() -> None:

@@ -185,6 +185,24 @@ def test_work_needs_no_launch_and_leaves_at_a_checkpoint(undisturbed: dict[str, 
     assert outcome(tmp_path / "run") == undisturbed
 
 
+def test_a_pause_survives_a_kill_leaves_paused_trials_alone_and_is_ended_by_the_next_launch(
+    undisturbed: dict[str, object], tmp_path: Path
+) -> None:
+    driver = begin(tmp_path, *LAUNCH, "--pause-after", "2")
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")))
+    leases = [json.loads(p.read_text()) for p in tmp_path.glob("run/trials/*/lease-*.json")]
+    os.kill(leases[-1]["pid"], signal.SIGKILL)
+    _, said = driver.communicate(timeout=200)
+    assert driver.returncode == 0 and b"4 trials are paused" in said
+    again = run("stdac-grid", "work", "run", "--workers", "2", "--pause-after", "1", cwd=tmp_path)
+    assert again.returncode == 0 and "0 trials done here, 0 failed" in again.stdout
+    statuses = Ledger(tmp_path / "run").statuses()
+    assert [s.detail for s in statuses if s.state == "waiting"] == [{"epoch": 2, "epochs": 3}] * 4
+    assert sum(len(list(p.glob("lease-*.json"))) for p in tmp_path.glob("run/trials/*")) <= 5 + 2
+    assert "after epoch 2/3" in run("stdac-grid", "status", "run", cwd=tmp_path).stdout
+    assert launched(tmp_path, "--workers", "2") == undisturbed
+
+
 def test_logs_and_status_say_what_happened(finished: Path) -> None:
     trial_id = next(s.trial_id for s in Ledger(finished).statuses())
     said = run("stdac-grid", "logs", "run", trial_id[:8], "-f", cwd=finished.parent)

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
-from cluster_jobs import ray_tune
+from cluster_jobs import backends, local, ray_tune
+from cluster_jobs.backends import Request
 from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.ray_tune import Job, answers, check_address, environment, find_cluster, scratch_folder, sweep
+from cluster_jobs.worker import Options
 from stdac.errors import StdacError
+from stdac.methods import resolve
 from stdac.record import LEASE_S
+from tests.test_grid import pause
 
 GRID = """
 [[trials]]
@@ -235,3 +239,33 @@ def test_a_cancelled_run_and_a_missing_gpu_end_the_launch(job: Job) -> None:
     assert found.suggest("unit") == "FINISHED" and found.error is None
     found, _ = units(replace(job, device="cuda"), Fixed(2))
     assert found.suggest("unit") == "FINISHED" and "no node of the Ray cluster has a GPU" in found.error
+
+
+def test_units_are_over_when_every_trial_is_paused(job: Job) -> None:
+    found, _ = units(replace(job, pause_after=2), Fixed(2))
+    for trial_id, trial in found.ledger.trials().items():
+        pause(found.ledger.folder(trial_id), resolve(trial), 2)
+    assert found.options.words()[-2:] == ["--pause-after", "2"]
+    assert found.suggest("unit") == "FINISHED" and found.error is None
+    assert isinstance(units(job, Fixed(2))[0].suggest("unit"), dict)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "expected"),
+    [
+        (0, {}, 4 * 8),
+        (2, {}, 4 * 2),
+        (2, {"trials_per_gpu": 3}, 4 * 2 * 3),
+        (2, {"trials_per_gpu": 3, "workers": 5}, 5),
+        (0, {"trials_per_gpu": 3}, 4 * 8),
+        (2, {"trials_per_gpu": 3, "simulate": True}, 4 * 2),  # without GPUs: the nodes share the cores
+    ],
+)
+def test_trials_at_once_count_those_that_share_a_gpu(
+    gpus: int, changes: dict[str, Any], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "uses_gpu", lambda _device: gpus > 0)
+    monkeypatch.setattr(local, "default_workers", lambda _device: gpus or 8)
+    monkeypatch.setattr(local, "cores", lambda: 8)
+    backend = backends.on_ray("", replace(Request(tmp_path, Options(), nodes=4), **changes))
+    assert backend.at_once == expected and backend.gpu == (gpus > 0 and "simulate" not in changes)

@@ -1,8 +1,10 @@
 """The SLURM backend's pure parts: settings, the batch script, what SLURM's words mean. The rest is in tests/cluster."""
 
+import math
 import os
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,12 +14,21 @@ from submitit.helpers import DelayedSubmission
 from cluster_jobs import slurm
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.slurm import Driver, Interrupts
-from cluster_jobs.slurm_array import Node, log_folder, sbatch_text, signal_delay, submission_environment, sweep
+from cluster_jobs.slurm_array import (
+    Node,
+    is_over,
+    log_folder,
+    sbatch_text,
+    signal_delay,
+    submission_environment,
+    sweep,
+)
 from cluster_jobs.slurm_queue import Job, describe_end, describe_queue, job_name, read_job
 from cluster_jobs.slurm_settings import Partition, Settings, chosen, completed, gpus_in, minutes, read_partitions
 from cluster_jobs.worker import Options
 from stdac.errors import StdacError
 from stdac.methods import resolve
+from tests.test_grid import pause
 
 FROZEN = Path(__file__).parent / "frozen"
 
@@ -374,6 +385,19 @@ def test_an_end_leaves_nothing_in_the_queue(cluster: Cluster) -> None:
     cluster.driver.finish()
     assert not list(log_folder(cluster.driver.run).iterdir())
     assert "--state=PENDING" in (cluster.folder / "cancelled").read_text()
+
+
+def test_a_driver_and_its_nodes_are_over_when_every_trial_is_paused(cluster: Cluster) -> None:
+    run = cluster.driver.run
+    node = replace(new_node(run), options=Options(device="cpu", pause_after=2))
+    driver = Driver(run, Settings(), node, 8, cluster.said.append, poll_s=1)
+    assert not driver.finished()
+    for trial_id, trial in driver.ledger.trials().items():
+        pause(driver.ledger.folder(trial_id), resolve(trial), 2)
+    driver.glanced = -math.inf
+    assert driver.finished() and not is_over(cluster.driver.ledger)
+    node.work()
+    assert node.code == 0 and not (run / "logs").exists()
 
 
 def test_a_node_stops_when_it_is_told_to(tmp_path: Path) -> None:

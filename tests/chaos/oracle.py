@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from cluster_jobs.doctor import examine, mend
 from cluster_jobs.ledger import Ledger
 from stdac.errors import StdacError
-from stdac.record import TIMINGS, TrialFolder
+from stdac.record import METRICS, TIMINGS, TrialFolder
 
 Outcome = dict[str, str]
 """What a trial has come to: its rows as JSON, digests of its files. Equal outcomes are equal bit for bit."""
@@ -132,8 +132,9 @@ def outcome_of(folder: TrialFolder) -> Outcome:
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
-    """The rows of a Parquet file of METRICS, without their timings."""
-    rows: list[dict[str, Any]] = pq.read_table(path).drop_columns(list(TIMINGS)).to_pylist()
+    """The rows of a Parquet file, the columns of METRICS without the timings."""
+    columns = [name for name in METRICS.names if name not in TIMINGS]
+    rows: list[dict[str, Any]] = pq.read_table(path, columns=columns).to_pylist()
     return rows
 
 

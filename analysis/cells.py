@@ -1,0 +1,243 @@
+"""The cells of a table of results: one a method and data set, over seeds, with the published values beside it."""
+
+import json
+import statistics
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+from analysis.intervals import Interval, difference_interval, mean_interval
+from analysis.published import Published, comparable, published, published_curve
+from analysis.runs import SETTINGS
+
+NAMES = {"kmeans": "k-means", "pca-kmeans": "PCA + k-means", "dec": "DEC", "dac-star": "DAC*", "st-dac": "ST-DAC"}
+"""The tables' names of the methods, in the tables' order: the floor first."""
+
+TELLING = ("preset", "architecture", "width", *SETTINGS)
+"""What tells two rows of one method apart, tried before the other parameters."""
+
+SCORES = ("acc", "nmi", "ari")
+
+Settings = dict[str, Any]
+Trial = dict[tuple[str, int], dict[str, Any]]
+"""The rows of one trial by phase and epoch."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one data set with one setting of its parameters, over seeds; all scores in [0, 1].
+
+    label: unique within the data set. settings: parameters and SETTINGS. seeds: ascending, and trial_ids with them.
+    epoch: None where all seeds are finished; else the last epoch that all seeds have, where scores and curves end.
+    done: the number of finished seeds. scores: for "acc", "nmi", "ari" (protocol, last epoch), "acc_best" (protocol,
+    best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one
+    protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable; of an
+    unfinished cell the value after the same epoch.
+    """
+
+    dataset: str
+    method: str
+    label: str
+    settings: Settings
+    seeds: tuple[int, ...]
+    trial_ids: tuple[str, ...]
+    epoch: int | None
+    done: int
+    scores: Mapping[str, Sequence[float]]
+    curves: Mapping[int, Sequence[float]]
+    published: Mapping[str, Published]
+
+    @property
+    def n(self) -> int:
+        """The number of seeds."""
+        return len(self.seeds)
+
+    def mean(self, score: str) -> float | None:
+        """The mean over seeds, or None where the score does not exist."""
+        values = self.scores.get(score)
+        return statistics.fmean(values) if values else None
+
+    def std(self, score: str) -> float | None:
+        """The standard deviation over seeds (ddof = 0), or None where the score does not exist."""
+        values = self.scores.get(score)
+        return statistics.pstdev(values) if values else None
+
+    @property
+    def published_curve(self) -> dict[int, float]:
+        """The published mean ACC by epoch, where comparable."""
+        return published_curve(system(self.method, self.settings), self.dataset) if self.published else {}
+
+    @property
+    def difference(self) -> float | None:
+        """Our mean ACC less the published one, like with like."""
+        paper, ours = self.published.get("acc"), self.mean(self.compared)
+        return None if paper is None or ours is None else ours - paper.mean
+
+    @property
+    def compared(self) -> str:
+        """The score that the published ACC is compared with: of the best epoch where that is."""
+        paper = self.published.get("acc")
+        return "acc_best" if paper is not None and paper.of_best_epoch else "acc"
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % confidence interval of the mean ACC over seeds, or None with fewer than two."""
+        return mean_interval(self.scores.get("acc", ()))
+
+    @property
+    def difference_interval(self) -> Interval | None:
+        """The 95 % confidence interval of `difference`, or None where there is none."""
+        paper = self.published.get("acc")
+        return None if paper is None else difference_interval(self.scores.get(self.compared, ()), paper)
+
+    @property
+    def gap(self) -> float:
+        """Deployed less protocol ACC of the seed where they differ most; 0 where there is no deployed model."""
+        pairs = zip(self.scores.get("acc_deployed", ()), self.scores.get("acc", ()), strict=False)
+        return max((deployed - protocol for deployed, protocol in pairs), key=abs, default=0.0)
+
+
+def results(rows: pa.Table) -> list[Cell]:
+    """The cells of a ROWS table, by data set, then floor methods, DEC, DAC* and ST-DAC with 0 to 3 STN."""
+    trials: dict[str, Trial] = {}
+    for row in rows.to_pylist():
+        trials.setdefault(row["trial_id"], {})[row["phase"], row["epoch"]] = row
+    groups: dict[tuple[str, ...], list[Trial]] = {}
+    for trial in trials.values():
+        if not clustered(trial):  # unfinished, in an earlier phase
+            continue
+        row = next(iter(trial.values()))
+        key = (row["dataset"], row["method"], json.dumps(settings_of(row), sort_keys=True))
+        groups.setdefault(key, []).append(trial)
+    cells = sorted((make_cell(group) for group in groups.values()), key=rank)
+    return [cell for dataset in datasets(cells) for cell in distinguish([c for c in cells if c.dataset == dataset])]
+
+
+def settings_of(row: Mapping[str, Any]) -> Settings:
+    """Parameters and SETTINGS of a row's trial: all that it may differ in from others of its method, but the seed."""
+    return dict(json.loads(row["params"])) | {name: row[name] for name in SETTINGS}
+
+
+def clustered(trial: Trial) -> list[int]:
+    """The epochs of the clustering phase that a trial has rows of."""
+    return [epoch for phase, epoch in trial if phase == "cluster"]
+
+
+def make_cell(trials: list[Trial]) -> Cell:
+    """The cell of trials that differ in their seed only."""
+    trials = sorted(trials, key=lambda trial: first_row(trial)["seed"])
+    first, epoch = first_row(trials[0]), common_epoch(trials)
+    if epoch is not None:
+        trials = [until(trial, epoch) for trial in trials]
+    settings = settings_of(first)
+    label = system(first["method"], settings)
+    metrics = SCORES if comparable(first) else ()
+    values = {metric: published(label, first["dataset"], metric, epoch) for metric in metrics}
+    return Cell(
+        dataset=first["dataset"],
+        method=first["method"],
+        label=label,
+        settings=settings,
+        seeds=tuple(first_row(trial)["seed"] for trial in trials),
+        trial_ids=tuple(first_row(trial)["trial_id"] for trial in trials),
+        epoch=epoch,
+        done=sum(first_row(trial)["finished"] for trial in trials),
+        scores=by_name([trial_scores(trial) for trial in trials]),
+        curves=by_epoch(trials),
+        published={metric: value for metric, value in values.items() if value is not None},
+    )
+
+
+def system(method: str, settings: Settings) -> str:
+    """What the paper's tables call a method: ST-DAC, 2 STN."""
+    return NAMES.get(method, method) + (f", {settings['stn']} STN" if "stn" in settings else "")
+
+
+def first_row(trial: Trial) -> dict[str, Any]:
+    """Any row of a trial, for what all of them share."""
+    return next(iter(trial.values()))
+
+
+def common_epoch(trials: list[Trial]) -> int | None:
+    """The last epoch that all trials have, finished ones having all; None where all are finished."""
+    return min((max(clustered(trial)) for trial in trials if not first_row(trial)["finished"]), default=None)
+
+
+def until(trial: Trial, epoch: int) -> Trial:
+    """The rows of the clustering phase up to an epoch."""
+    return {key: row for key, row in trial.items() if key[0] == "cluster" and key[1] <= epoch}
+
+
+def trial_scores(trial: Trial) -> dict[str, float | None]:
+    """The scores of one trial as Cell.scores names them; None without ground truth."""
+    epochs = {epoch: row for (phase, epoch), row in trial.items() if phase == "cluster"}
+    last = epochs[max(epochs)]
+    scores = {metric: last[metric] for metric in SCORES}
+    accs = [row["acc"] for row in epochs.values() if row["acc"] is not None]
+    scores["acc_best"] = max(accs) if len(accs) > 1 else None
+    scores["acc_deployed"] = next((row["acc"] for (phase, _), row in trial.items() if phase == "deployed"), None)
+    return scores
+
+
+def by_name(scores: list[dict[str, float | None]]) -> dict[str, list[float]]:
+    """The scores that all trials have, {name: one value a trial}."""
+    columns = {name: [trial[name] for trial in scores] for name in scores[0]}
+    return {name: [v for v in column if v is not None] for name, column in columns.items() if None not in column}
+
+
+def by_epoch(trials: list[Trial]) -> dict[int, list[float]]:
+    """Protocol ACC by epoch, one value a trial; one that stopped early keeps its last. Empty without ground truth."""
+    curves = [{epoch: row["acc"] for (phase, epoch), row in t.items() if phase == "cluster"} for t in trials]
+    if any(acc is None for curve in curves for acc in curve.values()):
+        return {}
+    epochs = sorted(set().union(*curves))
+    return {e: [curve[max(i for i in curve if i <= e)] for curve in curves] for e in epochs}
+
+
+def rank(cell: Cell) -> tuple[Any, ...]:
+    """The sort key of a cell: data set, method, STN layers, then settings."""
+    method = list(NAMES).index(cell.method) if cell.method in NAMES else len(NAMES)
+    rest = json.dumps([cell.settings.get(name) for name in TELLING]) + json.dumps(cell.settings, sort_keys=True)
+    return (dataset_rank(cell.dataset), method, cell.method, cell.settings.get("stn", 0), rest)
+
+
+def dataset_rank(name: str) -> tuple[int, str]:
+    """digits, MNIST, Fashion-MNIST, then by name."""
+    known = ("digits", "mnist", "fashion-mnist")
+    return (known.index(name) if name in known else len(known), name)
+
+
+def datasets(cells: Iterable[Cell]) -> list[str]:
+    """The data sets of the cells, in order, each once."""
+    return list(dict.fromkeys(cell.dataset for cell in cells))
+
+
+def distinguish(cells: list[Cell]) -> Iterator[Cell]:
+    """The cells of one data set, their labels lengthened by the settings that tell equal ones apart."""
+    for cell in cells:
+        twins = [c.settings for c in cells if c.label == cell.label]
+        told = "".join(f", {name} {show_setting(cell.settings.get(name))}" for name in telling(twins))
+        yield replace(cell, label=cell.label + told)
+
+
+def telling(settings: list[Settings]) -> list[str]:
+    """The fewest settings, taken greedily, by which all of `settings` differ."""
+    names = [*TELLING, *sorted({name for s in settings for name in s} - set(TELLING))]
+    chosen: list[str] = []
+    for name in names:
+        more = [*chosen, name]
+        if distinct(settings, more) > distinct(settings, chosen):
+            chosen = more
+    return chosen
+
+
+def distinct(settings: list[Settings], names: list[str]) -> int:
+    """How many different values `settings` have in `names`."""
+    return len({json.dumps([s.get(name) for name in names]) for s in settings})
+
+
+def show_setting(value: Any) -> str:
+    """A setting's value in a label."""
+    return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,58 @@
+"""A run folder as a small folder to publish: `python -m analysis.publish runs/paper results/paper`.
+
+The folder has metrics.parquet (a ROWS table, see `analysis.runs`), report.html, environment.json, commands.txt and
+grid.toml. Models stay where they are, and no file names a host.
+"""
+
+from pathlib import Path
+
+import click
+import pyarrow.parquet as pq
+
+from analysis.provenance import commands, environment, grids
+from analysis.report import page
+from analysis.runs import read_metrics
+from stdac.errors import StdacError
+from stdac.files import json_bytes, whole
+
+
+def publish(run: Path, out: Path) -> list[Path]:
+    """Write what is to be published of a run, unfinished trials included, to the folder `out`; returns the paths.
+
+    run: see `analysis.runs.read_metrics`. Raises StdacError as that does, or where `out` cannot be written.
+    """
+    rows = read_metrics(run, unfinished=True)
+    files, name = grids(run, rows), out.resolve().name
+    told = f"{commands(name, list(files))}python -m analysis.publish runs/{name} results/{name}\n"
+    contents = {
+        "report.html": page(run, rows, name, hosts=False).encode(),
+        "environment.json": json_bytes(environment(run, rows, hosts=False)),
+        "commands.txt": told.encode(),
+        **{name: text.encode() for name, text in files.items()},
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StdacError(f"cannot make the folder {out} ({error.strerror}): choose another place") from error
+    with whole(out / "metrics.parquet") as file:
+        pq.write_table(rows, file, compression="zstd")
+    for name, content in contents.items():
+        with whole(out / name) as file:
+            file.write(content)
+    return [out / name for name in ("metrics.parquet", *contents)]
+
+
+@click.command()
+@click.argument("run", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+def main(run: Path, out: Path) -> None:
+    """Write what is to be published of RUN to the folder OUT."""
+    try:
+        for path in publish(run, out):
+            click.echo(path)
+    except StdacError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

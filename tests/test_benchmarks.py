@@ -1,0 +1,156 @@
+"""The benchmarks compare the same algorithm, and their floors are what the sources say."""
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from benchmarks import floor, plain, step_profile, train
+from stdac.augment import AUGMENTATIONS, augment
+from stdac.methods import resolve
+from stdac.methods.pairwise import LabelPass
+from stdac.methods.st_dac import STDACParams, loss
+from stdac.networks import STDACNet
+from stdac.train import Run
+
+WIDTH = 0.1
+STNS = pytest.mark.parametrize("stn", [0, 1, 2, 3])
+
+
+def twins(stn: int) -> tuple[STDACNet, plain.PlainNet]:
+    """Our network and the plain one with the same weights, away from their starts and without dropout."""
+    torch.manual_seed(stn)
+    ours = STDACNet(10, (1, 28, 28), stn=stn, width=WIDTH, dropout=0.0)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    theirs = plain.PlainNet(10, (1, 28, 28), stn=stn, width=WIDTH, dropout=0.0)
+    theirs.load_state_dict(dict(ours.named_parameters()))
+    return ours, theirs
+
+
+def digits(n: int) -> Tensor:
+    """Images (n, 1, 28, 28) float32, standardised, that are smooth: samplers agree on them as closely as they can."""
+    torch.manual_seed(n)
+    coarse = torch.rand(n, 1, 7, 7)
+    x = torch.nn.functional.interpolate(coarse, 28, mode="bilinear")
+    return x - x.mean()
+
+
+def run() -> Run:
+    return Run(0, 1, recorder=None)  # type: ignore[arg-type]  # nothing is recorded here
+
+
+@STNS
+def test_the_plain_network_has_stdacs_parameters_and_label_features(stn: int) -> None:
+    ours, theirs = twins(stn)
+    images = digits(96)
+    expected = LabelPass(ours, 32, run())(images)
+    torch.testing.assert_close(plain.label_features(theirs, images), expected, atol=1e-5, rtol=1e-4)
+
+
+@STNS
+def test_a_step_of_the_plain_network_has_stdacs_loss_and_gradients(stn: int) -> None:
+    ours, theirs = twins(stn)
+    clean, index, tau = digits(64), torch.arange(5, 37), torch.tensor(0.9)
+    labels = torch.randn(64, 10).mul(3).softmax(1)
+    params = resolve({"dataset": "mnist", "params": {"stn": stn, "width": WIDTH, "augmentation": "none"}}).params
+    assert isinstance(params, STDACParams)
+    expected, _ = loss(ours, params, index, clean, labels, tau)
+    value = plain.loss(theirs(clean[index]), labels[index], tau)
+    torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
+    expected.backward()
+    value.backward()
+    for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        assert parameter.grad is not None and other.grad is not None, name
+        # bilinear sampling has kinks: a coordinate that rounds to the other side of a pixel has another gradient
+        assert (parameter.grad - other.grad).norm() <= 0.1 * parameter.grad.norm() + 1e-5, name
+
+
+def test_the_plain_augmentation_draws_and_computes_what_stdacs_does() -> None:
+    images = digits(200)
+    torch.manual_seed(3)
+    expected = augment(images, AUGMENTATIONS["dac-mnist"])
+    torch.manual_seed(3)
+    differs = (plain.augment(images) - expected).abs() > 1e-6
+    assert differs.float().mean() < 1e-4, "more than a coordinate on the edge between two pixels, here and there"
+
+
+def test_plain_training_lowers_its_loss() -> None:
+    torch.manual_seed(0)
+    net, images = plain.PlainNet(10, (1, 28, 28), stn=2, width=WIDTH), digits(320)
+    optimizer = torch.optim.Adam(net.parameters(), lr=1e-3)
+    take = partial(plain.steps, net, optimizer, images, plain.label_features(net, images), 0.9)
+    first = torch.stack(list(take())).mean()
+    for _ in range(4):
+        last = torch.stack(list(take())).mean()
+    assert last < first
+
+
+def test_the_floor_of_st_dac_is_the_sources() -> None:
+    cost = floor.st_dac(2)
+    assert cost.steps == 21_700
+    assert cost.update.bytes == pytest.approx(1.1e9, rel=0.01)
+    gpu = floor.H200["bfloat16"]
+    assert gpu.floor(cost.update) == pytest.approx(0.25e-3, rel=0.03)
+    assert gpu.floor(cost.update) * cost.steps == pytest.approx(6, abs=0.5)
+    assert sum(work.flop for work in cost.trial) == pytest.approx(0.53e15, rel=0.02)  # 0.52 and two passes more
+
+
+def test_the_floor_of_dac_star_is_the_sources() -> None:
+    cost = floor.dac_star()
+    assert cost.steps == 56_000
+    assert sum(work.flop for work in cost.trial) == pytest.approx(2.7e15, rel=0.02)
+
+
+def test_arithmetic_and_memory_at_once_take_no_longer_than_in_turn() -> None:
+    rates = floor.Rates("test", 2.0, 1.0)
+    work = floor.Work(6.0, 5.0)
+    assert rates.floor(work) == 5
+    assert rates.in_turn(work) == 8
+    assert rates.floor(work, work.times(2)) == 15
+
+
+def measurement(kind: str, **found: object) -> dict[str, object]:
+    """A run as `benchmarks.train` writes it to its file."""
+    setting = {"stn": 2, "device": "cpu", "precision": "float32", "threads": 2}
+    about = {"device": "a CPU", "date": "2026-01-01", "commit": "abc"}
+    rates = {"name": "a CPU", "flop": 1e11, "bytes": 2e10}
+    return {"kind": kind, "setting": setting, "about": about, "rates": rates, **found}
+
+
+def test_contenders_are_compared_within_a_round_and_with_the_floor() -> None:
+    times = {"ours": {"step": [0.2, 0.4], "label": [2.0, 4.0]}, "a": {"step": [0.4, 1.2], "label": [5.0, 8.0]}}
+    text = train.tables({"contenders, 2 STN": measurement("contenders", seconds=times)})
+    assert "| 800 (400–1,200) | 2.50 (2.00–3.00)× | 5.8× | 6,500 (5,000–8,000) | 2.25 (2.00–2.50)× |" in text
+    assert "floor at 100 GFLOP/s, 20 GB/s (in turn) | 138 (217) |" in text
+
+
+def test_processes_are_compared_by_what_they_do_together() -> None:
+    times = {"1": {"step": [0.1, 0.1], "label": [1.0, 1.0]}, "2": {"step": [0.1, 0.2], "label": [1.0, 2.0]}}
+    text = train.tables({"2 STN": measurement("processes", seconds=times, threads={"1": 2, "2": 1})})
+    assert "| 1 × 2 | 320 | 1.00 (1.00–1.00)× | 992 | 1.00 (1.00–1.00)× |" in text
+    assert "| 2 × 1 | 480 | 1.50 (1.00–2.00)× | 1.49e+03 | 1.50 (1.00–2.00)× |" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "chain", "part"),
+    [
+        ("aten::convolution_backward kernel 5", [], "convolutions of the localisation nets"),
+        ("aten::mkldnn_convolution", [], "convolutions"),
+        ("aten::addmm", [], "dense layers"),
+        ("aten::mm small", [], "dense layers of the localisation nets, grids"),
+        ("aten::copy_", ["aten::copy_", "Optimizer.step#Adam.step"], "Adam"),
+        ("graph_1_cpp_fused_clone_gather_index_round_2", [], "augmentation"),
+        (
+            "graph_1_cpp_fused__native_batch_norm_legit_convolution_backward_relu_9",
+            [],
+            "batch norm, pooling, ReLU, dropout",
+        ),
+        ("aten::grid_sampler_2d_backward", [], "sampling (and what is fused with it)"),
+        ("Torch-Compiled Region: 1/0", [], step_profile.REST),
+    ],
+)
+def test_the_profile_knows_which_part_an_event_belongs_to(name: str, chain: list[str], part: str) -> None:
+    assert step_profile.part_of(name, chain) == part
