@@ -62,10 +62,12 @@ def test_a_step_of_the_plain_network_has_stdacs_loss_and_gradients(stn: int) -> 
     torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
     expected.backward()
     value.backward()
+    whole = torch.stack([p.grad.norm() for p in ours.parameters() if p.grad is not None]).norm()
     for (name, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         assert parameter.grad is not None and other.grad is not None, name
-        # bilinear sampling has kinks: a coordinate that rounds to the other side of a pixel has another gradient
-        assert (parameter.grad - other.grad).norm() <= 0.1 * parameter.grad.norm() + 1e-5, name
+        # bilinear sampling has kinks: a coordinate that rounds to the other side of a pixel has another gradient;
+        # a bias before batch normalisation has none but rounding
+        assert (parameter.grad - other.grad).norm() <= 0.1 * parameter.grad.norm() + 1e-4 * whole, name
 
 
 def test_the_plain_augmentation_draws_and_computes_what_stdacs_does() -> None:
