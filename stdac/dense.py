@@ -39,7 +39,7 @@ product.register_autograd(gradients, setup_context=save)
 
 def dense(layer: nn.Linear, x: Tensor) -> Tensor:
     """The layer's output for x (B, I), B > 0: as `layer(x)`, by oneDNN where x is float32 on a CPU that has it."""
-    if x.device.type != "cpu" or torch.is_autocast_enabled("cpu") or not ONEDNN:
-        return F.linear(x, layer.weight, layer.bias)
-    y: Tensor = product(x, layer.weight) + layer.bias
-    return y
+    if x.device.type == "cpu" and x.dtype == torch.float32 and ONEDNN and not torch.is_autocast_enabled("cpu"):
+        y: Tensor = product(x, layer.weight) + layer.bias
+        return y
+    return F.linear(x, layer.weight, layer.bias)
