@@ -61,6 +61,7 @@ class Worker:
         self.planned: Mapping[str, dict[str, Any]] = {}
         self.settled: set[str] = set()  # done, failed or paused: never looked at again
         self.leaving = False
+        self.safe = True  # whether nothing would be lost by leaving now
         self._looked = time.monotonic()
 
     def work(self) -> None:
@@ -111,6 +112,7 @@ class Worker:
         ending = "stopped: its worker was told to leave"
 
         def claimed(attempt: "Attempt") -> None:
+            self.safe = True
             lease = folder.lease(attempt.number)
             attempts.append(f"trial {trial_id} attempt {attempt.number}")
             say(f"{attempts[0]} on {lease['host']} at {lease['began']}: {label(trial)}")
@@ -146,15 +148,17 @@ class Worker:
 
     def must_save(self, epoch: int) -> bool:
         """Whether the checkpoint of an epoch is needed because the trial is left there."""
-        return self.leaving or epoch == self.options.pause_after
+        self.safe = self.leaving or epoch == self.options.pause_after
+        return self.safe
 
     def look_up(self, progress: "Progress") -> None:
-        """Between two steps: leave where that was asked for; by SIGUSR2 only once the epoch's checkpoint is written.
+        """After a step: leave where that was asked for; by SIGUSR2 only once a checkpoint is written that it asked for.
 
         Raises Paused in the first step after the checkpoint that ends this trial for now: none was lost but that step.
         """
-        if self.leaving and progress.step <= 1:
+        if self.leaving and self.safe:
             raise KeyboardInterrupt
+        self.safe = False
         last = self.options.pause_after
         if last is not None and progress.phase == "cluster" and progress.epoch > last:
             raise Paused

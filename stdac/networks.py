@@ -45,11 +45,12 @@ class BatchNorm(nn.Module):
 
     def _grouped(self, x: Tensor, group: int) -> Tensor:
         grouped = x.unflatten(0, (len(x) // group, group))  # (G, group, C, ...)
-        dims = [1, *range(3, grouped.ndim)]
-        var, mean = torch.var_mean(grouped, dims, correction=0, keepdim=True)
-        affine = (1, 1, -1) + (1,) * (x.ndim - 2)
-        scale = self.weight.view(affine) * torch.rsqrt(var + self.eps)
-        y: Tensor = ((grouped - mean) * scale + self.bias.view(affine)).flatten(0, 1)
+        var, mean = torch.var_mean(grouped, [1, *range(3, grouped.ndim)], correction=0)  # (G, C)
+        scale = self.weight * torch.rsqrt(var + self.eps)
+        # An image's own mean and scale, so that x keeps its layout: in five dimensions channels-last would be lost.
+        affine = (1,) * (x.ndim - 2)
+        mean, scale = (t.repeat_interleave(group, 0).view(len(x), -1, *affine) for t in (mean, scale))
+        y: Tensor = (x - mean) * scale + self.bias.view(-1, *affine)
         return y
 
 

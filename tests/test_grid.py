@@ -18,6 +18,7 @@ from stdac.errors import StdacError
 from stdac.files import write_json
 from stdac.methods import resolve
 from stdac.record import TIMINGS, TrialFolder
+from stdac.train import Progress
 from stdac.trial import Trial
 from tests.conftest import CPU, small
 
@@ -178,6 +179,30 @@ def test_a_paused_trial_is_left_alone_and_goes_on_to_the_same_rows(tmp_path: Pat
     tables = [pq.read_table(tmp_path / name / "metrics.parquet") for name in ("straight", "paused")]
     straight, paused = (table.drop_columns(list(TIMINGS)) for table in tables)
     assert straight.equals(paused) and len(paused) == 4 + 4 + 1 + 3
+
+
+@pytest.mark.parametrize(("step", "saved"), [((1, 1), 0), ((3, 1), 3), ((3, 2), 3)])
+def test_a_worker_that_is_told_to_leave_loses_no_epoch_where_checkpoints_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: tuple[int, int], saved: int
+) -> None:
+    """Saving is too dear after the first epoch here, and the signal comes in the step after a checkpoint left out."""
+    monkeypatch.setattr("stdac.run.SAVING_SHARE", 1e-9)
+    trial, ledger = resolve(small("st-dac", epochs=5, params={"stn": 0})), Ledger(tmp_path)
+    ledger.plan([trial], "")
+    worker = Worker(tmp_path, Options("cpu", 1))
+    look_up = worker.look_up
+
+    def told(progress: Progress) -> None:
+        if (progress.epoch, progress.step) == step:
+            worker.leave(0, None)
+        look_up(progress)
+
+    worker.look_up = told  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        worker.work()
+    assert ledger.status(trial.id).detail == ({"epoch": saved, "epochs": 5} if saved else {})
+    Worker(tmp_path, Options("cpu", 1)).work()
+    assert ledger.state(trial.id) == "done"
 
 
 def test_collected_rows_do_not_depend_on_how_many_are_in_memory(

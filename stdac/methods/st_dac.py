@@ -27,7 +27,7 @@ from stdac.methods.pairwise import (
     unit,
 )
 from stdac.networks import STDACNet
-from stdac.step import PRECISIONS, autocast
+from stdac.step import autocast, check_precision
 from stdac.train import Assignment, Run, phase
 from stdac.trial import Params, check_ranges
 
@@ -74,12 +74,12 @@ class STDACParams(Params):
             "architecture": (self.architecture, ("code", "table3")),
             "stn": (self.stn, (0, 1, 2, 3)),
             "pair_loss": (self.pair_loss, ("bce", "mse")),
-            "precision": (self.precision, PRECISIONS),
             "augmentation": (self.augmentation, (None, *AUGMENTATIONS)),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise StdacError(f"got {name} = {value!r}, expected one of {', '.join(map(str, allowed))}")
+        check_precision(self.precision)
         check_ranges(self, {"passes": 1, "batch": 2, "eval_batch": 2, "macro_batch": self.batch})
         start, end, augmentation = PRESETS[self.preset, known]
         undropped = self.preset == "code" and dataset == "mnist" and self.stn == 0
