@@ -125,8 +125,11 @@ def of_role(folder: Path, role: str) -> list[Process]:
     return [process for process in processes(folder) if process.role() == role]
 
 
-def nothing_is_left(folder: Path, seconds: float = 30) -> None:
-    """No process that a launch there has started, no scratch in it, no folder of sockets of a launch that is over."""
+def nothing_is_left(folder: Path, seconds: float = 150) -> None:
+    """No process that a launch there has started, no scratch in it, no folder of sockets of a launch that is over.
+
+    A Ray agent that was still starting when its head died looks for it for more than a minute before it ends itself.
+    """
     wait_for(lambda: not processes(folder), seconds)
     assert not list(folder.glob("run/.*"))
 
