@@ -12,7 +12,7 @@ RUN := runs/quick
 
 # The main job on the embedded data: the ablation table, the figures, one model exported, and images sorted with it.
 demo: .venv/installed
-	$(BIN)/stdac-grid launch quick --out $(RUN)
+	$(BIN)/stdac-grid launch quick --backend local --out $(RUN)
 	$(BIN)/stdac-grid results $(RUN) --figures $(RUN)/figures
 	$(BIN)/stdac export "$$($(BIN)/stdac-grid best $(RUN))" $(RUN)/model.onnx
 	$(BIN)/stdac cluster $(RUN)/model.onnx digits -o $(RUN)/clusters.parquet
