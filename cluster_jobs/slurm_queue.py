@@ -72,7 +72,10 @@ def partitions() -> dict[str, Partition]:
         raise StdacError("there is no SLURM here (sinfo is not on the PATH): launch on a login node of the cluster")
     text = answer("sinfo", "--noheader", "--format=%P|%l|%G")
     if text is None:
-        raise StdacError("the SLURM controller does not answer (sinfo failed): launch again when it does, or here with --backend local")
+        raise StdacError(
+            "the SLURM controller does not answer (sinfo failed): launch again when it does, or here with "
+            "--backend local"
+        )
     return read_partitions(text)
 
 
