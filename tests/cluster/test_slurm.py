@@ -33,7 +33,7 @@ LONG = """
 dataset = "digits"
 limit = 1000
 [[trials]]
-epochs = 20
+epochs = 100
 seeds = 2
 params = { stn = 1, width = 0.2, macro_batch = 500 }
 """
