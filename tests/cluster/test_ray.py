@@ -130,11 +130,8 @@ def of_role(folder: Path, role: str) -> list[Process]:
     return [process for process in processes(folder) if process.role() == role]
 
 
-def nothing_is_left(folder: Path, seconds: float = 150) -> None:
-    """No process that a launch there has started, no scratch in it, no folder of sockets of a launch that is over.
-
-    A Ray agent that was still starting when its head died looks for it for more than a minute before it ends itself.
-    """
+def nothing_is_left(folder: Path, seconds: float = 30) -> None:
+    """No process that a launch there has started, no scratch in it, no folder of sockets of a launch that is over."""
     wait_for(lambda: not processes(folder), seconds)
     assert not list(folder.glob("run/.*"))
 
@@ -177,7 +174,7 @@ def test_a_killed_driver_leaves_nothing_and_the_next_launch_goes_on(
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
         assert driver.wait(60) != 0
-        nothing_is_left(tmp_path)
+        nothing_is_left(tmp_path, 150)  # an agent that was still starting looks for its dead head for over a minute
     assert "running" not in {status.state for status in Ledger(tmp_path / "run").statuses()}
     assert go_on(tmp_path, "--simulate", "--nodes", "2") == local
 
