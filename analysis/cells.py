@@ -25,12 +25,12 @@ Trial = dict[tuple[str, int], dict[str, Any]]
 class Cell:
     """One method on one data set with one setting of its parameters, over seeds; all scores in [0, 1].
 
-    label: unique within the data set. settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with them.
-    epoch: None where all seeds are finished; else the last epoch that all seeds have, where scores and curves end.
-    done: the number of finished seeds. scores: for "acc", "nmi", "ari", "noise" (protocol, last epoch), "acc_best" (protocol,
-    best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one
-    protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable; of an
-    unfinished cell the value after the same epoch.
+    label: unique within the data set. settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with
+    them. epoch: None where all seeds are finished; else the last epoch that all seeds have, where scores and curves
+    end. done: the number of finished seeds. scores: for "acc", "nmi", "ari", "noise" (protocol, last epoch), "acc_best"
+    (protocol, best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by
+    epoch one protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable;
+    of an unfinished cell the value after the same epoch.
     """
 
     dataset: str

@@ -118,7 +118,7 @@ COLUMNS = (
     Column("paper", "paper's NMI", lambda cell: show_published(cell, "nmi")),
     Column("ARI", "ARI", lambda cell: show_score(cell, "ari")),
     Column("paper", "paper's ARI", lambda cell: show_published(cell, "ari")),
-    Column("noise", "noise", lambda cell: show_noise(cell)),
+    Column("noise", "noise", show_noise),
     Column("deployed", "deployed", lambda cell: show(cell.mean("acc_deployed"))),
     Column("best epoch", "best epoch", lambda cell: show(cell.mean("acc_best"))),
 )

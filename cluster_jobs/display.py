@@ -35,7 +35,8 @@ class Labels:
     def __call__(self, trial: Mapping[str, Any]) -> str:
         swept = self.swept.get((trial["method"], trial["dataset"]), [])
         params = [f"{name}={trial['params'].get(name)}" for name in swept]
-        return f"{' '.join([trial['method'], *params])} on {trial['dataset']}, K {trial['n_clusters']}, seed {trial['seed']}"
+        what = " ".join([trial["method"], *params])
+        return f"{what} on {trial['dataset']}, K {trial['n_clusters']}, seed {trial['seed']}"
 
 
 def find_swept(settings: Sequence[Mapping[str, Any]]) -> list[str]:

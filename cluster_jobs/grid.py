@@ -33,8 +33,8 @@ def load_grid(name: str) -> Grid:
     blocks with the keys of a Trial; `params` is a table of the method's hyperparameters. A list is an axis: a block is
     the product of its axes; of a parameter that is a tuple a list is one value, and a list of lists an axis.
     `seeds = 10` is short for `seed = [0, ..., 9]`. Equal trials are kept once, in the order of the file, each after
-    those that it needs, which are added. Raises StdacError for an unknown preset (the known ones are named), a file that is not TOML, or a trial
-    that `stdac.methods.resolve` refuses.
+    those that it needs, which are added. Raises StdacError for an unknown preset (the known ones are named), a file
+    that is not TOML, or a trial that `stdac.methods.resolve` refuses.
     """
     from stdac.methods import add_needs, resolve
 

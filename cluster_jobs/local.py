@@ -94,9 +94,8 @@ class Workers:
         if free and not self.leaving and not self.ledger.cancelled():
             for slot in free[: self.ledger.count("waiting")]:
                 self.start(slot)
-        return (
-            bool(self.processes) or not (self.leaving or self.ledger.cancelled()) and bool(self.ledger.count("blocked"))
-        )
+        ending = self.leaving or self.ledger.cancelled()
+        return bool(self.processes) or (not ending and self.ledger.count("blocked") > 0)
 
     def note_end(self, slot: int, code: int) -> None:
         """Tell a worker that died at its trial, which is replaced, from one that cannot run at all."""

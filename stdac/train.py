@@ -17,7 +17,7 @@ from stdac.step import Loss, ReplayedStep, TrainingStep, compiled
 
 
 class Assignment(NamedTuple):
-    """A clustering of all images: clusters (N,) int64, -1 = noise; confidence (N,) float32 in [0, 1], if there is one."""
+    """A clustering of all images: clusters (N,) int64, -1 = noise; confidence (N,) float32 in [0, 1], if any."""
 
     clusters: Tensor
     confidence: Tensor | None = None

@@ -12,17 +12,17 @@ from stdac.augment import AUGMENTATIONS, augment
 from stdac.errors import StdacError
 from stdac.methods.method import Cost, Fitted, Method, Shape, Task
 from stdac.methods.pairwise import (
-    Deployed,
     CleanPass,
+    Deployed,
+    assign_by_protocol,
     calibrate_and_assign,
-    count_family_work,
     compare_all,
+    count_family_work,
+    fall_threshold,
+    mean_pixel,
+    normalize,
     pair_batches,
     pair_targets,
-    mean_pixel,
-    assign_by_protocol,
-    fall_threshold,
-    normalize,
 )
 from stdac.networks import AllConvNet
 from stdac.step import autocast, check_precision

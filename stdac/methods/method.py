@@ -1,4 +1,4 @@
-"""What a clustering method is. A file of this folder describes one system in one `Method`; nothing else lists methods."""
+"""What a clustering method is: a file of this folder describes one system in one `Method`, and nothing else does."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,8 +76,8 @@ class Method:
     a guess from `build` if not given. colours: of curves, by filled-in title. small: parameters of a trial of seconds,
     for suggest-k and tests. readings: parameters that may differ from their defaults in a trial that still follows the
     published one: readings of an unclear text. needs: the trials whose results the trainer is to have; the grid adds
-    them, but for those that are named by their ids alone, which it must have. is_floor: one of those that every learned method has to beat. takes_source: it reads the labels
-    of a second data set, Trial.source.
+    them, but for those that are named by their ids alone, which it must have. is_floor: one of those that every learned
+    method has to beat. takes_source: it reads the labels of a second data set, Trial.source.
     """
 
     title: str
