@@ -176,7 +176,7 @@ def detach(run: Path) -> None:
     path = run / "logs" / f"launch-{os.getpid()}.log"
     with open(path, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cluster_jobs.cli", *words, "--yes"],
+            [sys.executable, "-m", "cluster_jobs.commands.grid", *words, "--yes"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

@@ -17,9 +17,9 @@ from click.testing import CliRunner, Result
 import analysis.k_study
 from analysis.k_figure import draw_study, study_text
 from analysis.k_study import Assigned, Scores, agreement_error, scores, silhouette, study, suggest
+from cluster_jobs.commands.suggest_k import SMALL, Study, make_grid, parse_ks, suggest_k_command
 from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.suggest_k import SMALL, Study, make_grid, parse_ks, suggest_k_command
 from stdac.command import Commands
 from stdac.errors import StdacError
 from stdac.methods import resolve
@@ -174,7 +174,7 @@ def test_the_grid_that_is_kept_with_the_run_says_the_same_trials(method: str, tm
 
 COMMAND = """
 from stdac.command import Commands
-from cluster_jobs.suggest_k import suggest_k_command
+from cluster_jobs.commands.suggest_k import suggest_k_command
 main = Commands("stdac")
 main.add_command(suggest_k_command)
 main()
