@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quick
 
-.PHONY: demo test test-slow test-cluster chaos web lint lock clean
+.PHONY: demo test test-slow test-cluster chaos web graph lint lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,10 @@ chaos: .venv/installed
 # onnxruntime-web for stdac page, from npm, beside the page's files: a wheel built after it needs no npm.
 web: .venv/installed
 	$(BIN)/python -m export.web fetch
+
+# The graph of packages in docs/design.md, from the imports in the code.
+graph: .venv/installed
+	$(BIN)/python -m docs.graph
 
 lint: .venv/installed
 	$(BIN)/ruff check .
