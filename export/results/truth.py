@@ -83,7 +83,7 @@ def import_metrics() -> tuple[Any, Any]:
         from stdac import metrics
     except ImportError as error:
         raise StdacError(
-            f"to score clusters against labels needs {error.name}, which is not installed: "
+            "to score clusters against labels needs scikit-learn, which is not installed: "
             "pip install 'stdac[train]', or scikit-learn alone"
         ) from error
     return metrics, linear_sum_assignment
