@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quick
 
-.PHONY: demo test test-slow test-cluster chaos web lint lock clean
+.PHONY: demo test test-slow test-cluster chaos web graph lint lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[cpu,all,dev]'
 	touch $@
 
 # The main job on the embedded data: the ablation table, the figures, one model exported, and images sorted with it.
@@ -39,6 +39,10 @@ chaos: .venv/installed
 web: .venv/installed
 	$(BIN)/python -m export.web fetch
 
+# The graph of packages in docs/design.md, from the imports in the code.
+graph: .venv/installed
+	$(BIN)/python -m docs.graph
+
 lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,7 +51,7 @@ lint: .venv/installed
 # Write constraints.txt anew from the newest versions that pyproject.toml allows.
 lock:
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet '.[cpu,test]' 'torch==2.13.0'
+	.venv-lock/bin/python -m pip install --quiet '.[cpu,all,dev]' 'torch==2.13.0'
 	( echo '# The versions that the tests ran with; make lock writes this file.'; \
 	  .venv-lock/bin/python -m pip freeze --exclude stdac | sed 's/+cpu//' ) > constraints.txt
 	rm -rf .venv-lock

@@ -103,7 +103,7 @@ def measure(backend: str, out: Path | None, trials: int, workers: int, sleep_s: 
         began = time.monotonic()
         with open(folder / "said", "wb") as said:
             process = subprocess.Popen(
-                [sys.executable, "-m", "cluster_jobs.cli", *words, "--device", "cpu", *PLACES[backend]],
+                [sys.executable, "-m", "cluster_jobs.commands.grid", *words, "--device", "cpu", *PLACES[backend]],
                 cwd=folder,
                 env=os.environ | {"PYTHONPATH": path, "STDAC_SLEEP_S": str(sleep_s)},
                 stdout=said,

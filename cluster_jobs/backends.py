@@ -15,9 +15,11 @@ from cluster_jobs import local, ray_tune, slurm
 from cluster_jobs.display import Display
 from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.worker import Options
+from stdac.command import require
 from stdac.errors import StdacError
 
 CANCEL_S = 30.0
+NEEDS: dict[str, tuple[str, ...]] = {"local": (), "ray": ("ray",), "slurm": ("submitit",)}
 Tick = Callable[[], None]
 
 
@@ -49,13 +51,14 @@ def choose(name: str, request: Request, flags: Mapping[str, Any], table: Mapping
     """The backend of that name, or for "auto" the first that is there: Ray, SLURM, this machine.
 
     flags, table: how to ask SLURM, from the command line and from the grid's file. Raises StdacError for several nodes
-    where there is no cluster.
+    where there is no cluster, ModuleNotFoundError where the backend's module is not installed.
     """
     why = "as asked"
     if request.simulate:
         name, why = "ray", f"--simulate: {request.nodes} Ray nodes on this machine"
     elif name == "auto":
         name, why = find(request.nodes)
+    require(*NEEDS[name])
     if name == "slurm":
         return on_slurm(why, request, flags, table)
     if name == "ray":
@@ -176,7 +179,7 @@ def detach(run: Path) -> None:
     path = run / "logs" / f"launch-{os.getpid()}.log"
     with open(path, "ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "cluster_jobs.cli", *words, "--yes"],
+            [sys.executable, "-m", "cluster_jobs.commands.grid", *words, "--yes"],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

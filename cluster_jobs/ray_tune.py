@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +116,6 @@ def run_workers(
     are CPUs, or GPUs times `trials_per_gpu`. Raises StdacError where there is no cluster to be had, where workers keep
     failing, and where the head is lost.
     """
-    if find_spec("ray") is None:
-        raise StdacError("the ray backend needs Ray, which is not installed: pip install 'ray[tune]'")
     cluster = None if simulate else find_cluster()
     address = check_address(cluster[0]) if cluster else None
     run = run.resolve()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stdac.command import require
 from stdac.words import counted, duration, one_line
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ def export_command(
 
     The file takes uint8 images and gives clusters; any ONNX runtime opens it. Nothing is written if it disagrees.
     """
+    require("onnx", "onnxscript")  # before torch, which their extra brings too
     from export.convert.to_onnx import export_model
     from export.inputs.sources import sample
     from stdac.model_file import load_model

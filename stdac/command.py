@@ -1,12 +1,27 @@
-"""What both command lines share: errors become one sentence and an exit code; settings are NAME=VALUE."""
+"""What the command lines share: errors become one sentence and an exit code; settings are NAME=VALUE."""
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import click
 
 from stdac.errors import StdacError
 from stdac.words import one_line
+
+EXTRAS = {
+    "matplotlib": "train",
+    "scipy": "train",
+    "sklearn": "train",
+    "torch": "train",
+    "torchvision": "train",
+    "onnx": "export",
+    "onnxscript": "export",
+    "onnxruntime": "cpu",
+    "ray": "ray",
+    "submitit": "slurm",
+}
+"""A module that not every command needs, and the extra of pyproject.toml that brings it."""
 
 
 class Commands(click.Group):
@@ -21,9 +36,7 @@ class Commands(click.Group):
         except StdacError as error:
             raise click.ClickException(one_line(error)) from error
         except ModuleNotFoundError as error:
-            raise click.ClickException(
-                f"this command needs {error.name}, which is not installed: pip install stdac"
-            ) from error
+            raise click.ClickException(missing_text(error)) from error
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; leave quietly
             raise click.exceptions.Exit(1) from None
@@ -34,6 +47,20 @@ class Commands(click.Group):
                 f"{type(error).__name__}: {one_line(error)} (unexpected: set STDAC_DEBUG=1 and run again for the "
                 "traceback)"
             ) from error
+
+
+def require(*modules: str) -> None:
+    """Raise ModuleNotFoundError for the first that is not installed: before anything is begun that will need it."""
+    for module in modules:
+        if find_spec(module) is None:
+            raise ModuleNotFoundError(f"No module named {module!r}", name=module)
+
+
+def missing_text(error: ModuleNotFoundError) -> str:
+    """Which module is not installed, and the extra that brings it."""
+    module = (error.name or str(error)).partition(".")[0]
+    wanted = f"'stdac[{EXTRAS[module]}]'" if module in EXTRAS else "stdac"
+    return f"this command needs {module}, which is not installed: pip install {wanted}"
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

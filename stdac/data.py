@@ -157,6 +157,6 @@ def import_torchvision_datasets() -> Any:
         from torchvision import datasets
     except ImportError as error:
         raise StdacError(
-            "this data set comes through torchvision, which is not installed: pip install torchvision"
+            "this data set comes through torchvision, which is not installed: pip install 'stdac[train]'"
         ) from error
     return datasets

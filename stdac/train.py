@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stdac.errors import StdacError
-from stdac.results import Result
 from stdac.step import Loss, ReplayedStep, TrainingStep, compiled
 
 
@@ -46,6 +47,16 @@ class Recorder(Protocol):
     def progress(self, progress: Progress) -> None: ...
 
 
+class Needed(Protocol):
+    """What a method sees of a done trial that its own one needs; `stdac.results` has the one that reads a folder."""
+
+    @property
+    def trial(self) -> dict[str, Any]: ...
+    def load_model(self) -> nn.Module: ...
+    def read_clusters(self) -> NDArray[np.int64]: ...
+    def read_confidence(self) -> NDArray[np.float32]: ...
+
+
 class Source(NamedTuple):
     """The labelled data set of a trial. images: (M, C, H, W) uint8; labels: (M,) int64 in [0, classes). Both on the
     device."""
@@ -72,7 +83,7 @@ class Trainer:
     compile: bool = False
     graphs: bool = False
     saved: dict[str, Any] = field(default_factory=dict)
-    needed: Sequence[Result] = ()
+    needed: Sequence[Needed] = ()
     source: Source | None = None
     phases: dict[str, bool] = field(default_factory=dict)  # those begun, and whether each is the main one
 

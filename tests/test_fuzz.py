@@ -83,7 +83,7 @@ def cluster(
     timeout_s: float = 120,
 ) -> Ended:
     """Run `stdac cluster`; fails where it hangs, shows a traceback, or leaves a process or a temporary file."""
-    command = [sys.executable, "-c", "from stdac.cli import main; main()", "cluster", str(model)]
+    command = [sys.executable, "-c", "from cluster_jobs.commands.stdac import main; main()", "cluster", str(model)]
     command += [*map(os.fspath, inputs), "-o", str(output), "--workers", "2", "--provider", "cpu"]  # type: ignore[call-overload]
     with (output.parent / "stdin").open("w+b") as given, (output.parent / "stderr").open("w+b") as said:
         given.write(stdin)

@@ -34,7 +34,7 @@ params = { stn = [0, 1], width = 0.1, macro_batch = 100 }
 
 def command(*words: object) -> list[str]:
     """A command of ours, in this Python."""
-    module = {"stdac": "stdac.cli", "stdac-grid": "cluster_jobs.cli"}[str(words[0])]
+    module = {"stdac": "cluster_jobs.commands.stdac", "stdac-grid": "cluster_jobs.commands.grid"}[str(words[0])]
     return [sys.executable, "-c", f"from {module} import main; main()", *map(str, words[1:])]
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import cluster_jobs.cli
-import stdac.cli
+from cluster_jobs.commands import grid, stdac
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
@@ -22,7 +21,7 @@ def test_the_readme_shows_commands() -> None:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_readme_parses(line: str) -> None:
     tool, name, *words = shlex.split(line, comments=True)
-    group = {"stdac": stdac.cli.main, "stdac-grid": cluster_jobs.cli.main}[tool]
+    group = {"stdac": stdac.main, "stdac-grid": grid.main}[tool]
     group.commands[name].make_context(name, words)
 
 

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 
 import analysis.publish
 import analysis.readme
-import cluster_jobs.cli
 from analysis.provenance import derived_grid
 from analysis.publish import publish
 from analysis.report import write_report
 from analysis.runs import ROWS, read_metrics
+from cluster_jobs.commands import grid
 from cluster_jobs.grid import load_grid
 from stdac.errors import StdacError
 from stdac.methods import resolve
@@ -124,12 +124,12 @@ def test_the_report_shows_tables_curves_pictures_and_where_it_ran(run: Path, tmp
 
 
 def test_the_command_writes_the_report_into_the_run(run: Path) -> None:
-    result = CliRunner().invoke(cluster_jobs.cli.main, ["report", str(run), "--unfinished"])
+    result = CliRunner().invoke(grid.main, ["report", str(run), "--unfinished"])
     assert result.exit_code == 0 and result.output.strip() == str(run / "report.html")
     assert (run / "report.html").stat().st_size > 20_000
-    result = CliRunner().invoke(cluster_jobs.cli.main, ["report", str(run / "nothing")])
+    result = CliRunner().invoke(grid.main, ["report", str(run / "nothing")])
     assert result.exit_code == 1 and "is not a run" in result.output
-    result = CliRunner().invoke(cluster_jobs.cli.main, ["report", str(run), "-o", str(run / "no" / "r.html")])
+    result = CliRunner().invoke(grid.main, ["report", str(run), "-o", str(run / "no" / "r.html")])
     assert result.exit_code == 1 and "there is no folder" in result.output
 
 

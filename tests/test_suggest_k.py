@@ -17,12 +17,12 @@ from click.testing import CliRunner, Result
 import analysis.k_study
 from analysis.k_figure import draw_study, study_text
 from analysis.k_study import Assigned, Scores, agreement_error, scores, silhouette, study, suggest
+from cluster_jobs.commands.suggest_k import Study, make_grid, parse_ks, suggest_k_command
 from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.suggest_k import SMALL, Study, make_grid, parse_ks, suggest_k_command
 from stdac.command import Commands
 from stdac.errors import StdacError
-from stdac.methods import resolve
+from stdac.methods import METHODS, resolve
 from stdac.record import ASSIGNMENTS
 
 
@@ -163,9 +163,9 @@ def test_the_run_folder_is_named_after_the_input_and_its_settings() -> None:
     assert asked.folder() != asked._replace(epochs=9).folder()
 
 
-@pytest.mark.parametrize("method", [*SMALL, "kmeans"])
+@pytest.mark.parametrize("method", [*(name for name, method in METHODS.items() if method.small), "kmeans"])
 def test_the_grid_that_is_kept_with_the_run_says_the_same_trials(method: str, tmp_path: Path) -> None:
-    asked = Study("digits", method, 8, 1000, 28, SMALL.get(method, {}))
+    asked = Study("digits", method, 8, 1000, 28, dict(METHODS[method].small))
     grid = make_grid(asked, tmp_path / 'é "quoted" 漢', [2, 5], 3, 1000)
     (tmp_path / "grid.toml").write_text(grid.text, "utf-8")
     assert load_grid(str(tmp_path / "grid.toml")).trials == grid.trials
@@ -174,7 +174,7 @@ def test_the_grid_that_is_kept_with_the_run_says_the_same_trials(method: str, tm
 
 COMMAND = """
 from stdac.command import Commands
-from cluster_jobs.suggest_k import suggest_k_command
+from cluster_jobs.commands.suggest_k import suggest_k_command
 main = Commands("stdac")
 main.add_command(suggest_k_command)
 main()

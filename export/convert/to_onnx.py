@@ -209,7 +209,9 @@ def convert(graph: Graph, config: ModelConfig) -> Any:
         import onnx  # noqa: F401  # torch.onnx.export needs both, and says so in many lines
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise StdacError(f"{error.name} is not installed: pip install onnx onnxscript to export models") from error
+        raise StdacError(
+            f"to export a model needs {error.name}, which is not installed: pip install 'stdac[export]'"
+        ) from error
     example = torch.zeros(2, *config.shape, dtype=torch.uint8)
     with quiet():
         try:

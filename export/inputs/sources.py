@@ -78,7 +78,7 @@ class Named:
             dataset = load(self.name)
         except ImportError as error:
             raise StdacError(
-                f"this data set needs {error.name}, which is not installed: pip install {error.name}"
+                f"this data set needs {error.name}, which is not installed: pip install 'stdac[train]'"
             ) from error
         names = dict(enumerate(dataset.class_names))
         for start in range(0, len(dataset.images), RUN):

@@ -83,7 +83,8 @@ def import_metrics() -> tuple[Any, Any]:
         from stdac import metrics
     except ImportError as error:
         raise StdacError(
-            f"clusters cannot be scored against labels without {error.name}: pip install scipy scikit-learn"
+            "to score clusters against labels needs scikit-learn, which is not installed: "
+            "pip install 'stdac[train]', or scikit-learn alone"
         ) from error
     return metrics, linear_sum_assignment
 

@@ -69,7 +69,9 @@ def import_stats() -> Any:
     try:
         from scipy import stats
     except ImportError as error:
-        raise StdacError("to compare two runs needs scipy, which is not installed: pip install scipy") from error
+        raise StdacError(
+            "to compare two runs needs scipy, which is not installed: pip install 'stdac[train]', or scikit-learn alone"
+        ) from error
     return stats
 
 

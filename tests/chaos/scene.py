@@ -105,7 +105,7 @@ class Scene:
         own = {"PYTHONPATH": import_path(), "OMP_NUM_THREADS": "1", MARK: str(self.run)}
         with open(log, "wb") as file:
             process = subprocess.Popen(
-                [*prefix, sys.executable, "-c", "from cluster_jobs.cli import main; main()", *words],
+                [*prefix, sys.executable, "-c", "from cluster_jobs.commands.grid import main; main()", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

@@ -1,4 +1,4 @@
-"""stdac: one trial, and what becomes of its model. Heavy imports live in the commands that need them."""
+"""The command `stdac train`: one trial, its scores as they come, and the folder of its result."""
 
 import sys
 import time
@@ -8,10 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster_jobs.suggest_k import suggest_k_command
-from export.cli import cluster_command, export_command
-from export.web.page import page_command
-from stdac.command import Commands, parse_setting
+from stdac.command import parse_setting
 from stdac.errors import StdacError
 from stdac.observer import Observer
 
@@ -22,20 +19,7 @@ if TYPE_CHECKING:
     from stdac.trial import Trial
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.version_option(package_name="stdac")
-def main() -> None:
-    """Deep image clustering: train one model, export it to ONNX, sort pictures with it.
-
-    Grids of many trials are the business of stdac-grid.
-    """
-
-
-for command in (export_command, cluster_command, page_command, suggest_k_command):
-    main.add_command(command)
-
-
-@main.command()
+@click.command("train")
 @click.option("--dataset", required=True, help="A name (digits, mnist, fashion-mnist, ...) or a path to images.")
 @click.option("--method", default="st-dac", help="Clustering method.")
 @click.option("--stn", type=int, help="Number of spatial transformers, 0 to 3 (short for --set stn=N).")
@@ -51,7 +35,7 @@ for command in (export_command, cluster_command, page_command, suggest_k_command
 @click.option("--device", default="auto", help="auto, cpu, cuda or cuda:N.")
 @click.option("--compile", "compile_", type=click.Choice(["auto", "on", "off"]), default="auto", help="torch.compile.")
 @click.option("--threads", type=int, help="CPU threads; all cores if not given.")
-def train(
+def train_command(
     dataset: str,
     method: str,
     stn: int | None,
@@ -151,60 +135,3 @@ class TrainDisplay(Observer):
         click.echo(
             f"{row['phase']:>8} {row['epoch']:>3}  {scores or str(row['clusters_used']) + ' clusters'}{loss}{seconds}"
         )
-
-
-@main.command()
-@click.argument("path", type=click.Path(path_type=Path))
-def show(path: Path) -> None:
-    """Say what PATH is: a trial's folder, a model.pt, or an ONNX file."""
-    if not path.exists():
-        raise StdacError(f"there is no {path}: expected a trial's folder, a model.pt or an ONNX file")
-    if path.is_dir():
-        show_trial(path)
-    elif path.suffix == ".onnx":
-        show_onnx(path)
-    else:
-        show_model(path)
-
-
-def show_trial(path: Path) -> None:
-    """Print a trial's description and where it stands."""
-    from stdac.record import TrialFolder
-
-    folder = TrialFolder(path)
-    trial, done, holder = folder.trial(), folder.done(), folder.holder()
-    describe(trial)
-    if done is not None:
-        state = f"done in {done['seconds']:.0f} s by attempt {done['attempt']}, {done['finished']}, on {done['device']}"
-    elif holder is not None:
-        state = f"running on {holder['host']} (process {holder['pid']}) since {holder['began']}"
-    else:
-        error = folder.error()
-        state = f"failed: {error.splitlines()[0]}" if error else "waiting"
-    click.echo(f"state       {state}")
-
-
-def show_model(path: Path) -> None:
-    """Print a model file's trial, input and scores."""
-    from stdac.model_file import load_model
-
-    model, config = load_model(path)
-    describe(config.trial.to_json())
-    click.echo(f"input       (N, {', '.join(map(str, config.shape))}) uint8")
-    click.echo(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
-    click.echo(f"scores      {config.scores}")
-
-
-def show_onnx(path: Path) -> None:
-    """Print an ONNX file's metadata."""
-    from export import Clusterer
-
-    for name, value in sorted(Clusterer(path).info.to_props().items()):
-        click.echo(f"{name:<14}{value}")
-
-
-def describe(trial: dict[str, Any]) -> None:
-    """Print a trial's values, one a line."""
-    for name, value in trial.items():
-        text = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{name:<12}{text}")

@@ -1,0 +1,65 @@
+"""The command `stdac show`: what a trial's folder, a model.pt or an ONNX file is."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stdac.errors import StdacError
+
+
+@click.command("show")
+@click.argument("path", type=click.Path(path_type=Path))
+def show_command(path: Path) -> None:
+    """Say what PATH is: a trial's folder, a model.pt, or an ONNX file."""
+    if not path.exists():
+        raise StdacError(f"there is no {path}: expected a trial's folder, a model.pt or an ONNX file")
+    if path.is_dir():
+        show_trial(path)
+    elif path.suffix == ".onnx":
+        show_onnx(path)
+    else:
+        show_model(path)
+
+
+def show_trial(path: Path) -> None:
+    """Print a trial's description and where it stands."""
+    from stdac.record import TrialFolder
+
+    folder = TrialFolder(path)
+    trial, done, holder = folder.trial(), folder.done(), folder.holder()
+    describe(trial)
+    if done is not None:
+        state = f"done in {done['seconds']:.0f} s by attempt {done['attempt']}, {done['finished']}, on {done['device']}"
+    elif holder is not None:
+        state = f"running on {holder['host']} (process {holder['pid']}) since {holder['began']}"
+    else:
+        error = folder.error()
+        state = f"failed: {error.splitlines()[0]}" if error else "waiting"
+    click.echo(f"state       {state}")
+
+
+def show_model(path: Path) -> None:
+    """Print a model file's trial, input and scores."""
+    from stdac.model_file import load_model
+
+    model, config = load_model(path)
+    describe(config.trial.to_json())
+    click.echo(f"input       (N, {', '.join(map(str, config.shape))}) uint8")
+    click.echo(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
+    click.echo(f"scores      {config.scores}")
+
+
+def show_onnx(path: Path) -> None:
+    """Print an ONNX file's metadata."""
+    from export import Clusterer
+
+    for name, value in sorted(Clusterer(path).info.to_props().items()):
+        click.echo(f"{name:<14}{value}")
+
+
+def describe(trial: dict[str, Any]) -> None:
+    """Print a trial's values, one a line."""
+    for name, value in trial.items():
+        text = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
+        click.echo(f"{name:<12}{text}")
