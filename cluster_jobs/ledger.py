@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from analysis.runs import ROWS, read_trial
 from stdac.errors import StdacError
-from stdac.files import file_system_time, link_once, read_json, whole
+from stdac.files import atomic_write, file_system_time, link_once, read_json
 from stdac.record import TrialFolder
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
@@ -224,7 +224,7 @@ class Ledger:
         tables = (read_trial(self.folder(name), trials[name], unfinished=unfinished) for name in sorted(trials))
         found = (rows for rows in tables if rows is not None)
         out = self.path / "metrics.parquet"
-        with whole(out) as file, pq.ParquetWriter(file, ROWS, compression="zstd") as writer:
+        with atomic_write(out) as file, pq.ParquetWriter(file, ROWS, compression="zstd") as writer:
             while group := list(islice(found, AT_ONCE)):
                 writer.write_table(pa.concat_tables(group))
         return out

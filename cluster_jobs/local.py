@@ -18,7 +18,7 @@ from pathlib import Path
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.worker import Options, interrupt
 from stdac.errors import StdacError
-from stdac.files import refusal
+from stdac.files import explain_refusal
 
 POLL_S = 0.2
 FAULTS = 3  # workers that end with an error in a row, with no trial done in between: the run is at fault
@@ -61,7 +61,7 @@ class Workers:
                     command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment(slot)
                 )
         except OSError as error:
-            raise refusal(error, path) from error
+            raise explain_refusal(error, path) from error
 
     def environment(self, slot: int) -> dict[str, str]:
         """The environment of a slot's worker: this process's, with CUDA_MPS_PIPE_DIRECTORY and the like as they are."""

@@ -27,7 +27,7 @@ from typing import Any
 from cluster_jobs.local import import_path
 from cluster_jobs.worker import Options
 from stdac.errors import StdacError
-from stdac.files import file_system_time, read_json, refusal, write_json
+from stdac.files import explain_refusal, file_system_time, read_json, write_json
 from stdac.record import LEASE_S, RENEW_S, process_namespace, process_start
 
 POLL_S = 0.5
@@ -278,7 +278,7 @@ def scratch_folder(run: Path) -> Iterator[Path]:
     try:
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=run))
     except OSError as error:
-        raise refusal(error, run) from error
+        raise explain_refusal(error, run) from error
     try:
         furnish(scratch)
         yield scratch
@@ -299,7 +299,7 @@ def furnish(scratch: Path) -> None:
         (scratch / "tmp").symlink_to(sockets)
         sockets.mkdir(mode=0o700)
     except OSError as error:
-        raise refusal(error, scratch) from error
+        raise explain_refusal(error, scratch) from error
 
 
 def sweep(run: Path) -> None:

@@ -105,7 +105,7 @@ def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[
         if NO_ANSWER.search(process.stderr):
             raise NotSubmitted(process.stderr)
         if tasks == 1 or not TOO_MANY.search(process.stderr):
-            raise StdacError(refusal(process.stderr))
+            raise StdacError(_explain_refusal(process.stderr))
         tasks //= 2
     if tasks < wanted:
         say(f"SLURM accepts {tasks} of {wanted} jobs at a time (a submit limit): these do all the work")
@@ -119,7 +119,7 @@ def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[
     return ids
 
 
-def refusal(stderr: str) -> str:
+def _explain_refusal(stderr: str) -> str:
     """Why sbatch refused, and what there is, in one sentence."""
     lines = [re.sub(r"^sbatch: (error: )?", "", line).strip() for line in stderr.splitlines()]
     known = read_partitions(answer("sinfo", "--noheader", "--format=%P|%l|%G") or "")

@@ -156,15 +156,15 @@ def keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]") -> None:
     """Write RUN/images.npz, then RUN/study.json, where they are not there yet. Raises StdacError where it cannot."""
     import numpy as np
 
-    from stdac.files import json_bytes, link_once, refusal, whole
+    from stdac.files import atomic_write, explain_refusal, json_bytes, link_once
 
     if (run / "study.json").exists() and (run / "images.npz").exists():
         return
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise refusal(error, run) from error
-    with whole(run / "images.npz") as file:
+        raise explain_refusal(error, run) from error
+    with atomic_write(run / "images.npz") as file:
         np.savez(file, images=images)
     link_once(run / "study.json", json_bytes(asked._asdict()))
 

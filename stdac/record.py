@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
-from stdac.files import file_system_time, json_bytes, link_once, read_json, sync_folder, whole, write_json
+from stdac.files import atomic_write, file_system_time, json_bytes, link_once, read_json, sync_folder, write_json
 from stdac.trial import SCHEMA_VERSION
 
 LEASE_S = float(os.environ.get("STDAC_LEASE_S", "60"))  # a lease not renewed for this long may be superseded
@@ -130,7 +130,7 @@ class TrialFolder:
     def fail(self, text: str) -> None:
         """Write error.txt: the trial is not tried again before `forgive`. The first line is the reason."""
         self.path.mkdir(parents=True, exist_ok=True)
-        with whole(self.path / "error.txt") as file:
+        with atomic_write(self.path / "error.txt") as file:
             file.write(f"{text}\n".encode())
 
     def clear_error(self) -> None:
@@ -316,7 +316,7 @@ class Attempt:
         import torch
 
         self.check()
-        with whole(self.path / "checkpoint.pt") as file:
+        with atomic_write(self.path / "checkpoint.pt") as file:
             torch.save(dict(checkpoint), file)
         for number in self.folder.leases():
             if number < self.number:
@@ -324,7 +324,7 @@ class Attempt:
 
     def write_table(self, name: str, table: pa.Table) -> None:
         """Write a Parquet file of the result."""
-        with whole(self.path / name) as file:
+        with atomic_write(self.path / name) as file:
             pq.write_table(table, file, compression="zstd")
 
     def finish(self, summary: Mapping[str, Any]) -> bool:

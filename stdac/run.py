@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from stdac.cost import training_macs
 from stdac.data import Dataset, load
 from stdac.errors import DiskFull, StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
 from stdac.machine import Machine, device_name, provenance
 from stdac.methods import METHODS
 from stdac.methods.method import Fitted
@@ -234,7 +234,7 @@ def write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitt
         config = ModelConfig(trial, (channels, height, width), dataset.class_names, deployed)
         save_model(attempt.path / "model.pt", fitted.model, config)
     if fitted.stn is not None:
-        with whole(attempt.path / "stn.npz") as file:
+        with atomic_write(attempt.path / "stn.npz") as file:
             np.savez_compressed(file, allow_pickle=False, **fitted.stn)
 
 

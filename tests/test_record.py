@@ -12,7 +12,7 @@ import pytest
 
 from stdac import files, record
 from stdac.errors import DiskFull, StdacError
-from stdac.files import link_once, whole, write_json
+from stdac.files import atomic_write, link_once, write_json
 from stdac.methods import resolve
 from stdac.record import METRICS, Superseded, TrialFolder, metrics_table
 from stdac.run import run_trial
@@ -31,7 +31,7 @@ def folder(tmp_path: Path) -> TrialFolder:
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), whole(path) as file:
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write(b"new, half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -253,7 +253,7 @@ def small_disk(tmp_path: Path):
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(small_disk: Path) -> None:
     path = small_disk / "earlier.json"
     write_json(path, {"kept": True})
-    with pytest.raises(StdacError, match=r"no space left for .*earlier\.json"), whole(path) as file:
+    with pytest.raises(StdacError, match=r"no space left for .*earlier\.json"), atomic_write(path) as file:
         file.write(bytes(2_000_000))
     assert json.loads(path.read_text()) == {"kept": True}
     assert [p.name for p in small_disk.iterdir()] == ["earlier.json"]
