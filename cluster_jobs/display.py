@@ -11,7 +11,7 @@ import click
 import pyarrow.parquet as pq
 
 from cluster_jobs.ledger import Ledger, State, Status
-from stdac.record import RENEW_S
+from stdac.folder import RENEW_S
 from stdac.words import duration
 
 PLAIN_EVERY_S = 60.0
@@ -114,7 +114,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
 
     Of a long grid only what runs and what failed is listed, unless show_all.
     """
-    from cluster_jobs.slurm_queue import summary as slurm_summary
+    from cluster_jobs.slurm_queue import describe_jobs
 
     trials, statuses = ledger.trials(), ledger.statuses()
     pace, running = Pace(), [status for status in statuses if status.state == "running"]
@@ -127,7 +127,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
     if len(shown) < len(statuses):
         lines.append(f"({len(statuses) - len(shown)} trials that are done or waiting are not listed: --all)")
     lines.append(summary((status.state for status in statuses), pace, running))
-    queue = slurm_summary(ledger.path)
+    queue = describe_jobs(ledger.path)
     if queue:
         lines.append(f"SLURM: {queue}")
     if ledger.cancelled():
@@ -148,7 +148,7 @@ def watch_report(ledger: Ledger, show_all: bool = False) -> None:
 
 def final_accuracy(ledger: Ledger, status: Status) -> float | None:
     """ACC by the protocol at the last epoch of a done trial."""
-    path = ledger.folder(status.trial_id).path / f"attempt-{status.detail['attempt']}" / "metrics.parquet"
+    path = ledger.folder(status.trial_id).attempt_path(status.detail["attempt"]) / "metrics.parquet"
     rows = pq.read_table(path, columns=["phase", "epoch", "acc"]).to_pylist()
     return max((r for r in rows if r["phase"] == "cluster"), key=lambda r: r["epoch"])["acc"]  # type: ignore[no-any-return]
 

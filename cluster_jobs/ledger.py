@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from analysis.runs import ROWS, read_trial
 from stdac.errors import StdacError
 from stdac.files import atomic_write, file_system_time, link_once, read_json
-from stdac.record import TrialFolder
+from stdac.folder import PROGRESS, TrialFolder
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
 State = Literal["done", "running", "failed", "waiting", "paused"]
@@ -151,7 +151,7 @@ class Ledger:
         error = folder.error()
         if error is not None:
             reason = error.partition("\n")[0]
-            return Status(trial_id, "failed", {"reason": reason, "log": str(folder.path / "error.txt")})
+            return Status(trial_id, "failed", {"reason": reason, "log": str(folder.error_path)})
         saved = saved_epoch(folder)
         paused = self.pause_after is not None and saved.get("epoch", 0) >= self.pause_after
         return Status(trial_id, "paused" if paused else "waiting", saved)
@@ -204,9 +204,8 @@ class Ledger:
         """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none."""
         losses: dict[Path, float] = {}
         for trial_id, trial in self.trials().items():
-            done = self.folder(trial_id).done()
-            if done is not None and trial["method"] == method:
-                path = self.folder(trial_id).path / f"attempt-{done['attempt']}"
+            path = self.folder(trial_id).result()
+            if path is not None and trial["method"] == method:
                 rows = pq.read_table(path / "metrics.parquet", columns=["phase", "epoch", "loss"]).to_pylist()
                 last = max((r for r in rows if r["phase"] == "cluster"), key=lambda r: r["epoch"])
                 if last["loss"] is not None and (path / "model.pt").exists():
@@ -236,7 +235,7 @@ def saved_epoch(folder: TrialFolder) -> dict[str, Any]:
     From what its attempt last said of it: the checkpoint, which is large, is not read, and may be a little newer.
     """
     with suppress(OSError, StdacError, IndexError, KeyError, TypeError):
-        progress = read_json(folder.checkpoints()[0].with_name("progress.json"))
+        progress = read_json(folder.checkpoints()[0].with_name(PROGRESS))
         if progress["saved"] > 0:
             return {"epoch": progress["saved"], "epochs": progress["epochs"]}
     return {}

@@ -89,8 +89,8 @@ def suggest_k_command(
     """
     from analysis.k_figure import draw_study, study_text
     from analysis.k_study import study, suggest
-    from cluster_jobs.backends import Request, on_this_machine
-    from cluster_jobs.worker import Options
+    from cluster_jobs.backends import use_this_machine
+    from cluster_jobs.request import Options, Request
     from stdac.command import parse_setting
 
     params = SMALL.get(method, {}) | dict(map(parse_setting, settings))
@@ -99,7 +99,7 @@ def suggest_k_command(
     numbers = parse_ks(ks)
     images = take_images(asked, run, data_dir)
     grid = make_grid(asked, run, numbers, seeds, len(images))
-    backend = on_this_machine("as asked", Request(run, Options(device), workers=workers))
+    backend = use_this_machine("as asked", Request(run, Options(device), workers=workers))
     confirm(grid, run, images, backend, yes)
     keep_images(asked, run, images)
     launch(grid, run, backend)

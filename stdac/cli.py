@@ -65,9 +65,9 @@ def train(
 
     Writes OUT/trials/ID with the scores of every epoch, the cluster of every image, and model.pt.
     """
+    from stdac.folder import TrialFolder
     from stdac.machine import Machine
     from stdac.methods import resolve
-    from stdac.record import TrialFolder
     from stdac.run import run_trial
 
     params = dict(parse_setting(text) for text in settings) | ({} if stn is None else {"stn": stn})
@@ -90,7 +90,7 @@ def train(
         raise StdacError(f"{folder.path} is being written by another process: wait for it, or choose another --out")
     if not ran:
         click.echo("already done: nothing to do", err=True)
-    click.echo(folder.path / f"attempt-{done['attempt']}")
+    click.echo(folder.attempt_path(done["attempt"]))
 
 
 class TrainDisplay:
@@ -152,7 +152,7 @@ def show(path: Path) -> None:
 
 def show_trial(path: Path) -> None:
     """Print a trial's description and where it stands."""
-    from stdac.record import TrialFolder
+    from stdac.folder import TrialFolder
 
     folder = TrialFolder(path)
     trial, done, holder = folder.trial(), folder.done(), folder.holder()

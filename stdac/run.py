@@ -15,12 +15,13 @@ from stdac.cost import training_macs
 from stdac.data import Dataset, load
 from stdac.errors import DiskFull, StdacError
 from stdac.files import atomic_write
+from stdac.folder import Attempt, Superseded, TrialFolder
 from stdac.machine import Machine, device_name, provenance
 from stdac.methods import METHODS
 from stdac.methods.method import Fitted
 from stdac.metrics import scores
 from stdac.model_file import ModelConfig, save_model
-from stdac.record import ASSIGNMENTS, Attempt, Superseded, TrialFolder, metrics_table
+from stdac.record import ASSIGNMENTS, metrics_table
 from stdac.step import multiplying
 from stdac.train import Assignment, Progress, Run
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from stdac.record import process_start
+from stdac.folder import process_start
 
 MARK = "STDAC_CHAOS"  # in the environment of all that a round starts: the round's run folder
 
