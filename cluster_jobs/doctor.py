@@ -94,14 +94,8 @@ class Examination:
             yield Finding(self.run, "is not a run folder", "it has no trials.parquet", "stdac-grid launch makes one")
             return
         folders = [self.run, self.run / "trials", self.run / "logs", self.run / "logs" / "slurm"]
-        checks: list[Iterable[Finding]] = [
-            self._check_plan(),
-            self._check_trials(),
-            self._check_collected(),
-            self._find_abandoned(),
-        ]
-        checks += [self._find_temporaries(folder) for folder in folders]
-        for check in checks:
+        checks = [self._check_plan(), self._check_trials(), self._check_collected(), self._find_abandoned()]
+        for check in [*checks, *map(self._find_temporaries, folders)]:
             yield from self.guard_access(self.run, check)
 
     # the plan
@@ -109,9 +103,8 @@ class Examination:
     def _check_plan(self) -> Iterator[Finding]:
         """Read the plan; a part of it that cannot be read is made anew from the trials that were begun."""
         damages: dict[Path, Damaged] = {}
-        for path in sorted(
-            {self.run / "trials.parquet", *(p for p in list_folder(self.run) if PART.fullmatch(p.name))}
-        ):
+        parts = [path for path in list_folder(self.run) if PART.fullmatch(path.name)]
+        for path in sorted({self.run / "trials.parquet", *parts}):
             try:
                 self.plan |= parse_file(path, read_plan, "a Parquet file")
             except Damaged as error:
@@ -124,9 +117,8 @@ class Examination:
                 yield Finding(path, str(damage), why, remedy)
             else:
                 remedy = "put it aside and make it anew from the trials that were begun; then launch the grid once more"
-                yield Finding(
-                    path, str(damage), CUT_SHORT, remedy, _guard_change(path, partial(self._replan, path, begun))
-                )
+                replan = _guard_change(path, partial(self._replan, path, begun))
+                yield Finding(path, str(damage), CUT_SHORT, remedy, replan)
         self.plan = begun | self.plan
 
     def _read_begun(self) -> dict[str, dict[str, Any]]:
@@ -277,11 +269,8 @@ class Examination:
 
     def _find_slurm_files(self, folder: Path) -> Iterator[Finding]:
         """What jobs of SLURM leave beside their logs."""
-        paths = [
-            path
-            for path in list_folder(folder)
-            if SLURM_FILE.fullmatch(path.name) and self._measure_age(path) > LEASE_S
-        ]
+        found = [path for path in list_folder(folder) if SLURM_FILE.fullmatch(path.name)]
+        paths = [path for path in found if self._measure_age(path) > LEASE_S]
         if paths:
             what = f"holds {len(paths)} files of SLURM jobs that are over"
             why = "their driver was killed or detached; what is done is never read from them"

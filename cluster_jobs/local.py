@@ -49,7 +49,7 @@ class Workers:
 
     def name_log(self, slot: int) -> str:
         """The log of a slot's worker, relative to the run folder."""
-        return f"logs/{read_job_id() or os.getpid()}-{socket.gethostname()}-{slot}.log"
+        return f"logs/{_read_job_id() or os.getpid()}-{socket.gethostname()}-{slot}.log"
 
     def _start(self, slot: int) -> None:
         """Start the worker of a slot."""
@@ -73,7 +73,7 @@ class Workers:
         """The environment of a slot's worker: this process's, with CUDA_MPS_PIPE_DIRECTORY and the like as they are."""
         environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(self.threads)} | os.environ
         environment |= {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": make_import_path()}
-        environment |= {"STDAC_LOG": self.name_log(slot), "STDAC_JOB": read_job_id() or ""}
+        environment |= {"STDAC_LOG": self.name_log(slot), "STDAC_JOB": _read_job_id() or ""}
         environment |= {"STDAC_SUPERVISOR": str(os.getpid())}
         return environment | choose_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
@@ -185,7 +185,7 @@ def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) ->
     return ended.count("done"), ended.count("failed")
 
 
-def read_job_id() -> str | None:
+def _read_job_id() -> str | None:
     """The SLURM job that this process belongs to, as a person reads it (12_0 in an array), or None."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")

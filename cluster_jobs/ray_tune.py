@@ -28,7 +28,7 @@ from cluster_jobs.local import make_import_path
 from cluster_jobs.request import Request, check_keys, to_plain
 from stdac.errors import StdacError
 from stdac.files import explain_refusal, file_system_time, read_json, write_json
-from stdac.folder import LEASE_S, RENEW_S, process_namespace, process_start
+from stdac.folder import LEASE_S, RENEW_S, read_namespace, read_process_start
 
 POLL_S = 0.5
 STOP_S = 40.0  # for the Ray process to end all workers, wherever they are
@@ -257,7 +257,7 @@ def make_scratch(run: Path) -> Iterator[Path]:
 
 def _furnish(scratch: Path) -> None:
     """Put into a scratch folder who made it, a token, and a link to a folder whose name is short enough for sockets."""
-    own = {"namespace": process_namespace(), "pid": os.getpid(), "process_start": process_start(os.getpid())}
+    own = {"namespace": read_namespace(), "pid": os.getpid(), "process_start": read_process_start(os.getpid())}
     write_json(scratch / "owner.json", own)
     try:
         descriptor = os.open(scratch / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -285,8 +285,8 @@ def _is_left_over(scratch: Path) -> bool:
     with suppress(OSError, StdacError):
         owner = read_json(scratch / "owner.json")
         session = read_json(scratch / "session.json")
-    if owner.get("namespace") == process_namespace():
-        ended = bool(process_start(owner["pid"]) != owner["process_start"])
+    if owner.get("namespace") == read_namespace():
+        ended = bool(read_process_start(owner["pid"]) != owner["process_start"])
         return ended and not (session is not None and _list_members(session))
     try:
         return file_system_time(scratch.parent) - scratch.stat().st_mtime > LEASE_S

@@ -106,7 +106,7 @@ class Interrupts:
         raise KeyboardInterrupt
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Put an interruption off until the end of the block."""
         self.holding = True
         try:
@@ -153,7 +153,7 @@ class Driver:
         waiting = self.ledger.count("waiting", "running")
         tasks = min(self.tasks, math.ceil(waiting / self.node.processes), find_array_limit())
         self.seen, self.absent, self.submitted = {}, 0, time.monotonic()
-        with self.interrupts.held():
+        with self.interrupts.hold():
             try:
                 ids = submit(self.run, self.asked, self.node, max(1, tasks), self.say)
             except NotSubmitted:

@@ -159,8 +159,8 @@ class TrialFolder:
     def _alive(self, number: int, lease: Mapping[str, Any]) -> bool:
         if self.silence(number) >= LEASE_S:  # frozen, cut off, dead or given back
             return False
-        here = lease["host"] == socket.gethostname() and lease.get("namespace") == process_namespace()
-        return not here or process_start(lease["pid"]) == lease["process_start"]
+        here = lease["host"] == socket.gethostname() and lease.get("namespace") == read_namespace()
+        return not here or read_process_start(lease["pid"]) == lease["process_start"]
 
     def progress(self) -> dict[str, Any] | None:
         """Where the newest attempt is, as it last said, or None."""
@@ -199,7 +199,7 @@ class TrialFolder:
             "lost_seconds": round(lost, 1),
         }
 
-    def lost(self) -> float:
+    def _measure_lost(self) -> float:
         """Seconds of work that the newest attempt did after its last checkpoint: what its end has cost."""
         numbers = self.leases()
         if not numbers:
@@ -230,13 +230,13 @@ class TrialFolder:
             **about,
             "attempt": number,
             "host": socket.gethostname(),
-            "namespace": process_namespace(),
+            "namespace": read_namespace(),
             "pid": os.getpid(),
-            "process_start": process_start(os.getpid()),
+            "process_start": read_process_start(os.getpid()),
             "job": os.environ.get("STDAC_JOB") or None,
             "log": os.environ.get("STDAC_LOG"),
             "began": format_time(file_system_time(self.path)),
-            "lost_before": round(self.lost(), 1),
+            "lost_before": round(self._measure_lost(), 1),
         }
         path = self.lease_path(number)
         if not link_once(path, json_bytes(lease)):
@@ -369,7 +369,7 @@ def _hash_file(path: Path) -> str:
 
 
 @cache
-def process_namespace() -> str:
+def read_namespace() -> str:
     """Names what a process id means something in: this boot of this machine, and the container we are in."""
     words = []
     with suppress(OSError):
@@ -378,7 +378,7 @@ def process_namespace() -> str:
     return " ".join(words)
 
 
-def process_start(pid: int) -> int | None:
+def read_process_start(pid: int) -> int | None:
     """When a process of this host started, in clock ticks since boot: names it together with the pid. None if gone."""
     with suppress(OSError, IndexError, ValueError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

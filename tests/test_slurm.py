@@ -234,7 +234,7 @@ def test_ctrl_c_waits_for_a_submission_and_comes_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     reached = []
     with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
-        with interrupts.held():
+        with interrupts.hold():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             reached.append("the end of the submission")
