@@ -16,7 +16,7 @@ from analysis.cells import Cell, datasets, results
 from analysis.runs import finished, read_metrics
 from analysis.table import is_floor, show
 from stdac.errors import StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
 from stdac.methods import METHODS
 from stdac.record import FIGURES
 from stdac.trial import make_id
@@ -240,5 +240,5 @@ def figure(path: Path, size_inches: tuple[float, float]) -> Iterator["Figure"]:
     with matplotlib.rc_context(STYLE):
         fig = Figure(figsize=size_inches, layout="constrained")
         yield fig
-        with whole(path) as file:
+        with atomic_write(path) as file:
             fig.savefig(file, format=kind, dpi=150, metadata={dated[kind]: None} if kind in dated else {})

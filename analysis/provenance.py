@@ -11,7 +11,7 @@ import pyarrow as pa
 from analysis.runs import SETTINGS, trial_folders
 from stdac.errors import StdacError
 from stdac.files import read_json
-from stdac.record import TrialFolder
+from stdac.folder import TrialFolder
 
 FACTS = ("attempt", "began", "commit", "python", "versions", "cpu", "cpus")
 """What of a lease may be published: nothing that names a host, a user, a path or a job."""

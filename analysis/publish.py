@@ -13,7 +13,7 @@ from analysis.provenance import commands, environment, grids
 from analysis.report import page
 from analysis.runs import read_metrics
 from stdac.errors import StdacError
-from stdac.files import json_bytes, whole
+from stdac.files import atomic_write, json_bytes
 
 
 def publish(run: Path, out: Path) -> list[Path]:
@@ -34,10 +34,10 @@ def publish(run: Path, out: Path) -> list[Path]:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StdacError(f"cannot make the folder {out} ({error.strerror}): choose another place") from error
-    with whole(out / "metrics.parquet") as file:
+    with atomic_write(out / "metrics.parquet") as file:
         pq.write_table(rows, file, compression="zstd")
     for name, content in contents.items():
-        with whole(out / name) as file:
+        with atomic_write(out / name) as file:
             file.write(content)
     return [out / name for name in ("metrics.parquet", *contents)]
 

@@ -13,7 +13,7 @@ from analysis.cells import results
 from analysis.runs import read_metrics
 from analysis.table import format_results
 from stdac.errors import StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
 
 BLOCK = re.compile(r"(<!-- results:([\w.-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
@@ -39,7 +39,7 @@ def main(readme: Path, check: bool) -> None:
         if check and new != text:
             raise StdacError(f"{readme} is not what results/ says: python -m analysis.readme writes it anew")
         if new != text:
-            with whole(readme) as file:
+            with atomic_write(readme) as file:
                 file.write(new.encode())
     except StdacError as error:
         raise click.ClickException(str(error)) from error

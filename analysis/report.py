@@ -19,7 +19,7 @@ from analysis.provenance import commands, environment, grids
 from analysis.report_style import CSS
 from analysis.runs import read_metrics
 from analysis.table import COLUMNS, HEADING, INTERVALS, remarks, show, table_rows
-from stdac.files import whole
+from stdac.files import atomic_write
 from stdac.words import counted, duration
 
 EPOCHS = 24  # columns of the table by epoch, at most
@@ -34,7 +34,7 @@ def write_report(run: Path, out: Path | None = None, *, unfinished: bool = False
     rows = read_metrics(run, unfinished=unfinished)
     out = out or (run if run.is_dir() else run.parent) / "report.html"
     text = page(run, rows, run.resolve().name, hosts=True)
-    with whole(out) as file:
+    with atomic_write(out) as file:
         file.write(text.encode())
     return out
 

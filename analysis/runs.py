@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
-from stdac.record import METRICS, TrialFolder, conform_metrics, metrics_table
+from stdac.folder import TRIAL_JSON, TrialFolder
+from stdac.record import METRICS, conform_metrics, metrics_table
 from stdac.trial import SCHEMA_VERSION, make_id
 
 SETTINGS = ("n_clusters", "epochs", "limit", "image_size")
@@ -51,16 +52,16 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
 
 def trial_folders(path: Path) -> list[TrialFolder]:
     """The trials' folders of a run, by name; `path` itself where it is one trial's folder."""
-    paths = [path] if (path / "trial.json").is_file() else sorted((path / "trials").glob("*"))
-    return [TrialFolder(p) for p in paths if (p / "trial.json").is_file()]
+    paths = [path] if (path / TRIAL_JSON).is_file() else sorted((path / "trials").glob("*"))
+    return [TrialFolder(p) for p in paths if (p / TRIAL_JSON).is_file()]
 
 
 def finished(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """(trial.json, folder of the attempt that counts) of every finished trial at `path`."""
     for folder in trial_folders(path):
-        done = folder.done()
-        if done is not None:
-            yield folder.trial(), folder.path / f"attempt-{done['attempt']}"
+        result = folder.result()
+        if result is not None:
+            yield folder.trial(), result
 
 
 def read_trial(folder: TrialFolder, trial: Mapping[str, Any], *, unfinished: bool = False) -> pa.Table | None:
@@ -69,9 +70,9 @@ def read_trial(folder: TrialFolder, trial: Mapping[str, Any], *, unfinished: boo
     trial: its trial.json.
     """
     rows = checkpoint_rows(folder) if unfinished and folder.done() is None else []
-    done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
-    if done is not None:
-        return with_settings(read_rows(folder.path / f"attempt-{done['attempt']}" / "metrics.parquet"), trial, True)
+    result = folder.result()  # looked at last: a trial that ends meanwhile has no checkpoint any more
+    if result is not None:
+        return with_settings(read_rows(result / "metrics.parquet"), trial, True)
     return with_settings(conform_metrics(metrics_table(rows)), trial, False) if rows else None
 
 

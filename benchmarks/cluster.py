@@ -111,8 +111,8 @@ def pillow(paths: list[Path], workers: int) -> None:
 def kmeans_model(folder: Path) -> Path:
     """A k-means model of the digits, as ONNX."""
     from export.convert.to_onnx import export_model
+    from stdac.folder import TrialFolder
     from stdac.methods import resolve
-    from stdac.record import TrialFolder
     from stdac.run import run_trial
 
     trial = TrialFolder(folder / "trial")

@@ -19,10 +19,10 @@ from typing import Any
 import click
 from scipy import stats
 
+from stdac.folder import TrialFolder
 from stdac.machine import Machine, provenance
 from stdac.methods import resolve
 from stdac.observer import Observer
-from stdac.record import TrialFolder
 from stdac.run import run_trial
 
 COMMON = "stn=2,width=0.25,macro_batch=600,passes=2,lr=0.0003"

@@ -30,9 +30,9 @@ from benchmarks import floor
 from benchmarks.contenders import CONTENDERS, MACRO_BATCH, Setting, contenders, in_process
 from benchmarks.step_profile import profile_ours
 from stdac.errors import StdacError
+from stdac.folder import TrialFolder
 from stdac.machine import Machine, device_name, provenance
 from stdac.methods import resolve
-from stdac.record import TrialFolder
 from stdac.run import run_trial
 from stdac.step import PRECISIONS
 

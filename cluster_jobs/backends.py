@@ -14,25 +14,14 @@ import click
 from cluster_jobs import local, ray_tune, slurm
 from cluster_jobs.display import Display
 from cluster_jobs.ledger import LEFT, Ledger
-from cluster_jobs.worker import Options
+from cluster_jobs.request import Request
 from stdac.command import require
 from stdac.errors import StdacError
 
 CANCEL_S = 30.0
-NEEDS: dict[str, tuple[str, ...]] = {"local": (), "ray": ("ray",), "slurm": ("submitit",)}
+MODULES: dict[str, tuple[str, ...]] = {"local": (), "ray": ("ray",), "slurm": ("submitit",)}
 Tick = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a launch was asked for. workers: trials at a time in all, None for as many as the hardware has places."""
-
-    run: Path
-    options: Options
-    nodes: int = 1
-    workers: int | None = None
-    trials_per_gpu: int = 1
-    simulate: bool = False
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -43,31 +32,31 @@ class Backend:
     why: str
     at_once: int
     gpu: bool
-    start: Callable[[Tick, Callable[[str], None]], None]
+    start: Callable[[Tick, Say], None]
     detach: Callable[[], None]
 
 
-def choose(name: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
+def choose_backend(name: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
     """The backend of that name, or for "auto" the first that is there: Ray, SLURM, this machine.
 
     flags, table: how to ask SLURM, from the command line and from the grid's file. Raises StdacError for several nodes
-    where there is no cluster, ModuleNotFoundError where the backend's module is not installed.
+    where there is no cluster.
     """
     why = "as asked"
     if request.simulate:
         name, why = "ray", f"--simulate: {request.nodes} Ray nodes on this machine"
     elif name == "auto":
-        name, why = find(request.nodes)
-    require(*NEEDS[name])
+        name, why = find_backend(request.nodes)
+    require(*MODULES[name])
     if name == "slurm":
-        return on_slurm(why, request, flags, table)
+        return use_slurm(why, request, flags, table)
     if name == "ray":
-        return on_ray(why, request)
+        return use_ray(why, request)
     if request.nodes > 1:
         raise StdacError(
             f"got --nodes {request.nodes} and --backend local, which is this machine alone: {HOW_TO_GET_ONE}"
         )
-    return on_this_machine(why, request)
+    return use_this_machine(why, request)
 
 
 HOW_TO_GET_ONE = (
@@ -76,12 +65,12 @@ HOW_TO_GET_ONE = (
 )
 
 
-def find(nodes: int) -> tuple[str, str]:
+def find_backend(nodes: int) -> tuple[str, str]:
     """The first backend that is there, and why. Raises StdacError for several nodes where there is no cluster."""
     cluster = ray_tune.find_cluster()
     if cluster is not None:
         return "ray", cluster[1]
-    if slurm.available():
+    if slurm.is_available():
         return "slurm", "sbatch is on the PATH"
     if nodes > 1:
         raise StdacError(
@@ -91,72 +80,46 @@ def find(nodes: int) -> tuple[str, str]:
     return "local", "no cluster was found: neither RAY_ADDRESS, nor a Ray on this machine, nor sbatch"
 
 
-def on_this_machine(why: str, request: Request) -> Backend:
+def use_this_machine(why: str, request: Request) -> Backend:
     """Worker processes here."""
     gpu = local.uses_gpu(request.options.device)
-    places = local.default_workers(request.options.device)
-    workers = request.workers or places * (request.trials_per_gpu if gpu else 1)
+    at_once = request.workers or local.count_trials(request)
 
-    def start(tick: Tick, _say: Callable[[str], None]) -> None:
-        local.Workers(request.run, workers, request.options, gpus=places if gpu else 0).watch(tick)
+    def start(tick: Tick, _say: Say) -> None:
+        local.run_workers(request, tick)
 
-    return Backend("local", why, workers, gpu, start, lambda: detach(request.run))
+    return Backend("local", why, at_once, gpu, start, lambda: detach(request.run))
 
 
-def on_ray(why: str, request: Request) -> Backend:
+def use_ray(why: str, request: Request) -> Backend:
     """Workers as Tune trials on the nodes of a Ray cluster."""
     gpu = local.uses_gpu(request.options.device) and not request.simulate
-    at_once = request.workers or request.nodes * places_of_node(request, gpu)
+    at_once = request.workers or request.nodes * _count_node_trials(request)
 
-    def start(tick: Tick, say: Callable[[str], None]) -> None:
-        ray_tune.run_workers(
-            request.run,
-            request.nodes,
-            request.workers,
-            request.trials_per_gpu,
-            request.options,
-            tick,
-            simulate=request.simulate,
-            say=say,
-        )
+    def start(tick: Tick, say: Say) -> None:
+        ray_tune.run_workers(request, tick, say)
 
     return Backend("ray", why, at_once, gpu, start, lambda: detach(request.run))
 
 
-def places_of_node(request: Request, gpu: bool) -> int:
+def _count_node_trials(request: Request) -> int:
     """Trials at a time on a node of a Ray cluster, if it is like this machine, or a simulated part of it."""
-    if request.simulate:
-        return max(1, local.cores() // request.nodes)
-    return local.default_workers(request.options.device) * (request.trials_per_gpu if gpu else 1)
+    return max(1, local.count_cores() // request.nodes) if request.simulate else local.count_trials(request)
 
 
-def on_slurm(why: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
+def use_slurm(why: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
     """Workers as the tasks of a SLURM array."""
-    settings = slurm.settings(flags, table, os.environ, request.options.device)
+    settings = slurm.make_settings(flags, table, os.environ, request.options.device)
     tasks = request.nodes * (settings.workers_per_node or 1)
-    at_once = request.workers or tasks * slurm.trials_per_task(settings, request.trials_per_gpu)
+    at_once = request.workers or tasks * slurm.count_task_trials(settings, request)
 
-    def run(tick: Tick, say: Callable[[str], None], leave: bool) -> None:
-        slurm.run_workers(
-            request.run,
-            request.nodes,
-            request.workers,
-            request.trials_per_gpu,
-            request.options,
-            settings,
-            tick,
-            detach=leave,
-            say=say,
-        )
+    def start(tick: Tick, say: Say) -> None:
+        slurm.run_workers(request, settings, tick, say)
 
-    return Backend(
-        "slurm",
-        why,
-        at_once,
-        "gpu" in (settings.gres or ""),
-        lambda tick, say: run(tick, say, False),
-        lambda: run(lambda: None, lambda line: click.echo(line, err=True), True),
-    )
+    def submit() -> None:
+        slurm.run_workers(request, settings, lambda: None, lambda line: click.echo(line, err=True), detach=True)
+
+    return Backend("slurm", why, at_once, "gpu" in (settings.gres or ""), start, submit)
 
 
 def drive(ledger: Ledger, backend: Backend, display: Display) -> None:
@@ -184,7 +147,7 @@ def detach(run: Path) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": local.import_path()},
+            env=os.environ | {"PYTHONPATH": local.make_import_path()},
         )
     click.echo(f"process {process.pid} goes on, its output is in {path}; watch it with stdac-grid status {run} --watch")
 

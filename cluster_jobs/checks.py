@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from analysis.runs import ROWS
 from cluster_jobs.ledger import TRIALS
+from stdac.folder import DONE_JSON, TRIAL_JSON
 from stdac.record import METRICS
 from stdac.trial import SCHEMA_VERSION, canonical_json
 from stdac.words import one_line
@@ -32,7 +33,7 @@ class Foreign(Damaged):
     """The file is whole, but another trial's or another version's."""
 
 
-def content(path: Path) -> bytes:
+def read_content(path: Path) -> bytes:
     """The bytes of a regular file."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -42,9 +43,9 @@ def content(path: Path) -> bytes:
         raise Damaged("is missing") from error
 
 
-def parsed(path: Path, parse: Callable[[bytes], T], kind: str) -> T:
+def parse_file(path: Path, parse: Callable[[bytes], T], kind: str) -> T:
     """What `parse` makes of a file."""
-    data = content(path)
+    data = read_content(path)
     try:
         return parse(data)
     except Damaged:
@@ -55,7 +56,7 @@ def parsed(path: Path, parse: Callable[[bytes], T], kind: str) -> T:
 
 def read_object(path: Path) -> dict[str, Any]:
     """A JSON object."""
-    value = parsed(path, json.loads, "JSON")
+    value = parse_file(path, json.loads, "JSON")
     if not isinstance(value, dict):
         raise Damaged("is not a JSON object")
     return value
@@ -63,8 +64,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_trial(folder: Path) -> dict[str, Any]:
     """trial.json of the trial that its folder is named after. Raises Foreign for another's, or another version's."""
-    trial = read_object(folder / "trial.json")
-    if id_of(trial) != folder.name:
+    trial = read_object(folder / TRIAL_JSON)
+    if compute_id(trial) != folder.name:
         raise Foreign("trial.json is another trial's")
     if trial.get("schema_version") != SCHEMA_VERSION:
         version = one_line(str(trial.get("schema_version")))
@@ -72,7 +73,7 @@ def read_trial(folder: Path) -> dict[str, Any]:
     return trial
 
 
-def id_of(trial: Mapping[str, Any]) -> str | None:
+def compute_id(trial: Mapping[str, Any]) -> str | None:
     """The id of a trial's JSON, as `stdac.trial.Trial.id`; None where it is no trial's."""
     try:
         return sha256(canonical_json(trial).encode()).hexdigest()[:16]
@@ -85,7 +86,7 @@ def read_plan(data: bytes) -> dict[str, dict[str, Any]]:
     table = read_table(data)
     rows = table.to_pylist()
     trials = {row["trial_id"]: json.loads(row["trial"]) for row in rows}
-    if any(id_of(trial) != trial_id for trial_id, trial in trials.items()):
+    if any(compute_id(trial) != trial_id for trial_id, trial in trials.items()):
         raise Damaged("has trials whose ids are not theirs")
     versions = {trial.get("schema_version") for trial in trials.values()} - {SCHEMA_VERSION}
     if versions:
@@ -104,7 +105,7 @@ def read_table(data: bytes) -> pa.Table:
 
 def check_rows(path: Path, trial_id: str | None = None) -> None:
     """A file with at most one row a key: of METRICS and all of `trial_id` if that is given, else a collected one."""
-    table = parsed(path, read_table, "a Parquet file")
+    table = parse_file(path, read_table, "a Parquet file")
     if not any(table.schema.equals(schema) for schema in ([METRICS] if trial_id is not None else [METRICS, ROWS])):
         raise Damaged("has columns of another schema")
     columns = ("trial_id", "phase", "epoch", "schema_version")
@@ -125,7 +126,7 @@ def check_zip(path: Path) -> None:
             if not archive.namelist() or archive.testzip() is not None:
                 raise Damaged("has a member that is empty or damaged")
 
-    parsed(path, test, "a zip archive")
+    parse_file(path, test, "a zip archive")
 
 
 def check_lease(path: Path) -> dict[str, Any]:
@@ -142,35 +143,35 @@ def check_lease(path: Path) -> dict[str, Any]:
 
 def check_result(folder: Path, attempts: Mapping[int, Path]) -> int:
     """done.json, and every file of the attempt that it names; returns that attempt's number."""
-    done = named(folder / "done.json", read_object)
+    done = _name_damage(folder / DONE_JSON, read_object)
     done = {"sha256": {}} | done  # a trial of an earlier stdac has none
     if done.get("trial_id") != folder.name or not all(isinstance(done.get(k), kind) for k, kind in DONE.items()):
         raise Damaged("done.json is not this trial's, or lacks what others read in it")
     number, digests = done["attempt"], done["sha256"]
     if type(number) is not int or number not in attempts:
         raise Damaged("done.json names an attempt that is missing")
-    for path in listed(attempts[number]):
-        if path.name in PART_CHECKS:
-            named(path, PART_CHECKS[path.name])
-        if path.name in digests and sha256(content(path)).hexdigest() != digests[path.name]:
+    for path in list_folder(attempts[number]):
+        if path.name in _PART_CHECKS:
+            _name_damage(path, _PART_CHECKS[path.name])
+        if path.name in digests and sha256(read_content(path)).hexdigest() != digests[path.name]:
             raise Damaged(f"{path.name} is not what its attempt wrote")
-    named(attempts[number] / "metrics.parquet", partial(check_rows, trial_id=folder.name))
+    _name_damage(attempts[number] / "metrics.parquet", partial(check_rows, trial_id=folder.name))
     return number
 
 
-def check_table(path: Path) -> None:
+def _check_table(path: Path) -> None:
     """A Parquet file."""
-    parsed(path, read_table, "a Parquet file")
+    parse_file(path, read_table, "a Parquet file")
 
 
-PART_CHECKS = {"assignments.parquet": check_table, "model.pt": check_zip, "stn.npz": check_zip}
+_PART_CHECKS = {"assignments.parquet": _check_table, "model.pt": check_zip, "stn.npz": check_zip}
 """What a result may have beside its metrics.parquet. Users delete some of it to save space."""
 
 DONE: dict[str, Any] = {"attempt": int, "attempts": int, "seconds": int | float, "device": str, "sha256": dict}
 """What others read in done.json."""
 
 
-def named(path: Path, check: Callable[[Path], T]) -> T:
+def _name_damage(path: Path, check: Callable[[Path], T]) -> T:
     """What a check returns; where a file is damaged, its name is said."""
     try:
         return check(path)
@@ -178,7 +179,7 @@ def named(path: Path, check: Callable[[Path], T]) -> T:
         raise Damaged(f"{one_line(path.name)} {damage}") from damage
 
 
-def listed(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> list[Path]:
     """What is in a folder, by name; nothing where it is gone."""
     try:
         return sorted(folder.iterdir())
@@ -186,7 +187,7 @@ def listed(folder: Path) -> list[Path]:
         return []
 
 
-def numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+def number_paths(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     """The paths in a folder whose names match, by the number in them."""
-    matches = [(pattern.fullmatch(path.name), path) for path in listed(folder)]
+    matches = [(pattern.fullmatch(path.name), path) for path in list_folder(folder)]
     return {int(match[1]): path for match, path in matches if match}

@@ -12,7 +12,7 @@ import click
 
 from analysis.runs import read_main_rows
 from cluster_jobs.ledger import LEFT, Ledger, State, Status
-from stdac.record import RENEW_S
+from stdac.folder import RENEW_S
 from stdac.trial import canonical_json, choose_telling, count_distinct
 from stdac.words import duration
 
@@ -136,7 +136,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
 
     Of a long grid only what runs and what failed is listed, unless show_all.
     """
-    from cluster_jobs.slurm_queue import summary as slurm_summary
+    from cluster_jobs.slurm_queue import describe_jobs
 
     trials, statuses = ledger.trials(), ledger.statuses()
     label = Labels(trials.values())
@@ -150,7 +150,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
     if len(shown) < len(statuses):
         lines.append(f"({len(statuses) - len(shown)} trials that are done or waiting are not listed: --all)")
     lines.append(summary((status.state for status in statuses), pace, running))
-    queue = slurm_summary(ledger.path)
+    queue = describe_jobs(ledger.path)
     if queue:
         lines.append(f"SLURM: {queue}")
     if ledger.cancelled():
@@ -171,7 +171,7 @@ def watch_report(ledger: Ledger, show_all: bool = False) -> None:
 
 def final_accuracy(ledger: Ledger, status: Status) -> float | None:
     """ACC by the protocol at the last epoch of a done trial."""
-    path = ledger.folder(status.trial_id).path / f"attempt-{status.detail['attempt']}" / "metrics.parquet"
+    path = ledger.folder(status.trial_id).attempt_path(status.detail["attempt"]) / "metrics.parquet"
     accuracy: float | None = read_main_rows(path)[-1]["acc"]
     return accuracy
 

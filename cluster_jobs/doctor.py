@@ -22,22 +22,20 @@ from cluster_jobs.checks import (
     check_result,
     check_rows,
     check_zip,
-    content,
-    listed,
-    numbered,
-    parsed,
+    list_folder,
+    number_paths,
+    parse_file,
+    read_content,
     read_plan,
     read_trial,
 )
 from cluster_jobs.ledger import PART, Ledger, trials_parquet
 from stdac.errors import StdacError
 from stdac.files import file_system_time, json_bytes, link_once
-from stdac.record import LEASE_S, timestamp
+from stdac.folder import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, LEASE_S, PROGRESS, TRIAL_JSON, format_time
 from stdac.words import duration, one_line
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.now-.+", re.DOTALL)
-LEASE = re.compile(r"lease-([1-9][0-9]{0,8})\.json")
-ATTEMPT = re.compile(r"attempt-([1-9][0-9]{0,8})")
 SLURM_FILE = re.compile(r".*_submitted\..*|.*_result\.pkl.*|.*\.save_tmp|probe-.*", re.DOTALL)
 
 RUNS_AGAIN = "put it aside into damaged/, so that the trial runs again with the next launch"
@@ -64,7 +62,7 @@ class Finding(NamedTuple):
 def examine(ledger: Ledger) -> list[Finding]:
     """All that is wrong in a run folder, the plan first. Raises nothing, whatever it finds."""
     examination = Examination(ledger.path)
-    return list(examination.permitted(ledger.path, examination.findings()))
+    return list(examination.guard_access(ledger.path, examination.find_all()))
 
 
 def mend(finding: Finding) -> None:
@@ -90,94 +88,95 @@ class Examination:
         self.plan_is_whole = False
         self.busy = False  # whether some attempt may be alive
 
-    def findings(self) -> Iterator[Finding]:
+    def find_all(self) -> Iterator[Finding]:
         """Every finding; where the file system refuses a look at something, that is one."""
-        if not (self.run / "trials").exists() and not any(PART.fullmatch(path.name) for path in listed(self.run)):
+        if not (self.run / "trials").exists() and not any(PART.fullmatch(path.name) for path in list_folder(self.run)):
             yield Finding(self.run, "is not a run folder", "it has no trials.parquet", "stdac-grid launch makes one")
             return
         folders = [self.run, self.run / "trials", self.run / "logs", self.run / "logs" / "slurm"]
-        checks: list[Iterable[Finding]] = [self.planned(), self.trials(), self.collected(), self.abandoned()]
-        checks += [self.temporaries(folder) for folder in folders]
-        for check in checks:
-            yield from self.permitted(self.run, check)
+        checks = [self._check_plan(), self._check_trials(), self._check_collected(), self._find_abandoned()]
+        for check in [*checks, *map(self._find_temporaries, folders)]:
+            yield from self.guard_access(self.run, check)
 
     # the plan
 
-    def planned(self) -> Iterator[Finding]:
+    def _check_plan(self) -> Iterator[Finding]:
         """Read the plan; a part of it that cannot be read is made anew from the trials that were begun."""
         damages: dict[Path, Damaged] = {}
-        for path in sorted({self.run / "trials.parquet", *(p for p in listed(self.run) if PART.fullmatch(p.name))}):
+        parts = [path for path in list_folder(self.run) if PART.fullmatch(path.name)]
+        for path in sorted({self.run / "trials.parquet", *parts}):
             try:
-                self.plan |= parsed(path, read_plan, "a Parquet file")
+                self.plan |= parse_file(path, read_plan, "a Parquet file")
             except Damaged as error:
                 damages[path] = error
         self.plan_is_whole = not damages
-        begun = self.begun() if damages else {}
+        begun = self._read_begun() if damages else {}
         for path, damage in damages.items():
             if isinstance(damage, Foreign):
                 why, remedy = "another version of stdac planned this run", "use the one that wrote it"
                 yield Finding(path, str(damage), why, remedy)
             else:
                 remedy = "put it aside and make it anew from the trials that were begun; then launch the grid once more"
-                yield Finding(path, str(damage), CUT_SHORT, remedy, unchanged(path, partial(self.replan, path, begun)))
+                replan = _guard_change(path, partial(self._replan, path, begun))
+                yield Finding(path, str(damage), CUT_SHORT, remedy, replan)
         self.plan = begun | self.plan
 
-    def begun(self) -> dict[str, dict[str, Any]]:
+    def _read_begun(self) -> dict[str, dict[str, Any]]:
         """The trials that lie in trials/ and were not read from the plan."""
         begun = {}
-        for folder in listed(self.run / "trials"):
+        for folder in list_folder(self.run / "trials"):
             with suppress(Damaged, OSError):
                 if folder.name not in self.plan:
                     begun[folder.name] = read_trial(folder)
         return begun
 
-    def replan(self, path: Path, trials: dict[str, dict[str, Any]]) -> None:
+    def _replan(self, path: Path, trials: dict[str, dict[str, Any]]) -> None:
         """Put a part of the plan aside and write one with `trials`."""
-        self.put_aside(path)
+        self._put_aside(path)
         link_once(path, trials_parquet(trials.items()))
 
     # the trials
 
-    def trials(self) -> Iterator[Finding]:
+    def _check_trials(self) -> Iterator[Finding]:
         """What is wrong in trials/."""
         folder = self.run / "trials"
         if folder.exists() and not folder.is_dir():
-            yield self.misplaced(folder)
+            yield self._report_misplaced(folder)
             return
-        for path in listed(folder):
+        for path in list_folder(folder):
             if path.name in self.plan:
-                yield from self.permitted(path, self.trial(path))
+                yield from self.guard_access(path, self._check_trial(path))
             elif self.plan_is_whole and not path.name.startswith("."):
                 why = "it was copied here, or the part of the plan that named it is lost"
                 remedy = "nothing reads it: launch the grid that it belongs to, or move it away"
                 yield Finding(path, "is no trial that a grid of this run planned", why, remedy)
 
-    def trial(self, folder: Path) -> Iterator[Finding]:
+    def _check_trial(self, folder: Path) -> Iterator[Finding]:
         """What is wrong in the folder of a planned trial, unless somebody may be at work there."""
         if not folder.is_dir():
-            yield self.misplaced(folder)
+            yield self._report_misplaced(folder)
             return
-        done = os.path.lexists(folder / "done.json")  # looked for first: what it names was there before it
-        leases, attempts = numbered(folder, LEASE), numbered(folder, ATTEMPT)
-        if any(self.age(path) < LEASE_S for path in leases.values()):
+        done = os.path.lexists(folder / DONE_JSON)  # looked for first: what it names was there before it
+        leases, attempts = number_paths(folder, LEASE), number_paths(folder, ATTEMPT)
+        if any(self._measure_age(path) < LEASE_S for path in leases.values()):
             self.busy = True
             return
         try:
             winner = check_result(folder, attempts) if done else None
-            trial_file = list(self.trial_file(folder, begun=done or bool(leases)))
+            trial_file = list(self._check_trial_file(folder, begun=done or bool(leases)))
         except Damaged as damage:
-            aside = unchanged(folder, partial(self.put_aside, folder))
+            aside = _guard_change(folder, partial(self._put_aside, folder))
             yield Finding(folder, f"cannot be used, as {damage}", CUT_SHORT, RUNS_AGAIN, aside)
             return
         yield from trial_file
         for number, path in leases.items():
-            yield from self.judged(path, check_lease, partial(self.stand_in, path, number))
-        yield from self.after_done(folder, attempts, winner) if winner else self.before_done(folder, leases, attempts)
-        yield from self.temporaries(folder)
+            yield from self._judge(path, check_lease, partial(self._stand_in, path, number))
+        yield from self._check_done(folder, attempts, winner) if winner else self._check_open(folder, leases, attempts)
+        yield from self._find_temporaries(folder)
 
-    def trial_file(self, folder: Path, *, begun: bool) -> Iterator[Finding]:
+    def _check_trial_file(self, folder: Path, *, begun: bool) -> Iterator[Finding]:
         """A trial.json that cannot be read says what the plan says. Raises Foreign where it is another trial's."""
-        path = folder / "trial.json"
+        path = folder / TRIAL_JSON
         if not begun and not os.path.lexists(path):  # a worker has just made the folder
             return
         try:
@@ -185,37 +184,37 @@ class Examination:
         except Foreign:
             raise
         except Damaged as damage:
-            rewrite = unchanged(path, partial(self.replace, path, json_bytes(self.plan[folder.name])))
+            rewrite = _guard_change(path, partial(self._replace, path, json_bytes(self.plan[folder.name])))
             yield Finding(path, str(damage), CUT_SHORT, "write it again as it was planned", rewrite)
 
-    def after_done(self, folder: Path, attempts: Mapping[int, Path], winner: int) -> Iterator[Finding]:
+    def _check_done(self, folder: Path, attempts: Mapping[int, Path], winner: int) -> Iterator[Finding]:
         """What is left over in the folder of a done trial."""
         remedy = "delete it: no reader follows it"
         for number, path in attempts.items():
             if number != winner:
                 why = f"attempt {winner} finished first, and was killed before it swept, as was this one"
-                yield Finding(path, "is an attempt that lost", why, remedy, unchanged(path, partial(remove, path)))
+                yield Finding(path, "is an attempt that lost", why, remedy, _guard_change(path, partial(_remove, path)))
             else:
-                yield from self.temporaries(path)
-        for path in [attempts[winner] / "checkpoint.pt", attempts[winner] / "progress.json", folder / "error.txt"]:
+                yield from self._find_temporaries(path)
+        for path in [attempts[winner] / CHECKPOINT, attempts[winner] / PROGRESS, folder / ERROR_TXT]:
             if path.exists():
                 why = "its process was killed between finishing and sweeping"
-                yield Finding(path, "is left of a done trial", why, remedy, unchanged(path, partial(remove, path)))
+                yield Finding(path, "is left of a done trial", why, remedy, _guard_change(path, partial(_remove, path)))
 
-    def before_done(self, folder: Path, leases: Mapping[int, Path], attempts: Mapping[int, Path]) -> Iterator[Finding]:
+    def _check_open(self, folder: Path, leases: Mapping[int, Path], attempts: Mapping[int, Path]) -> Iterator[Finding]:
         """What holds up a trial that is not done and at which nobody is at work."""
-        failure = folder / "error.txt"
-        yield from self.failure(failure) if failure.exists() else self.stale(leases)
+        failure = folder / ERROR_TXT
+        yield from self._check_failure(failure) if failure.exists() else self._find_stale(leases)
         for path in attempts.values():
             if not path.is_dir():
-                yield self.misplaced(path)
+                yield self._report_misplaced(path)
                 continue
-            checkpoint = path / "checkpoint.pt"
+            checkpoint = path / CHECKPOINT
             if checkpoint.exists():
-                yield from self.judged(checkpoint, check_zip, partial(self.put_aside, checkpoint))
-            yield from self.temporaries(path)
+                yield from self._judge(checkpoint, check_zip, partial(self._put_aside, checkpoint))
+            yield from self._find_temporaries(path)
 
-    def stale(self, leases: Mapping[int, Path]) -> Iterator[Finding]:
+    def _find_stale(self, leases: Mapping[int, Path]) -> Iterator[Finding]:
         """The newest lease where it was neither given back nor renewed."""
         if not leases:
             return
@@ -229,63 +228,64 @@ class Examination:
             remedy = "nothing to mend: the next worker takes the trial over from its last checkpoint"
             yield Finding(path, "is stale", why, remedy)
 
-    def failure(self, path: Path) -> Iterator[Finding]:
+    def _check_failure(self, path: Path) -> Iterator[Finding]:
         """error.txt of a trial that failed."""
         try:
-            reason = content(path).decode(errors="replace").split("\n")[0]
+            reason = read_content(path).decode(errors="replace").split("\n")[0]
             if not reason.strip():
                 raise Damaged("gives no reason")
         except Damaged as damage:
             why, remedy = "it was not written by stdac", RUNS_AGAIN
-            yield Finding(path, str(damage), why, remedy, unchanged(path, partial(self.put_aside, path)))
+            yield Finding(path, str(damage), why, remedy, _guard_change(path, partial(self._put_aside, path)))
         else:
             remedy = "stdac-grid retry, or the next launch, tries it again"
             yield Finding(path, "says that the trial failed", one_line(reason), remedy)
 
     # the run folder itself
 
-    def collected(self) -> Iterator[Finding]:
+    def _check_collected(self) -> Iterator[Finding]:
         """The collected rows where they cannot be read."""
         path = self.run / "metrics.parquet"
         if path.exists():
             remedy = "put it aside; stdac-grid collect writes it again from the trials"
-            yield from self.judged(path, check_rows, partial(self.put_aside, path), remedy=remedy)
+            yield from self._judge(path, check_rows, partial(self._put_aside, path), remedy=remedy)
 
-    def abandoned(self) -> Iterator[Finding]:
+    def _find_abandoned(self) -> Iterator[Finding]:
         """What drivers leave behind, where nobody is at work any more."""
         if self.busy:
             return
         cancel = self.run / "cancel"
-        if cancel.exists() and self.age(cancel) > LEASE_S:
+        if cancel.exists() and self._measure_age(cancel) > LEASE_S:
             why = "the run was cancelled, and all its workers have left"
             remedy = "delete it, as launch and retry do"
-            yield Finding(cancel, "stops every worker", why, remedy, unchanged(cancel, partial(remove, cancel)))
-        for path in listed(self.run):
-            if path.name.startswith(ray_tune.SCRATCH) and self.age(path) > LEASE_S:
+            yield Finding(cancel, "stops every worker", why, remedy, _guard_change(cancel, partial(_remove, cancel)))
+        for path in list_folder(self.run):
+            if path.name.startswith(ray_tune.SCRATCH) and self._measure_age(path) > LEASE_S:
                 why = "its launch was killed; Ray's own state is never read again"
-                delete = unchanged(path, partial(ray_tune.remove, path))
+                delete = _guard_change(path, partial(ray_tune.remove_scratch, path))
                 yield Finding(path, "is scratch of Ray", why, "delete it", delete)
-        if self.is_over():
-            yield from self.slurm_files(self.run / "logs" / "slurm")
+        if self._is_over():
+            yield from self._find_slurm_files(self.run / "logs" / "slurm")
 
-    def slurm_files(self, folder: Path) -> Iterator[Finding]:
+    def _find_slurm_files(self, folder: Path) -> Iterator[Finding]:
         """What jobs of SLURM leave beside their logs."""
-        paths = [path for path in listed(folder) if SLURM_FILE.fullmatch(path.name) and self.age(path) > LEASE_S]
+        found = [path for path in list_folder(folder) if SLURM_FILE.fullmatch(path.name)]
+        paths = [path for path in found if self._measure_age(path) > LEASE_S]
         if paths:
             what = f"holds {len(paths)} files of SLURM jobs that are over"
             why = "their driver was killed or detached; what is done is never read from them"
-            yield Finding(folder, what, why, "delete them; the logs stay", partial(remove, *paths))
+            yield Finding(folder, what, why, "delete them; the logs stay", partial(_remove, *paths))
 
-    def is_over(self) -> bool:
+    def _is_over(self) -> bool:
         """Whether every planned trial is done or failed."""
         folders = [self.run / "trials" / trial_id for trial_id in self.plan]
         return self.plan_is_whole and all(
-            (folder / "done.json").exists() or (folder / "error.txt").exists() for folder in folders
+            (folder / DONE_JSON).exists() or (folder / ERROR_TXT).exists() for folder in folders
         )
 
     # what all of these use
 
-    def permitted(self, path: Path, findings: Iterable[Finding]) -> Iterator[Finding]:
+    def guard_access(self, path: Path, findings: Iterable[Finding]) -> Iterator[Finding]:
         """The findings, and one more where the file system refuses a look; what vanishes meanwhile is none."""
         try:
             yield from findings
@@ -296,7 +296,7 @@ class Examination:
             why, remedy = error.strerror or str(error), "examine it as a user who may read it; nothing there is touched"
             yield Finding(Path(error.filename or path), "cannot be looked at", why, remedy)
 
-    def judged(
+    def _judge(
         self,
         path: Path,
         check: Callable[[Path], object],
@@ -308,25 +308,25 @@ class Examination:
         try:
             check(path)
         except Damaged as damage:
-            yield Finding(path, str(damage), CUT_SHORT, remedy, unchanged(path, action))
+            yield Finding(path, str(damage), CUT_SHORT, remedy, _guard_change(path, action))
 
-    def misplaced(self, path: Path) -> Finding:
+    def _report_misplaced(self, path: Path) -> Finding:
         """The finding for what is no folder where one is expected."""
-        aside = unchanged(path, partial(self.put_aside, path))
+        aside = _guard_change(path, partial(self._put_aside, path))
         return Finding(path, "is not a folder", "it was not written by stdac", "put it aside into damaged/", aside)
 
-    def temporaries(self, folder: Path) -> Iterator[Finding]:
+    def _find_temporaries(self, folder: Path) -> Iterator[Finding]:
         """Temporary files that no living writer has."""
-        for path in listed(folder):
-            if TEMPORARY.fullmatch(path.name) and path.is_file() and self.age(path) > LEASE_S:
-                why = f"its writer was killed {duration(self.age(path))} ago"
-                yield Finding(path, "is half-written", why, "delete it", unchanged(path, partial(remove, path)))
+        for path in list_folder(folder):
+            if TEMPORARY.fullmatch(path.name) and path.is_file() and self._measure_age(path) > LEASE_S:
+                why = f"its writer was killed {duration(self._measure_age(path))} ago"
+                yield Finding(path, "is half-written", why, "delete it", _guard_change(path, partial(_remove, path)))
 
-    def age(self, path: Path) -> float:
+    def _measure_age(self, path: Path) -> float:
         """Seconds since a file was changed; those of a lease that was given back, since 1970."""
         return self.now - path.lstat().st_mtime
 
-    def put_aside(self, path: Path) -> None:
+    def _put_aside(self, path: Path) -> None:
         """Move a file or a folder into RUN/damaged/."""
         if os.path.lexists(path):
             damaged = self.run / "damaged"
@@ -334,20 +334,20 @@ class Examination:
             name = "-".join(path.relative_to(self.run).parts).removeprefix("trials-")
             path.rename(next(to for n in count(1) if not os.path.lexists(to := damaged / f"{name}-{n}")))
 
-    def replace(self, path: Path, made: bytes) -> bool:
+    def _replace(self, path: Path, made: bytes) -> bool:
         """Put a file aside and make it anew; False where somebody else has made it meanwhile."""
-        self.put_aside(path)
+        self._put_aside(path)
         return link_once(path, made)
 
-    def stand_in(self, path: Path, number: int) -> None:
+    def _stand_in(self, path: Path, number: int) -> None:
         """Replace a lease by one that was given back: its number stays taken."""
-        began = timestamp(file_system_time(self.run))
+        began = format_time(file_system_time(self.run))
         lease = {"attempt": number, "host": "unknown", "pid": 0, "process_start": None, "began": began, "log": None}
-        if self.replace(path, json_bytes(lease)):
+        if self._replace(path, json_bytes(lease)):
             os.utime(path, (0, 0))
 
 
-def remove(*paths: Path) -> None:
+def _remove(*paths: Path) -> None:
     """Delete files and whole folders."""
     for path in paths:
         if path.is_dir() and not path.is_symlink():
@@ -356,12 +356,12 @@ def remove(*paths: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def unchanged(path: Path, action: Callable[[], object]) -> Callable[[], None]:
+def _guard_change(path: Path, action: Callable[[], object]) -> Callable[[], None]:
     """The action, refused where `path` is not what it is now: somebody is at work on it."""
-    seen = identity(path)
+    seen = _identify(path)
 
     def careful() -> None:
-        now = identity(path)
+        now = _identify(path)
         if now is None and seen is not None:
             return  # mended by somebody else
         if now != seen:
@@ -371,7 +371,7 @@ def unchanged(path: Path, action: Callable[[], object]) -> Callable[[], None]:
     return careful
 
 
-def identity(path: Path) -> tuple[int, int, int] | None:
+def _identify(path: Path) -> tuple[int, int, int] | None:
     """What differs once a file was replaced or changed, or something in a folder was made or removed."""
     try:
         about = path.lstat()

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 
 from analysis.runs import ROWS, concat_rows, read_main_rows, read_trial
 from stdac.errors import StdacError
-from stdac.files import file_system_time, link_once, read_json, whole
-from stdac.record import TrialFolder
+from stdac.files import atomic_write, file_system_time, link_once, read_json
+from stdac.folder import PROGRESS, TrialFolder
 from stdac.results import Result
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
@@ -150,11 +150,7 @@ class Ledger:
 
     def result(self, trial_id: str) -> Result:
         """What a done trial hands to those that need it. Raises StdacError where it is not done."""
-        folder = self.folder(trial_id)
-        done = folder.done()
-        if done is None:
-            raise StdacError(f"trial {trial_id} is not done: it is needed first")
-        return Result(folder.trial(), folder.path / f"attempt-{done['attempt']}", str(done.get("fingerprint", "")))
+        return self.folder(trial_id).hand_over()
 
     def trials(self) -> Planned:
         """The planned trials, as they are now. Raises StdacError as `ids` does."""
@@ -180,7 +176,7 @@ class Ledger:
         error = folder.error()
         if error is not None:
             reason = error.partition("\n")[0]
-            return Status(trial_id, "failed", {"reason": reason, "log": str(folder.path / "error.txt")})
+            return Status(trial_id, "failed", {"reason": reason, "log": str(folder.error_path)})
         held_up = self._look_at_needs(trial_id, known)
         if held_up is not None:
             return held_up
@@ -261,9 +257,8 @@ class Ledger:
         """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none."""
         losses: dict[Path, float] = {}
         for trial_id, trial in self.trials().items():
-            done = self.folder(trial_id).done()
-            if done is not None and trial["method"] == method:
-                path = self.folder(trial_id).path / f"attempt-{done['attempt']}"
+            path = self.folder(trial_id).result()
+            if path is not None and trial["method"] == method:
                 last = read_main_rows(path / "metrics.parquet")[-1]
                 if last["loss"] is not None and (path / "model.pt").exists():
                     losses[path / "model.pt"] = last["loss"]
@@ -282,7 +277,7 @@ class Ledger:
         groups = [pack_rows(concat_rows(group)) for group in iter(lambda: list(islice(found, AT_ONCE)), [])]
         schema = pa.unify_schemas([ROWS, *(pa.ipc.open_stream(group).schema for group in groups)])
         out = self.path / "metrics.parquet"
-        with whole(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        with atomic_write(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for group in groups:
                 rows = pa.ipc.open_stream(group).read_all()
                 writer.write_table(pa.concat_tables([schema.empty_table(), rows], promote_options="default"))
@@ -303,7 +298,7 @@ def saved_epoch(folder: TrialFolder) -> dict[str, Any]:
     From what its attempt last said of it: the checkpoint, which is large, is not read, and may be a little newer.
     """
     with suppress(OSError, StdacError, IndexError, KeyError, TypeError):
-        progress = read_json(folder.checkpoints()[0].with_name("progress.json"))
+        progress = read_json(folder.checkpoints()[0].with_name(PROGRESS))
         if progress["saved"] > 0:
             return {"epoch": progress["saved"], "epochs": progress["epochs"]}
     return {}

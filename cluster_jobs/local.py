@@ -3,6 +3,7 @@
 This is the whole of the `local` backend, and what every array task of SLURM and every Ray worker runs on its node.
 """
 
+import json
 import os
 import signal
 import socket
@@ -16,9 +17,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster_jobs.ledger import LEFT, Ledger
-from cluster_jobs.worker import Options, interrupt
+from cluster_jobs.request import Options, Request
+from cluster_jobs.worker import interrupt
 from stdac.errors import StdacError
-from stdac.files import refusal
+from stdac.files import explain_refusal
 
 POLL_S = 0.2
 FAULTS = 3  # workers that end with an error in a row, with no trial done in between: the run is at fault
@@ -40,35 +42,40 @@ class Workers:
     def __init__(self, run: Path, workers: int, options: Options, *, gpus: int = 0) -> None:
         self.run, self.workers, self.options, self.gpus = run.resolve(), workers, options, gpus
         self.ledger = Ledger(self.run, options.pause_after)
-        self.threads = options.threads or max(1, cores() // workers)
+        self.threads = options.threads or max(1, count_cores() // workers)
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         self.leaving = False
         self._faults = self._deaths = self._done = 0
 
-    def log(self, slot: int) -> str:
+    def name_log(self, slot: int) -> str:
         """The log of a slot's worker, relative to the run folder."""
-        return f"logs/{job_id() or os.getpid()}-{socket.gethostname()}-{slot}.log"
+        return f"logs/{_read_job_id() or os.getpid()}-{socket.gethostname()}-{slot}.log"
 
-    def start(self, slot: int) -> None:
+    def _start(self, slot: int) -> None:
         """Start the worker of a slot."""
         options = replace(self.options, threads=self.threads)
-        command = [sys.executable, "-m", "cluster_jobs.worker", str(self.run), *options.words()]
-        path = self.run / self.log(slot)
+        words = [str(self.run), json.dumps(options.to_json())]
+        path = self.run / self.name_log(slot)
         try:
             path.parent.mkdir(exist_ok=True)
             with open(path, "ab") as log:
                 self.processes[slot] = subprocess.Popen(
-                    command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment(slot)
+                    [sys.executable, "-m", "cluster_jobs.worker", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self.make_environment(slot),
                 )
         except OSError as error:
-            raise refusal(error, path) from error
+            raise explain_refusal(error, path) from error
 
-    def environment(self, slot: int) -> dict[str, str]:
+    def make_environment(self, slot: int) -> dict[str, str]:
         """The environment of a slot's worker: this process's, with CUDA_MPS_PIPE_DIRECTORY and the like as they are."""
         environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(self.threads)} | os.environ
-        environment |= {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": import_path()}
-        environment |= {"STDAC_LOG": self.log(slot), "STDAC_JOB": job_id() or "", "STDAC_SUPERVISOR": str(os.getpid())}
-        return environment | visible_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        environment |= {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": make_import_path()}
+        environment |= {"STDAC_LOG": self.name_log(slot), "STDAC_JOB": _read_job_id() or ""}
+        environment |= {"STDAC_SUPERVISOR": str(os.getpid())}
+        return environment | choose_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
     def watch(self, tick: Callable[[], None] = lambda: None) -> None:
         """Run until no trial is left to claim, calling `tick` meanwhile; on any exit end all processes.
@@ -76,28 +83,28 @@ class Workers:
         Raises StdacError where workers cannot run at all, with the last line of the log.
         """
         try:
-            while self.supervise():
+            while self._supervise():
                 tick()
                 time.sleep(POLL_S)
         finally:
             self.stop()
 
-    def supervise(self) -> bool:
+    def _supervise(self) -> bool:
         """Start a worker in each slot that has work left. False when all is over here, and no trial may be freed by
         those that it needs."""
         for slot, process in list(self.processes.items()):
             if process.poll() is not None:
                 del self.processes[slot]
                 if not self.leaving:
-                    self.note_end(slot, process.returncode)
+                    self._note_end(slot, process.returncode)
         free = [slot for slot in range(self.workers) if slot not in self.processes]
         if free and not self.leaving and not self.ledger.cancelled():
             for slot in free[: self.ledger.count("waiting")]:
-                self.start(slot)
+                self._start(slot)
         ending = self.leaving or self.ledger.cancelled()
         return bool(self.processes) or (not ending and self.ledger.count("blocked") > 0)
 
-    def note_end(self, slot: int, code: int) -> None:
+    def _note_end(self, slot: int, code: int) -> None:
         """Tell a worker that died at its trial, which is replaced, from one that cannot run at all."""
         done = self.ledger.count("done")
         if code == 0 or done > self._done:
@@ -106,14 +113,14 @@ class Workers:
         self._faults += code > 0
         self._deaths += code < 0
         if self._faults >= FAULTS or self._deaths >= DEATHS:
-            log = self.run / self.log(slot)
-            how = last_line(log) if code > 0 else f"ended by {signal.Signals(-code).name}"
+            log = self.run / self.name_log(slot)
+            how = read_last_line(log) if code > 0 else f"ended by {signal.Signals(-code).name}"
             raise StdacError(f"the workers on {socket.gethostname()} cannot run: {how} (see {log})")
 
     def leave(self, grace_s: float) -> None:
         """Have every worker stop at its next checkpoint, or after `grace_s` seconds at once; returns when all ended."""
         self.leaving = True
-        self.send(signal.SIGUSR2)
+        self._send(signal.SIGUSR2)
         deadline = time.monotonic() + grace_s
         while any(process.poll() is None for process in list(self.processes.values())) and time.monotonic() < deadline:
             time.sleep(POLL_S)
@@ -123,24 +130,37 @@ class Workers:
         """End all workers: politely, so that they give their leases back, then for good. A second Ctrl-C hurries it."""
         self.leaving = True
         try:
-            self.send(signal.SIGTERM)
-            self.send(signal.SIGCONT)
+            self._send(signal.SIGTERM)
+            self._send(signal.SIGCONT)
             deadline = time.monotonic() + STOP_S
             while any(process.poll() is None for process in list(self.processes.values())):
                 if time.monotonic() > deadline:
                     break
                 time.sleep(0.05)
         finally:
-            self.send(signal.SIGKILL)
+            self._send(signal.SIGKILL)
             for process in list(self.processes.values()):
                 process.wait()
             self.processes.clear()
 
-    def send(self, number: signal.Signals) -> None:
+    def _send(self, number: signal.Signals) -> None:
         """Send a signal to every worker that is still there."""
         for process in list(self.processes.values()):
             with suppress(ProcessLookupError):
                 process.send_signal(number)
+
+
+def run_workers(request: Request, tick: Callable[[], None]) -> None:
+    """Run workers on this machine until no trial is left to claim, calling `tick` meanwhile."""
+    gpus = count_places(request.options.device) if uses_gpu(request.options.device) else 0
+    workers = request.workers or count_trials(request)
+    Workers(request.run, workers, request.options, gpus=gpus).watch(tick)
+
+
+def count_trials(request: Request) -> int:
+    """Trials at a time that a machine like this has room for."""
+    device = request.options.device
+    return count_places(device) * (request.trials_per_gpu if uses_gpu(device) else 1)
 
 
 def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) -> tuple[int, int]:
@@ -167,13 +187,13 @@ def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) ->
     return ended.count("done"), ended.count("failed")
 
 
-def job_id() -> str | None:
+def _read_job_id() -> str | None:
     """The SLURM job that this process belongs to, as a person reads it (12_0 in an array), or None."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
-def cores() -> int:
+def count_cores() -> int:
     """The cores that this process may use: what SLURM gave it, else what the kernel lets it run on."""
     given = os.environ.get("SLURM_CPUS_PER_TASK") if os.environ.get("SLURM_JOB_ID") else None
     return int(given) if given else len(os.sched_getaffinity(0))
@@ -186,14 +206,14 @@ def uses_gpu(device: str) -> bool:
     return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
 
 
-def default_workers(device: str) -> int:
-    """One worker a core on the CPU, one a GPU otherwise."""
+def count_places(device: str) -> int:
+    """The places for a worker on this machine: one a core on the CPU, one a GPU otherwise."""
     import torch
 
-    return torch.cuda.device_count() if uses_gpu(device) else cores()
+    return torch.cuda.device_count() if uses_gpu(device) else count_cores()
 
 
-def visible_gpu(slot: int, gpus: int, visible: str | None) -> dict[str, str]:
+def choose_gpu(slot: int, gpus: int, visible: str | None) -> dict[str, str]:
     """The environment that gives the worker of a slot one of several GPUs, in turn. visible: CUDA_VISIBLE_DEVICES."""
     if gpus < 2:
         return {}
@@ -201,14 +221,14 @@ def visible_gpu(slot: int, gpus: int, visible: str | None) -> dict[str, str]:
     return {"CUDA_VISIBLE_DEVICES": names[slot % len(names)]}
 
 
-def last_line(log: Path) -> str:
+def read_last_line(log: Path) -> str:
     """What a log ends with."""
     with suppress(OSError, IndexError):
         return log.read_text(errors="replace").strip().splitlines()[-1]
     return "its log is empty"
 
 
-def import_path() -> str:
+def make_import_path() -> str:
     """PYTHONPATH for a worker: where this code was imported from comes first."""
     here = str(Path(__file__).resolve().parent.parent)
     return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])

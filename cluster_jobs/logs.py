@@ -25,11 +25,13 @@ def resolve(ledger: Ledger, prefix: str) -> str:
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        raise StdacError(f"{ledger.path} has no trial {prefix!r}: it has {listing(ids)}")
-    raise StdacError(f"got {prefix!r}, with which {len(matches)} trials begin: {listing(matches)}; add a digit or more")
+        raise StdacError(f"{ledger.path} has no trial {prefix!r}: it has {_list_some(ids)}")
+    raise StdacError(
+        f"got {prefix!r}, with which {len(matches)} trials begin: {_list_some(matches)}; add a digit or more"
+    )
 
 
-def listing(ids: list[str]) -> str:
+def _list_some(ids: list[str]) -> str:
     """Some ids in a sentence."""
     rest = f" and {len(ids) - NAMED} more, see stdac-grid status" if len(ids) > NAMED else ""
     return (" ".join(ids[:NAMED]) or "none") + rest
@@ -37,15 +39,15 @@ def listing(ids: list[str]) -> str:
 
 def read(ledger: Ledger, trial_id: str) -> Iterator[str]:
     """The lines of a trial's attempts, in order, then the error where it failed."""
-    return lines(ledger, trial_id, wait=False)
+    return _read_sections(ledger, trial_id, wait=False)
 
 
 def follow(ledger: Ledger, trial_id: str) -> Iterator[str]:
     """What `read` gives, then every new line, on whatever node the trial goes on, until it is done or failed."""
-    return lines(ledger, trial_id, wait=True)
+    return _read_sections(ledger, trial_id, wait=True)
 
 
-def lines(ledger: Ledger, trial_id: str, *, wait: bool) -> Iterator[str]:
+def _read_sections(ledger: Ledger, trial_id: str, *, wait: bool) -> Iterator[str]:
     """See `read` and `follow`."""
     folder = ledger.folder(trial_id)
     section: Section | None = None
@@ -61,7 +63,7 @@ def lines(ledger: Ledger, trial_id: str, *, wait: bool) -> Iterator[str]:
                 yield from section.close() if section is not None else ()
                 section = Section(ledger, trial_id, number)
             if number == section.number:
-                yield from section.lines()
+                yield from section.read_lines()
         if state in ("done", "failed"):
             deadline = deadline or time.monotonic() + LAST_WORDS_S
         heard = deadline is not None and (section is None or section.ended or time.monotonic() > deadline)
@@ -89,36 +91,36 @@ class Section:
         self._rest = b""
         self._said: set[str] = set()
 
-    def lines(self) -> Iterator[str]:
+    def read_lines(self) -> Iterator[str]:
         """The whole lines that were written since the last call."""
         if self.path is None:
-            yield from self.say("ran in a worker started by hand: what it said was not kept")
+            yield from self._say("ran in a worker started by hand: what it said was not kept")
             return
         try:
             if not self.path.is_file():
-                yield from self.say(f"ran with a log that is not here: {self.path}")
+                yield from self._say(f"ran with a log that is not here: {self.path}")
                 return
             with self.path.open("rb") as file:
                 if file.seek(0, 2) < self._offset:
-                    yield from self.say(f"ran with a log that was cut short: {self.path}")
+                    yield from self._say(f"ran with a log that was cut short: {self.path}")
                     self._offset, self._rest, self._inside = 0, b"", False
                 file.seek(self._offset)
                 for line in file:
                     self._offset += len(line)
                     self._rest += line
                     if line.endswith(b"\n"):
-                        yield from self.take()
+                        yield from self._take()
         except OSError as error:
-            yield from self.say(f"ran with a log that cannot be read ({error.strerror}): {self.path}")
+            yield from self._say(f"ran with a log that cannot be read ({error.strerror}): {self.path}")
 
     def close(self) -> Iterator[str]:
         """The last line, where it has no end, and a word where there was none at all."""
         if self._rest:
-            yield from self.take()
+            yield from self._take()
         if not self._seen:
-            yield from self.say(f"is not in its worker's log: {self.path}")
+            yield from self._say(f"is not in its worker's log: {self.path}")
 
-    def take(self) -> Iterator[str]:
+    def _take(self) -> Iterator[str]:
         """The line that was read, if it is this section's."""
         line, self._rest = self._rest.rstrip(b"\r\n"), b""
         mark = MARK.fullmatch(line)
@@ -130,7 +132,7 @@ class Section:
         if mark and self._inside and not mark[3].startswith(b"on "):
             self.ended, self._inside = True, False
 
-    def say(self, what: str) -> Iterator[str]:
+    def _say(self, what: str) -> Iterator[str]:
         """A line of our own, once."""
         if what not in self._said:
             self._said.add(what)

@@ -19,15 +19,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster_jobs.local import import_path
-from cluster_jobs.worker import Options
+from cluster_jobs.local import make_import_path
+from cluster_jobs.request import Request, check_keys, to_plain
 from stdac.errors import StdacError
-from stdac.files import file_system_time, read_json, refusal, write_json
-from stdac.record import LEASE_S, RENEW_S, process_namespace, process_start
+from stdac.files import explain_refusal, file_system_time, read_json, write_json
+from stdac.folder import LEASE_S, RENEW_S, read_namespace, read_process_start
 
 POLL_S = 0.5
 STOP_S = 40.0  # for the Ray process to end all workers, wherever they are
@@ -48,30 +48,27 @@ CURRENT_CLUSTER = "/tmp/ray/ray_current_cluster"  # where `ray start` notes the 
 class Job:
     """What the Ray process is to do. address: the cluster to join, None to start one here.
 
-    workers: trials at a time in all, None for as many as the cluster has places. scratch: Tune's files. cwd: where
-    relative names of data sets start. launcher: the process that wants it done.
+    launcher: the process that wants it done. scratch: Tune's files. cwd: where relative names of data sets start. log:
+    what it says on stderr.
     """
 
+    request: Request
     launcher: int
-    run: str
-    scratch: str
-    cwd: str
-    log: str
+    scratch: Path
+    cwd: Path
+    log: Path
     address: str | None
-    nodes: int
-    workers: int | None
-    trials_per_gpu: int
-    simulate: bool
-    device: str
-    threads: int | None
-    data_dir: str | None
-    keep: str
-    pause_after: int | None = None
 
-    def options(self) -> Options:
-        """How the workers run their trials."""
-        data_dir = Path(self.data_dir) if self.data_dir else None
-        return Options(self.device, self.threads, data_dir, self.keep, self.pause_after)
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return to_plain(self)
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Job":
+        """What `to_json` gave. Raises StdacError for keys of another version."""
+        job = cls(**check_keys(cls, values))
+        scratch, cwd, log = Path(job.scratch), Path(job.cwd), Path(job.log)
+        return replace(job, request=Request.from_json(job.request), scratch=scratch, cwd=cwd, log=log)
 
 
 def find_cluster() -> tuple[str, str] | None:
@@ -97,51 +94,25 @@ def answers(address: str, timeout_s: float = 2.0) -> bool:
     return False
 
 
-def run_workers(
-    run: Path,
-    nodes: int,
-    workers: int | None,
-    trials_per_gpu: int,
-    options: Options,
-    tick: Callable[[], None],
-    *,
-    simulate: bool,
-    say: Callable[[str], None],
-) -> None:
+def run_workers(request: Request, tick: Callable[[], None], say: Callable[[str], None]) -> None:
     """Run workers on every node of a Ray cluster until all trials are over, calling `tick` meanwhile.
 
     Joins the cluster that `find_cluster` finds, else starts Ray here: alone and on the loopback for one node; for more
     as a head that others can join, and `say` gets the command for them; with `simulate` as `nodes` nodes on this
-    machine, without GPUs. Nodes that join later get work at once. workers: trials at a time, None for as many as there
-    are CPUs, or GPUs times `trials_per_gpu`. Raises StdacError where there is no cluster to be had, where workers keep
-    failing, and where the head is lost.
+    machine, without GPUs. Nodes that join later get work at once. Where no number of workers is asked for, there are as
+    many as CPUs, or GPUs times `trials_per_gpu`. Raises StdacError where there is no cluster to be had, where workers
+    keep failing, and where the head is lost.
     """
-    cluster = None if simulate else find_cluster()
+    request = request.resolve()
+    cluster = None if request.simulate else find_cluster()
     address = check_address(cluster[0]) if cluster else None
-    run = run.resolve()
-    log = run / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
-    sweep(run)
-    with scratch_folder(run) as scratch:
+    log = request.run / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
+    sweep(request.run)
+    with make_scratch(request.run) as scratch:
         log.parent.mkdir(exist_ok=True)
-        job = Job(
-            launcher=os.getpid(),
-            run=str(run),
-            scratch=str(scratch),
-            cwd=str(Path.cwd()),
-            log=str(log),
-            address=address,
-            nodes=nodes,
-            workers=workers,
-            trials_per_gpu=trials_per_gpu,
-            simulate=simulate,
-            device=options.device,
-            threads=options.threads,
-            data_dir=str(options.data_dir.resolve()) if options.data_dir else None,
-            keep=options.keep,
-            pause_after=options.pause_after,
-        )
-        with driver(job) as process:
-            listen(process, scratch, log, tick, say)
+        job = Job(request, os.getpid(), scratch, Path.cwd(), log, address)
+        with _start_driver(job) as process:
+            _listen(process, job, tick, say)
 
 
 def check_address(address: str) -> str:
@@ -155,9 +126,7 @@ def check_address(address: str) -> str:
     return address
 
 
-def listen(
-    process: "subprocess.Popen[str]", scratch: Path, log: Path, tick: Callable[[], None], say: Callable[[str], None]
-) -> None:
+def _listen(process: "subprocess.Popen[str]", job: Job, tick: Callable[[], None], say: Callable[[str], None]) -> None:
     """Pass on what the Ray process says until it ends. Raises StdacError where it failed."""
     inbox: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
 
@@ -181,19 +150,19 @@ def listen(
         if time.monotonic() - renewed > RENEW_S:
             renewed = time.monotonic()
             with suppress(OSError):
-                os.utime(scratch)
+                os.utime(job.scratch)
         with suppress(subprocess.TimeoutExpired):
             process.wait(POLL_S)
     if errors:
         raise StdacError(errors[0])
     if process.returncode:
-        raise StdacError(f"Ray ended unexpectedly (see {log}): launch again; nothing done is lost")
+        raise StdacError(f"Ray ended unexpectedly (see {job.log}): launch again; nothing done is lost")
 
 
 @contextmanager
-def driver(job: Job) -> Iterator["subprocess.Popen[str]"]:
+def _start_driver(job: Job) -> Iterator["subprocess.Popen[str]"]:
     """The process that talks to Ray, in a session of its own so that Ctrl-C leaves it to us; ended on any exit."""
-    words = [sys.executable, "-c", "from cluster_jobs.ray_driver import main; main()", json.dumps(asdict(job))]
+    words = [sys.executable, "-c", "from cluster_jobs.ray_driver import main; main()", json.dumps(job.to_json())]
     with open(job.log, "ab") as log:
         process = subprocess.Popen(
             words,
@@ -201,12 +170,12 @@ def driver(job: Job) -> Iterator["subprocess.Popen[str]"]:
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env=environment(job),
+            env=make_environment(job),
             cwd=job.scratch,  # where a raylet that loses its head dumps its core
             start_new_session=True,
         )
     try:
-        write_json(Path(job.scratch) / "session.json", process.pid)
+        write_json(job.scratch / "session.json", process.pid)
         yield process
     finally:
         try:
@@ -216,22 +185,22 @@ def driver(job: Job) -> Iterator["subprocess.Popen[str]"]:
         finally:
             process.kill()
             process.wait()
-            end_session(process.pid, GRACE_S if process.returncode else 0)
+            _end_session(process.pid, GRACE_S if process.returncode else 0)
 
 
-def end_session(leader: int, grace_s: float) -> None:
+def _end_session(leader: int, grace_s: float) -> None:
     """End what is left of a session after `grace_s`: Ray's agents outlive a raylet that was killed by a minute."""
     deadline = time.monotonic() + grace_s
     try:
-        while members(leader) and time.monotonic() < deadline:
+        while _list_members(leader) and time.monotonic() < deadline:
             time.sleep(0.1)
     finally:
-        for pid in members(leader):
+        for pid in _list_members(leader):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
 
-def members(session: int) -> list[int]:
+def _list_members(session: int) -> list[int]:
     """The processes of a session, where the kernel tells."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
@@ -242,32 +211,32 @@ def members(session: int) -> list[int]:
     return found
 
 
-def environment(job: Job) -> dict[str, str]:
+def make_environment(job: Job) -> dict[str, str]:
     """The environment of the Ray process, and of a Ray that it starts."""
-    own = os.environ | QUIET | {"PYTHONPATH": import_path()}
+    own = os.environ | QUIET | {"PYTHONPATH": make_import_path()}
     own.pop("RAY_ADDRESS", None)
     if job.address is not None:
-        if "RAY_AUTH_MODE" not in own and has_token():
+        if "RAY_AUTH_MODE" not in own and _has_token():
             own["RAY_AUTH_MODE"] = "token"
         return own
     own.pop("RAY_AUTH_TOKEN", None)
     own |= {"RAY_enable_metrics_collection": "0", "RAY_worker_niceness": "0", "RAY_AUTH_MODE": "token"}
     own |= {"RAY_AUTH_TOKEN_PATH": f"{job.scratch}/token", "RAY_TMPDIR": os.path.realpath(f"{job.scratch}/tmp")}
-    if job.nodes == 1:
+    if job.request.nodes == 1:
         own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what keeps Ray on the loopback there does so everywhere
-    elif not job.simulate and not answers(f"127.0.0.1:{PORT}"):
+    elif not job.request.simulate and not answers(f"127.0.0.1:{PORT}"):
         own.setdefault("RAY_GCS_SERVER_PORT", str(PORT))
     return own
 
 
-def has_token() -> bool:
+def _has_token() -> bool:
     """Whether the user has a token for Ray clusters, in one of the places where Ray looks."""
     named = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
     return bool(named) or (Path.home() / ".ray" / "auth_token").exists()
 
 
 @contextmanager
-def scratch_folder(run: Path) -> Iterator[Path]:
+def make_scratch(run: Path) -> Iterator[Path]:
     """RUN/.ray-<random>: this launch's Tune files, the token of a Ray started here, a link to its folder of sockets.
 
     Removed on any exit; `sweep` removes what a killed launch left. Raises StdacError where it cannot be made.
@@ -275,17 +244,17 @@ def scratch_folder(run: Path) -> Iterator[Path]:
     try:
         scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=run))
     except OSError as error:
-        raise refusal(error, run) from error
+        raise explain_refusal(error, run) from error
     try:
-        furnish(scratch)
+        _furnish(scratch)
         yield scratch
     finally:
-        remove(scratch)
+        remove_scratch(scratch)
 
 
-def furnish(scratch: Path) -> None:
+def _furnish(scratch: Path) -> None:
     """Put into a scratch folder who made it, a token, and a link to a folder whose name is short enough for sockets."""
-    own = {"namespace": process_namespace(), "pid": os.getpid(), "process_start": process_start(os.getpid())}
+    own = {"namespace": read_namespace(), "pid": os.getpid(), "process_start": read_process_start(os.getpid())}
     write_json(scratch / "owner.json", own)
     try:
         descriptor = os.open(scratch / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -296,33 +265,33 @@ def furnish(scratch: Path) -> None:
         (scratch / "tmp").symlink_to(sockets)
         sockets.mkdir(mode=0o700)
     except OSError as error:
-        raise refusal(error, scratch) from error
+        raise explain_refusal(error, scratch) from error
 
 
 def sweep(run: Path) -> None:
     """Remove the scratch folders of launches that are gone: at once where we can tell, else when long not renewed."""
     for scratch in run.glob(f"{SCRATCH}*"):
-        if is_left_over(scratch):
-            remove(scratch)
+        if _is_left_over(scratch):
+            remove_scratch(scratch)
 
 
-def is_left_over(scratch: Path) -> bool:
+def _is_left_over(scratch: Path) -> bool:
     """Whether the launch that made a scratch folder is gone, and the Ray that it started, which would write there."""
     owner: dict[str, Any] = {}
     session: int | None = None
     with suppress(OSError, StdacError):
         owner = read_json(scratch / "owner.json")
         session = read_json(scratch / "session.json")
-    if owner.get("namespace") == process_namespace():
-        ended = bool(process_start(owner["pid"]) != owner["process_start"])
-        return ended and not (session is not None and members(session))
+    if owner.get("namespace") == read_namespace():
+        ended = bool(read_process_start(owner["pid"]) != owner["process_start"])
+        return ended and not (session is not None and _list_members(session))
     try:
         return file_system_time(scratch.parent) - scratch.stat().st_mtime > LEASE_S
     except OSError:
         return False
 
 
-def remove(scratch: Path) -> None:
+def remove_scratch(scratch: Path) -> None:
     """Remove a scratch folder and what it links to, while processes that are ending may still write there."""
     deadline = time.monotonic() + 5
     link = scratch / "tmp"

@@ -18,46 +18,47 @@ from pathlib import Path
 from typing import Any
 
 from cluster_jobs.ledger import LEFT, Ledger
+from cluster_jobs.request import Request
 from cluster_jobs.slurm_array import (
     NOT_OUR_FOLDER,
     Node,
     NotSubmitted,
+    choose_signal_delay,
     is_over,
-    log_folder,
-    signal_delay,
+    make_log_folder,
     submit,
     sweep,
 )
 from cluster_jobs.slurm_queue import (
     Job,
-    answer,
+    ask_slurm,
     cancel,
     describe_end,
+    describe_jobs,
     describe_queue,
-    end_states,
-    job_name,
-    jobs,
-    max_array_size,
-    partitions,
-    summary,
+    find_array_limit,
+    find_ends,
+    list_jobs,
+    list_partitions,
+    name_jobs,
 )
-from cluster_jobs.slurm_settings import TIME_MIN, Settings, chosen, completed, gpus_in
-from cluster_jobs.worker import Options
+from cluster_jobs.slurm_settings import TIME_MIN, Settings, choose_settings, complete_settings, count_gpus
 from stdac.errors import StdacError
+from stdac.folder import CHECKPOINTS
 
 __all__ = [
     "Settings",
-    "available",
     "cancel",
-    "job_name",
-    "jobs",
+    "count_task_trials",
+    "describe_jobs",
+    "is_available",
+    "list_jobs",
+    "make_settings",
+    "name_jobs",
     "run_workers",
-    "settings",
-    "summary",
-    "trials_per_task",
 ]
 
-POLL_S = 10.0  # between two questions to the controller; less at first, see `Driver.look_when_due`
+POLL_S = 10.0  # between two questions to the controller; less at first, see `Driver._look_when_due`
 LEDGER_S = 1.0  # between two looks at the run folder; more where a look takes long
 LOG_S = 75.0  # a log may take this long to appear: NFS clients remember for a minute that a file was not there
 END_S = 20.0  # jobs whose work is over end by themselves within this time
@@ -65,19 +66,19 @@ FRUITLESS = 3  # submissions in a row without a trial or an epoch done
 NO_LOG_SIGNAL = 53  # how SLURM marks a job whose log it could not open
 
 
-def available() -> bool:
+def is_available() -> bool:
     """Whether this is a machine from which jobs are submitted: sbatch is on the PATH, and this is no job itself."""
     return shutil.which("sbatch") is not None and "SLURM_JOB_ID" not in os.environ
 
 
-def settings(
+def make_settings(
     flags: Mapping[str, Any], table: Mapping[str, Any], environment: Mapping[str, str], device: str
 ) -> Settings:
     """What was asked for, completed with what the cluster says of the partition's time limit and GPUs.
 
-    Raises StdacError as `chosen` does, and where SLURM is missing or does not answer.
+    Raises StdacError as `choose_settings` does, and where SLURM is missing or does not answer.
     """
-    return completed(chosen(flags, table, environment), partitions(), device)
+    return complete_settings(choose_settings(flags, table, environment), list_partitions(), device)
 
 
 class Interrupts:
@@ -105,7 +106,7 @@ class Interrupts:
         raise KeyboardInterrupt
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Put an interruption off until the end of the block."""
         self.holding = True
         try:
@@ -137,7 +138,7 @@ class Driver:
 
     def start(self) -> None:
         """Submit, unless jobs of this run live."""
-        known = jobs(job_name(self.run))
+        known = list_jobs(name_jobs(self.run))
         if known is None:
             raise StdacError("the SLURM controller does not answer (squeue failed): launch again when it does")
         living = [job for job in known if job.living]
@@ -150,26 +151,26 @@ class Driver:
     def submit(self) -> None:
         """Submit the array; where the controller does not answer, the next look decides."""
         waiting = self.ledger.count(*LEFT)
-        tasks = min(self.tasks, math.ceil(waiting / self.node.processes), max_array_size())
+        tasks = min(self.tasks, math.ceil(waiting / self.node.processes), find_array_limit())
         self.seen, self.absent, self.submitted = {}, 0, time.monotonic()
-        with self.interrupts.held():
+        with self.interrupts.hold():
             try:
                 ids = submit(self.run, self.asked, self.node, max(1, tasks), self.say)
             except NotSubmitted:
                 return
             self.seen = {job: Job(job, "PENDING", "", "", "") for job in ids}
         count = f"{len(ids)} tasks" if len(ids) > 1 else "1 task"
-        self.say(f"submitted SLURM job {ids[0].split('_')[0]} of {count}, named {job_name(self.run)}")
+        self.say(f"submitted SLURM job {ids[0].split('_')[0]} of {count}, named {name_jobs(self.run)}")
 
     def watch(self, tick: Callable[[], None]) -> None:
         """Look after the jobs until all trials are over, or the run is cancelled, calling `tick` twice a second."""
-        self.mark = self.progress()
-        while not self.finished():
+        self.mark = self.measure_progress()
+        while not self.is_over():
             tick()
-            self.look_when_due()
+            self._look_when_due()
             time.sleep(0.5)
 
-    def finished(self) -> bool:
+    def is_over(self) -> bool:
         """Whether all is over, by the run folder; looked up less often where that takes long."""
         now = time.monotonic()
         if now - self.glanced < self.glance_s:
@@ -179,7 +180,7 @@ class Driver:
         self.glance_s = max(LEDGER_S, 5 * (self.glanced - now))
         return over
 
-    def look_when_due(self) -> None:
+    def _look_when_due(self) -> None:
         """Ask the controller: every `poll_s` seconds, more often in the first ones after a submission."""
         now = time.monotonic()
         if now - self.looked >= min(self.poll_s, max(1.0, (self.looked - self.submitted) / 2)):
@@ -188,19 +189,19 @@ class Driver:
 
     def look(self) -> None:
         """Follow the jobs; submit again when, twice in a row, none is alive while trials are waiting."""
-        known = jobs(job_name(self.run))
+        known = list_jobs(name_jobs(self.run))
         if known is None:
-            self.report("the SLURM controller does not answer; what runs goes on, waiting for it")
+            self._report("the SLURM controller does not answer; what runs goes on, waiting for it")
             return
         self.seen |= {job.id: job for job in known if job.living or job.id in self.seen}
         self.check_folder()
         living = [job for job in known if job.living]
-        self.report(f"SLURM: {describe_queue(living)}" if living else "")
+        self._report(f"SLURM: {describe_queue(living)}" if living else "")
         self.absent = 0 if living else self.absent + 1
         if self.absent >= 2 and not self.no_log_since and self.ledger.count("waiting"):
             self.submit_again()
 
-    def report(self, line: str) -> None:
+    def _report(self, line: str) -> None:
         """Say a line that is new."""
         if line and line != self.said:
             self.say(line)
@@ -208,7 +209,7 @@ class Driver:
 
     def check_folder(self) -> None:
         """Raise StdacError where a job has ended whose log is not here: its node sees another folder, or none."""
-        folder, now = log_folder(self.run), time.monotonic()
+        folder, now = make_log_folder(self.run), time.monotonic()
         for job in self.seen.values():
             code, _, number = job.exit.partition(":")
             sees_another = code == str(NOT_OUR_FOLDER) or number == str(NO_LOG_SIGNAL)
@@ -226,35 +227,35 @@ class Driver:
 
     def submit_again(self) -> None:
         """Submit anew. Raises StdacError where jobs ended with nothing done in between FRUITLESS times in a row."""
-        ends = end_states(self.seen)
+        ends = find_ends(self.seen)
         if ends and {job.state for job in ends} == {"CANCELLED"}:
             raise StdacError("the run's SLURM jobs were cancelled by hand: launch again to go on with the trials left")
-        mark = self.progress()
+        mark = self.measure_progress()
         self.fruitless = 0 if mark > self.mark else self.fruitless + 1
         self.mark = mark
         if self.fruitless >= FRUITLESS:
-            raise StdacError(self.complaint(ends))
+            raise StdacError(self._explain_failure(ends))
         self.submit()
 
-    def progress(self) -> tuple[int, int]:
+    def measure_progress(self) -> tuple[int, int]:
         """Grows with every trial that is done, failed or paused, and with every epoch's checkpoint."""
         over = self.ledger.count("done", "failed", "paused")
-        checkpoints = self.run.glob("trials/*/attempt-*/checkpoint.pt")
+        checkpoints = self.run.glob(CHECKPOINTS)
         return over, max((path.stat().st_mtime_ns for path in checkpoints), default=0)
 
-    def complaint(self, ends: Sequence[Job]) -> str:
+    def _explain_failure(self, ends: Sequence[Job]) -> str:
         """What is known of jobs that ended for nothing, in one sentence."""
         counts = Counter(describe_end(job) for job in ends)
         how = ", ".join(f"{count} × {end}" for end, count in counts.most_common()) or "none was seen alive"
-        logs = sorted(log_folder(self.run).glob("*_log.out"), key=lambda path: path.stat().st_mtime)
-        said = f"; the last log, {logs[-1]}, says: {last_word(logs[-1])}" if logs else ""
+        logs = sorted(make_log_folder(self.run).glob("*_log.out"), key=lambda path: path.stat().st_mtime)
+        said = f"; the last log, {logs[-1]}, says: {_read_last_word(logs[-1])}" if logs else ""
         return f"SLURM's jobs ended {FRUITLESS} times without a trial or an epoch done (the last time: {how}){said}"
 
     def finish(self) -> None:
         """Leave nothing behind: what waits is cancelled at once, what runs is given a moment to end by itself."""
-        name, deadline = job_name(self.run), time.monotonic() + END_S
-        answer("scancel", "--state=PENDING", f"--name={name}", f"--user={os.getuid()}")
-        while (known := jobs(name)) is None or any(job.living for job in known):
+        name, deadline = name_jobs(self.run), time.monotonic() + END_S
+        ask_slurm("scancel", "--state=PENDING", f"--name={name}", f"--user={os.getuid()}")
+        while (known := list_jobs(name)) is None or any(job.living for job in known):
             if time.monotonic() > deadline:
                 self.abandon()
                 return
@@ -272,45 +273,42 @@ class Driver:
             self.say(str(error))
 
 
-def last_word(log: Path) -> str:
+def _read_last_word(log: Path) -> str:
     """The last line of a task's log that is not SLURM's own."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     ours = [line for line in lines if not line.startswith(("srun:", "slurmstepd", "submitit"))]
     return (ours or lines or ["nothing"])[-1]
 
 
-def trials_per_task(asked: Settings, trials_per_gpu: int) -> int:
+def count_task_trials(asked: Settings, request: Request) -> int:
     """Trials at a time in one task: `trials_per_gpu` on each GPU, or one a CPU where a task has no GPU."""
-    return gpus_in(asked.gres or "") * trials_per_gpu or asked.cpus_per_task
+    return count_gpus(asked.gres or "") * request.trials_per_gpu or asked.cpus_per_task
 
 
 def run_workers(
-    run: Path,
-    nodes: int,
-    workers: int | None,
-    trials_per_gpu: int,
-    options: Options,
+    request: Request,
     asked: Settings,
     tick: Callable[[], None],
-    *,
-    detach: bool,
     say: Callable[[str], None],
+    *,
+    detach: bool = False,
     poll_s: float = POLL_S,
 ) -> None:
     """Run workers as the tasks of an array until every trial is done or failed, calling `tick` about twice a second.
 
-    workers: trials at a time in all; `nodes` times the settings' workers_per_node tasks if None. detach: return after
-    the submission. Call it in the main thread: on Ctrl-C, and on any error, it cancels the jobs; a driver that is
-    killed leaves them, and the next finds them. Raises StdacError where SLURM refuses, where a node does not see the
-    folder, and where the jobs end again and again with nothing done.
+    There are tasks for all the request's workers; its nodes times the settings' workers_per_node if it has no number.
+    detach: return after the submission. Call it in the main thread: on Ctrl-C, and on any error, it cancels the jobs; a
+    driver that is killed leaves them, and the next finds them. Raises StdacError where SLURM refuses, where a node does
+    not see the folder, and where the jobs end again and again with nothing done.
     """
-    run = run.resolve()
-    gpus = gpus_in(asked.gres or "")
-    places = trials_per_task(asked, trials_per_gpu)
+    request = request.resolve()
+    run, workers, options = request.run, request.workers, request.options
+    gpus = count_gpus(asked.gres or "")
+    places = count_task_trials(asked, request)
     processes = min(places, workers or places)
     options = replace(options, threads=options.threads or 1)  # on every machine the same: so are a CPU's results
-    tasks = math.ceil(workers / processes) if workers else nodes * (asked.workers_per_node or 1)
-    grace_s = signal_delay(asked.time or TIME_MIN) - 15
+    tasks = math.ceil(workers / processes) if workers else request.nodes * (asked.workers_per_node or 1)
+    grace_s = choose_signal_delay(asked.time or TIME_MIN) - 15
     driver = Driver(run, asked, Node(run, processes, gpus, options, grace_s), tasks, say, poll_s)
     with driver.interrupts:
         try:

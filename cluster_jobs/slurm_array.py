@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING
 
 from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.local import Workers
-from cluster_jobs.slurm_queue import answer, job_name
-from cluster_jobs.slurm_settings import TIME_MIN, Settings, read_partitions, submission_environment
-from cluster_jobs.worker import Options
+from cluster_jobs.request import Options
+from cluster_jobs.slurm_queue import ask_slurm, name_jobs
+from cluster_jobs.slurm_settings import TIME_MIN, Settings, clean_environment, read_partitions
 from stdac.errors import StdacError
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ TOO_MANY = re.compile("submit limit|MaxSubmit|MaxArray|array spec", re.IGNORECAS
 NO_ANSWER = re.compile("contact slurm|timed out|refused|transmit|temporarily|try again", re.IGNORECASE)
 
 
-def signal_delay(time_min: int) -> int:
+def choose_signal_delay(time_min: int) -> int:
     """Seconds before the time limit at which a task is told to leave: SIGNAL_S, less for short limits."""
     return min(SIGNAL_S, max(30, time_min * 60 // 4))
 
 
-def sbatch_text(asked: Settings, folder: Path, name: str, tasks: int, probe: str, python: str = sys.executable) -> str:
+def make_script(asked: Settings, folder: Path, name: str, tasks: int, probe: str, python: str = sys.executable) -> str:
     """The batch script of an array of `tasks` tasks, by submitit.
 
     folder: of submitit's files and the logs. probe: a file in it, which a task must see before it does anything.
@@ -59,7 +59,7 @@ def sbatch_text(asked: Settings, folder: Path, name: str, tasks: int, probe: str
         mem_per_cpu=asked.mem_per_cpu,
         cpus_per_task=asked.cpus_per_task,
         constraint=asked.constraint,
-        signal_delay_s=signal_delay(asked.time or TIME_MIN),
+        signal_delay_s=choose_signal_delay(asked.time or TIME_MIN),
         map_count=tasks,
         array_parallelism=tasks,
         wckey=None,  # type: ignore[arg-type]  # submitit's default is refused by clusters that check it
@@ -86,15 +86,15 @@ def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[
     """
     from submitit.core.utils import DelayedSubmission, JobPaths
 
-    folder = log_folder(run)
+    folder = make_log_folder(run)
     probe = f"probe-{uuid.uuid4().hex[:12]}"
     (folder / probe).touch()
     wanted = tasks
     while True:
         process = subprocess.run(
             ["sbatch", "--parsable"],
-            input=sbatch_text(asked, folder, job_name(run), tasks, probe),
-            env=submission_environment(os.environ),
+            input=make_script(asked, folder, name_jobs(run), tasks, probe),
+            env=clean_environment(os.environ),
             capture_output=True,
             text=True,
             check=False,
@@ -105,7 +105,7 @@ def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[
         if NO_ANSWER.search(process.stderr):
             raise NotSubmitted(process.stderr)
         if tasks == 1 or not TOO_MANY.search(process.stderr):
-            raise StdacError(refusal(process.stderr))
+            raise StdacError(_explain_refusal(process.stderr))
         tasks //= 2
     if tasks < wanted:
         say(f"SLURM accepts {tasks} of {wanted} jobs at a time (a submit limit): these do all the work")
@@ -119,10 +119,10 @@ def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[
     return ids
 
 
-def refusal(stderr: str) -> str:
+def _explain_refusal(stderr: str) -> str:
     """Why sbatch refused, and what there is, in one sentence."""
     lines = [re.sub(r"^sbatch: (error: )?", "", line).strip() for line in stderr.splitlines()]
-    known = read_partitions(answer("sinfo", "--noheader", "--format=%P|%l|%G") or "")
+    known = read_partitions(ask_slurm("sinfo", "--noheader", "--format=%P|%l|%G") or "")
     names = ", ".join(f"{name} (the default)" if part.default else name for name, part in known.items())
     return (
         f"SLURM refuses the jobs ({'; '.join(filter(None, lines))}): partitions here are {names or 'unknown'}; "
@@ -130,7 +130,7 @@ def refusal(stderr: str) -> str:
     )
 
 
-def log_folder(run: Path) -> Path:
+def make_log_folder(run: Path) -> Path:
     """RUN/logs/slurm: submitit's folder, and the logs of the tasks. Made if missing."""
     folder = run / "logs" / "slurm"
     if set(str(folder)) & set("%\\\n\"'"):
@@ -148,7 +148,7 @@ def log_folder(run: Path) -> Path:
 def sweep(run: Path) -> None:
     """Remove what only living jobs need; the logs stay."""
     for pattern in ("*_submitted.*", "*_result.pkl*", "probe-*"):
-        for path in log_folder(run).glob(pattern):
+        for path in make_log_folder(run).glob(pattern):
             path.unlink(missing_ok=True)
 
 
@@ -176,7 +176,8 @@ class Node:
     def __call__(self) -> None:
         """Run trials until none is left to claim. Exits instead of returning: no result is to be pickled."""
         signal.signal(signal.SIGTERM, self.terminate)  # submitit would ignore it
-        for leftover in log_folder(self.run).glob(f"{job_id()}_*.save_tmp"):  # submitit would refuse to checkpoint
+        # submitit would refuse to checkpoint where one is left over
+        for leftover in make_log_folder(self.run).glob(f"{_read_task_id()}_*.save_tmp"):
             leftover.unlink(missing_ok=True)
         threading.Thread(target=self.work, daemon=True).start()
         code = self.wait()
@@ -228,13 +229,13 @@ class Node:
 
     def clear_away(self) -> None:
         """Remove this task's pickle; the last one to do so removes the probes too."""
-        folder = log_folder(self.run)
-        (folder / f"{job_id()}_submitted.pkl").unlink(missing_ok=True)
+        folder = make_log_folder(self.run)
+        (folder / f"{_read_task_id()}_submitted.pkl").unlink(missing_ok=True)
         if not any(folder.glob("*_submitted.pkl")):
             sweep(self.run)
 
 
-def job_id() -> str:
+def _read_task_id() -> str:
     """The id of the task that this process is in."""
     return f"{os.environ.get('SLURM_ARRAY_JOB_ID')}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
 

@@ -42,14 +42,14 @@ class Job(NamedTuple):
         return self.state not in ENDED
 
 
-def job_name(run: Path) -> str:
+def name_jobs(run: Path) -> str:
     """The name of a run's jobs: the same for every driver of that folder, and no other's."""
     folder = run.resolve()
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", folder.name)[:40]
     return f"stdac-{readable}-{hashlib.sha256(bytes(folder)).hexdigest()[:6]}"
 
 
-def answer(*command: str) -> str | None:
+def ask_slurm(*command: str) -> str | None:
     """What a SLURM command prints, or None where it fails or does not answer."""
     try:
         process = subprocess.run(
@@ -66,11 +66,11 @@ def answer(*command: str) -> str | None:
     return process.stdout if process.returncode == 0 else None
 
 
-def partitions() -> dict[str, Partition]:
+def list_partitions() -> dict[str, Partition]:
     """The cluster's partitions. Raises StdacError where there is no SLURM, or it does not answer."""
     if shutil.which("sinfo") is None:
         raise StdacError("there is no SLURM here (sinfo is not on the PATH): launch on a login node of the cluster")
-    text = answer("sinfo", "--noheader", "--format=%P|%l|%G")
+    text = ask_slurm("sinfo", "--noheader", "--format=%P|%l|%G")
     if text is None:
         raise StdacError(
             "the SLURM controller does not answer (sinfo failed): launch again when it does, or here with "
@@ -79,19 +79,19 @@ def partitions() -> dict[str, Partition]:
     return read_partitions(text)
 
 
-def max_array_size() -> int:
+def find_array_limit() -> int:
     """The most tasks that an array may have here."""
-    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", answer("scontrol", "show", "config") or "", re.MULTILINE)
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", ask_slurm("scontrol", "show", "config") or "", re.MULTILINE)
     return int(match[1]) if match else 1001
 
 
-def jobs(name: str) -> list[Job] | None:
+def list_jobs(name: str) -> list[Job] | None:
     """Our jobs of that name that the controller remembers; None where it does not answer.
 
-    The controller knows at once what was submitted, and forgets a job some minutes after its end: see `end_states`.
+    The controller knows at once what was submitted, and forgets a job some minutes after its end: see `find_ends`.
     """
     columns = "JobArrayID:64|,State:32|,NodeList:512|,Reason:64|,exit_code:16|"
-    text = answer(
+    text = ask_slurm(
         *("squeue", "--noheader", "--array", "--states=all", f"--name={name}", f"--user={os.getuid()}"),
         f"--Format={columns}",
     )
@@ -99,17 +99,17 @@ def jobs(name: str) -> list[Job] | None:
 
 
 def read_job(line: str) -> Job:
-    """A job from a line of `jobs`."""
+    """A job from a line of `list_jobs`."""
     job, state, nodes, reason, status = (word.strip() for word in line.split("|")[:5])
     if status.isdigit():  # as wait() gives it; newer SLURM says code:signal
         status = f"{int(status) >> 8}:{int(status) & 127}"
     return Job(job, state, nodes, reason, status)
 
 
-def end_states(seen: Mapping[str, Job]) -> list[Job]:
+def find_ends(seen: Mapping[str, Job]) -> list[Job]:
     """How jobs ended: by sacct where it answers, else as the controller last knew them."""
     arrays = ",".join(sorted({job.split("_")[0] for job in seen}))
-    text = answer("sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList,Reason,ExitCode", "-j", arrays)
+    text = ask_slurm("sacct", "-X", "-n", "-P", "-o", "JobID,State,NodeList,Reason,ExitCode", "-j", arrays)
     known = dict(seen)
     for line in (text or "").splitlines():
         job, state, nodes, reason, status = line.split("|")
@@ -118,16 +118,16 @@ def end_states(seen: Mapping[str, Job]) -> list[Job]:
     return list(known.values())
 
 
-def was_submitted(run: Path) -> bool:
+def _was_submitted(run: Path) -> bool:
     """Whether a run may have jobs: a driver has submitted some once, and SLURM is here to be asked."""
     return (run / "logs" / "slurm").is_dir() and shutil.which("squeue") is not None
 
 
-def summary(run: Path) -> str:
+def describe_jobs(run: Path) -> str:
     """Our jobs of a run in the queue: "2 running on n1 n2, 2 pending (Resources)"; "" for none, or no SLURM here."""
-    if not was_submitted(run):
+    if not _was_submitted(run):
         return ""
-    known = jobs(job_name(run))
+    known = list_jobs(name_jobs(run))
     return "the controller does not answer" if known is None else describe_queue(known)
 
 
@@ -155,10 +155,10 @@ def describe_end(job: Job) -> str:
 
 def cancel(run: Path) -> int:
     """Cancel all our jobs of a run; how many there were. Raises StdacError where the controller does not answer."""
-    if not was_submitted(run):
+    if not _was_submitted(run):
         return 0
-    name = job_name(run)
-    known = jobs(name)
-    if known is None or answer("scancel", f"--name={name}", f"--user={os.getuid()}") is None:
+    name = name_jobs(run)
+    known = list_jobs(name)
+    if known is None or ask_slurm("scancel", f"--name={name}", f"--user={os.getuid()}") is None:
         raise StdacError(f"the SLURM controller does not answer: run `scancel --name={name}` when it does")
     return sum(job.living for job in known)

@@ -59,7 +59,7 @@ class Partition(NamedTuple):
     default: bool
 
 
-def chosen(flags: Mapping[str, Any], table: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+def choose_settings(flags: Mapping[str, Any], table: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
     """Settings from flags, over sbatch's environment variables, over a grid's [slurm] table, over the defaults.
 
     A flag that is None or () was not given. Raises StdacError for keys that do not exist and values that cannot be.
@@ -71,10 +71,10 @@ def chosen(flags: Mapping[str, Any], table: Mapping[str, Any], environment: Mapp
     given = dict(table)
     given |= {key: environment[variable] for key, variable in ENVIRONMENT.items() if environment.get(variable)}
     given |= {key: value for key, value in flags.items() if value not in (None, ())}
-    given["extra"] = further_options(table.get("extra", {})) | further_options(flags.get("extra") or {})
+    given["extra"] = _read_extra(table.get("extra", {})) | _read_extra(flags.get("extra") or {})
     for key, value in given.items():
         if key == "time":
-            given[key] = minutes(value)
+            given[key] = parse_minutes(value)
         elif key in ("cpus_per_task", "workers_per_node"):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise StdacError(f"got {key} = {value!r}, expected a whole number of at least 1")
@@ -83,7 +83,7 @@ def chosen(flags: Mapping[str, Any], table: Mapping[str, Any], environment: Mapp
     return Settings(**given)
 
 
-def further_options(extra: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
+def _read_extra(extra: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
     """Options of sbatch from a table, or from words like "reservation=friday"; what has a key of its own is refused."""
     if not isinstance(extra, Mapping):
         extra = {key: value for key, _, value in (word.partition("=") for word in extra)}
@@ -96,7 +96,7 @@ def further_options(extra: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
     return options
 
 
-def minutes(duration: str | int) -> int:
+def parse_minutes(duration: str | int) -> int:
     """A duration in SLURM's formats as minutes, seconds rounded up: 90, 30:00, 1:30:00, 1-12, 1-12:30, 1-12:30:00."""
     match = re.fullmatch(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?", str(duration).strip())
     if match is None:
@@ -112,21 +112,22 @@ def minutes(duration: str | int) -> int:
     return whole
 
 
-def completed(asked: Settings, known: Mapping[str, Partition], device: str) -> Settings:
+def complete_settings(asked: Settings, known: Mapping[str, Partition], device: str) -> Settings:
     """The settings with time, gres and workers_per_node filled in for the partitions of a cluster and a device."""
     names = asked.partition.split(",") if asked.partition else [name for name, part in known.items() if part.default]
     mine = [known[name] for name in names if name in known]
     node_gpus = 0 if device == "cpu" else max((part.gpus for part in mine), default=0)
     gres = asked.gres if asked.gres is not None else "gpu:1" if node_gpus else ""
+    gpus = count_gpus(gres)
     return replace(
         asked,
         time=asked.time or min([TIME_MIN, *(part.time for part in mine if part.time)]),
         gres=gres,
-        workers_per_node=asked.workers_per_node or max(1, node_gpus // max(1, gpus_in(gres)) if gpus_in(gres) else 1),
+        workers_per_node=asked.workers_per_node or (max(1, node_gpus // gpus) if gpus else 1),
     )
 
 
-def gpus_in(gres: str) -> int:
+def count_gpus(gres: str) -> int:
     """The number of GPUs in a gres: "gpu:2" has 2, "gpu:a100:4(S:0-1),gpu:v100:1" has 5, "(null)" none."""
     items = re.sub(r"\([^)]*\)", "", gres).split(",")
     words = [item.split(":") for item in items if item.split(":")[0] == "gpu"]
@@ -140,12 +141,12 @@ def read_partitions(text: str) -> dict[str, Partition]:
         name, limit, gres = line.split("|", 2)
         default = name.endswith("*")
         name = name.rstrip("*")
-        gpus = max(gpus_in(gres), found[name].gpus if name in found else 0)
-        found[name] = Partition(None if limit == "infinite" else minutes(limit), gpus, default)
+        gpus = max(count_gpus(gres), found[name].gpus if name in found else 0)
+        found[name] = Partition(None if limit == "infinite" else parse_minutes(limit), gpus, default)
     return found
 
 
-def submission_environment(environment: Mapping[str, str]) -> dict[str, str]:
+def clean_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for sbatch: without what would override the script, or tell of a job that we are in."""
     kept = ("SLURM_CONF", "SLURM_CLUSTERS")
     return {

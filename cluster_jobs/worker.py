@@ -1,48 +1,28 @@
 """A worker process: claims a trial, runs it, takes the next, until none is left. Every backend only starts these."""
 
 import ctypes
+import json
 import os
 import signal
 import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cluster_jobs.ledger import Ledger
+from cluster_jobs.request import Options
 from stdac.errors import DiskFull, StdacError
+from stdac.folder import RENEW_S
 from stdac.observer import Observer
-from stdac.record import RENEW_S
 
 if TYPE_CHECKING:
+    from stdac.folder import Attempt
     from stdac.machine import Machine
-    from stdac.record import Attempt
     from stdac.train import Progress
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a worker runs its trials; see `stdac.machine.Machine` and `stdac.run.run_trial`.
-
-    pause_after: trials are left at the checkpoint of that epoch of their main phase.
-    """
-
-    device: str = "auto"
-    threads: int | None = None
-    data_dir: Path | None = None
-    keep: str = "all"
-    pause_after: int | None = None
-
-    def words(self) -> list[str]:
-        """As the command line of a worker process."""
-        words = ["--device", self.device, "--keep", self.keep]
-        words += ["--threads", str(self.threads)] if self.threads is not None else []
-        words += ["--pause-after", str(self.pause_after)] if self.pause_after is not None else []
-        return words + (["--data-dir", str(self.data_dir)] if self.data_dir is not None else [])
 
 
 class Paused(BaseException):
@@ -210,19 +190,21 @@ def interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _read_options(_context: click.Context, _parameter: click.Parameter, text: str) -> Options:
+    """A worker's options from its command line."""
+    try:
+        return Options.from_json(json.loads(text))
+    except (ValueError, StdacError) as error:
+        raise click.BadParameter(f"got {text!r}: {error}") from error
+
+
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--device", default="auto")
-@click.option("--threads", type=int)
-@click.option("--data-dir", type=click.Path(path_type=Path))
-@click.option("--keep", default="all")
-@click.option("--pause-after", type=int)
-def main(
-    run: Path, device: str, threads: int | None, data_dir: Path | None, keep: str, pause_after: int | None
-) -> None:
+@click.argument("options", callback=_read_options)
+def main(run: Path, options: Options) -> None:
     """The process that a supervisor starts: SIGTERM stops it now, SIGUSR2 after the next checkpoint."""
     parent = int(os.environ.get("STDAC_SUPERVISOR", os.getppid()))  # which may have died while this process started
-    worker = Worker(run, Options(device, threads, data_dir, keep, pause_after))
+    worker = Worker(run, options)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the supervisor, which decides
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGUSR2, worker.leave)

@@ -19,7 +19,7 @@ _clocks: dict[int, tuple[float, float]] = {}  # device -> (when it was read, its
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes its name only when it is complete and on the disk.
 
     Writes to a temporary name in the same folder, fsync, then `os.replace`. On any error the temporary file is removed
@@ -55,10 +55,10 @@ def temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
             os.fchmod(descriptor, 0o666 & ~umask())
             yield file, name
     except OSError as error:
-        raise refusal(error, path) from error
+        raise explain_refusal(error, path) from error
     except RuntimeError as error:  # torch.save closes its archive after the disk has refused a write, and fails anew
         if isinstance(error.__context__, OSError):
-            raise refusal(error.__context__, path) from error
+            raise explain_refusal(error.__context__, path) from error
         raise
     finally:
         if name is not None:
@@ -73,7 +73,7 @@ def umask() -> int:
     return mask
 
 
-def refusal(error: OSError, path: Path) -> StdacError:
+def explain_refusal(error: OSError, path: Path) -> StdacError:
     """One sentence for an OS error while writing `path`: what happened, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DiskFull(
@@ -121,7 +121,7 @@ def sync_folder(folder: Path) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(json_bytes(value))
 
 

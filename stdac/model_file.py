@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from stdac.errors import StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
 from stdac.methods import METHODS, resolve
 from stdac.trial import Trial, canonical_json
 
@@ -46,7 +46,7 @@ def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
         "scores": dict(config.scores),
     } | ({} if config.clusters else {"clusters": False})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    with whole(path) as file:
+    with atomic_write(path) as file:
         torch.save({"stdac": canonical_json(about), "state": state}, file)
 
 

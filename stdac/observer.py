@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from stdac.record import Attempt
+    from stdac.folder import Attempt
     from stdac.train import Progress
 
 

@@ -15,23 +15,15 @@ from numpy.typing import NDArray
 from stdac.cost import count_main_macs
 from stdac.data import Dataset, load
 from stdac.errors import DiskFull, StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
+from stdac.folder import Attempt, Superseded, TrialFolder
 from stdac.machine import Machine, device_name, provenance
 from stdac.methods import METHODS
 from stdac.methods.method import Fitted, check_fitted
 from stdac.metrics import score_clusters
 from stdac.model_file import ModelConfig, save_model
 from stdac.observer import Observer
-from stdac.record import (
-    ASSIGNMENTS,
-    FIGURES,
-    FIRST_MAIN,
-    Attempt,
-    Superseded,
-    TrialFolder,
-    check_log,
-    metrics_table,
-)
+from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, check_log, metrics_table
 from stdac.results import Result
 from stdac.step import multiplying
 from stdac.train import Assignment, Progress, Source, Trainer
@@ -318,7 +310,7 @@ def write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitt
         config = ModelConfig(trial, (channels, height, width), dataset.class_names, deployed, clusters=clusters)
         save_model(attempt.path / "model.pt", module, config)
     if fitted.figures:
-        with whole(attempt.path / FIGURES) as file:
+        with atomic_write(attempt.path / FIGURES) as file:
             np.savez_compressed(file, allow_pickle=False, **fitted.figures)
 
 

@@ -13,12 +13,13 @@ import torch
 
 from export.convert.to_onnx import export_model
 from stdac.data import load
+from stdac.folder import TrialFolder
 from stdac.images import Pixels
 from stdac.machine import Machine
 from stdac.methods import METHODS, resolve
 from stdac.model_file import ModelConfig, save_model
 from stdac.observer import Observer
-from stdac.record import TIMINGS, TrialFolder
+from stdac.record import TIMINGS
 from stdac.train import Progress
 
 # A job in the background ignores Ctrl-C, and so would all that the tests start.
@@ -57,9 +58,8 @@ class Watch(Observer):
 
 def results_of(folder: TrialFolder) -> tuple[pa.Table, Path]:
     """The metrics of a done trial without their timings, and the folder of the attempt that counts."""
-    done = folder.done()
-    assert done is not None
-    path = folder.path / f"attempt-{done['attempt']}"
+    path = folder.result()
+    assert path is not None
     return pq.read_table(path / "metrics.parquet").drop_columns(list(TIMINGS)), path
 
 

@@ -68,7 +68,7 @@ def test_a_worker_whose_supervisor_died_while_it_started_ends(tmp_path: Path) ->
     (tmp_path / "grid.toml").write_text(GRID)
     grid = load_grid(str(tmp_path / "grid.toml"))
     Ledger(tmp_path / "run").plan(grid.trials, grid.text)
-    command = [sys.executable, "-m", "cluster_jobs.worker", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "cluster_jobs.worker", str(tmp_path / "run"), "{}"]
     environment = os.environ | {"STDAC_SUPERVISOR": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=100, check=False)
     assert done.returncode == 1

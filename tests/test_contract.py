@@ -14,9 +14,9 @@ from click.testing import CliRunner
 
 from analysis.cells import results
 from analysis.runs import concat_rows, read_main_rows, read_metrics, read_rows
-from cluster_jobs.cli import main as stdac_grid
+from cluster_jobs.commands.grid import main as stdac_grid
+from cluster_jobs.commands.stdac import main as stdac
 from cluster_jobs.grid import expand
-from stdac.cli import main as stdac
 from stdac.data import Dataset, load
 from stdac.errors import StdacError
 from stdac.methods import METHODS, fill_params, resolve
@@ -52,7 +52,7 @@ def test_a_new_method_trains_exports_and_clusters(tmp_path: Path) -> None:
     out = call(stdac, "train", "--dataset", "digits", "--method", "toy", "--limit", 200, "--out", tmp_path / "one",
                "--device", "cpu", "--set", "hidden=[32, 8]")  # fmt: skip
     attempt = Path(out.splitlines()[-1])
-    model, config = load_model(attempt / "model.pt")
+    _, config = load_model(attempt / "model.pt")
     assert config.trial.params == ToyParams(hidden=(32, 8))
     rows = read_main_rows(attempt / "metrics.parquet")
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3, 4] and {row["phase"] for row in rows} == {"refine"}
@@ -69,10 +69,9 @@ def test_a_new_method_is_planned_shown_and_reported(tmp_path: Path) -> None:
         '[[trials]]\nmethod = "kmeans"\ndataset = "digits"\nlimit = 100\n')  # fmt: skip
     planned = call(stdac_grid, "plan", grid)
     assert "toy hidden=[16, 8] on digits, K 10, seed 0" in planned and "5 trials" in planned
+    from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.worker import Options, Worker
-
-    from cluster_jobs.grid import load_grid
 
     run, loaded = tmp_path / "run", load_grid(str(grid))
     Ledger(run).plan(loaded.trials, loaded.text)
@@ -124,19 +123,24 @@ def loop(trainer: Trainer, name: str = "refine", **changes: Any) -> None:
     phase(trainer, name, layer, torch.optim.SGD(layer.parameters(), 0.1), **(options | changes))
 
 
+def named_acc(x: torch.Tensor) -> Any:
+    """A loss that logs what it must not."""
+    return (x * torch.ones(1, requires_grad=True)).sum(), {"acc": x.sum()}
+
+
 NOTHING = Fitted(torch.zeros(200, dtype=torch.long))
 
 
 @pytest.mark.parametrize(
     ("phases", "said"),
     [
-        (lambda t: loop(t), "method toy has marked no main phase: pass main=True to one call of phase()"),
+        (loop, "method toy has marked no main phase: pass main=True to one call of phase()"),
         (lambda t: (loop(t, main=True), loop(t, "b", main=True)), "got 'b' as a second main phase"),
         (lambda t: (loop(t, main=True), loop(t)), "got a second phase named 'refine'"),
         (lambda t: loop(t, "deployed", main=True), "got a second phase named 'deployed'"),
         (lambda t: loop(t, main=True, evaluate=None), "the main phase 'refine' has no evaluate"),
         (
-            lambda t: loop(t, main=True, loss=lambda x: (x.sum() * torch.ones(1, requires_grad=True).sum(), {"acc": x.sum()})),
+            lambda t: loop(t, main=True, loss=named_acc),
             "got a logged term named 'acc', expected loss_… or term_… in small letters, digits and _, or one of loss",
         ),
     ],
@@ -187,14 +191,20 @@ def sure(of: int) -> Callable[[torch.Tensor], torch.Tensor]:
 @pytest.mark.parametrize(
     ("fitted", "said"),
     [
-        (Fitted(torch.zeros(199, dtype=torch.long)), "returned labels (199,) torch.int64, the least 0: expected (200,)"),
+        (
+            Fitted(torch.zeros(199, dtype=torch.long)),
+            "labels (199,) torch.int64, the least 0: expected (200,) int64",
+        ),
         (Fitted(torch.zeros(200)), "returned labels (200,) torch.float32, the least 0.0: expected (200,) int64"),
         (Fitted(torch.full((200,), -2)), "returned labels (200,) torch.int64, the least -2"),
         (NOTHING._replace(model=Model(lambda x: torch.ones(len(x), 9) / 9)), "returned (64, 9), expected (64, 10)"),
         (NOTHING._replace(model=Model(lambda x: 2 * sure(0)(x))), "do not sum to 1 in every row: end its model in"),
         (NOTHING._replace(model=Model(sure(1))), "are not the argmax of its model: expected those in eval mode"),
         (NOTHING._replace(model=Model(sure(0), sure(2))), "classify(embed(x)) of method toy differs from its model(x)"),
-        (NOTHING._replace(encoder=torch.nn.Flatten(0)), "the encoder of method toy returned (50176,), expected (64, D)"),
+        (
+            NOTHING._replace(encoder=torch.nn.Flatten(0)),
+            "encoder of method toy returned (50176,), expected (64, D)",
+        ),
     ],
 )
 def test_what_a_method_returns_is_checked(fitted: Fitted, said: str) -> None:

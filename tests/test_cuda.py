@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from stdac.data import Dataset, load
+from stdac.folder import TrialFolder
 from stdac.machine import Machine
 from stdac.methods import resolve
-from stdac.record import TrialFolder
 from stdac.run import Scorer, fit, run_trial
 from stdac.step import ReplayedStep, multiplying
 from stdac.stn import SpatialTransformer

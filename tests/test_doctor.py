@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 
 from cluster_jobs.doctor import Finding, examine, mend
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.worker import Options, Worker
+from cluster_jobs.request import Options
+from cluster_jobs.worker import Worker
 from stdac.errors import StdacError
 from stdac.files import json_bytes
+from stdac.folder import LEASE_S
 from stdac.methods import resolve
-from stdac.record import LEASE_S, TIMINGS
+from stdac.record import TIMINGS
 from stdac.run import run_trial
 from stdac.trial import Trial
 from tests.conftest import CPU, Watch, small
@@ -380,7 +382,7 @@ def test_a_later_part_of_the_plan_is_made_anew_too(run: Path) -> None:
 
 
 def test_a_run_of_another_version_is_left_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("cluster_jobs.checks", "stdac.record", "cluster_jobs.ledger"):
+    for module in ("cluster_jobs.checks", "stdac.folder", "cluster_jobs.ledger"):
         monkeypatch.setattr(f"{module}.SCHEMA_VERSION", 2)
     findings = examine(Ledger(run))
     assert "has schema version 1, this stdac reads 2" in findings[0].what

@@ -38,11 +38,11 @@ from export.convert.verify import (
 from export.metadata import parse_props
 from stdac.data import load
 from stdac.errors import StdacError
+from stdac.folder import TrialFolder
 from stdac.machine import Machine
 from stdac.methods import METHODS, resolve
 from stdac.metrics import accuracy
 from stdac.model_file import ModelConfig, load_model, save_model
-from stdac.record import TrialFolder
 from stdac.run import run_trial
 from tests.conftest import CPU, small
 

@@ -12,12 +12,14 @@ from cluster_jobs import ledger as ledgers
 from cluster_jobs.display import Display, report
 from cluster_jobs.grid import load_grid, preset_names
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.local import Workers, visible_gpu
-from cluster_jobs.worker import Options, Worker
+from cluster_jobs.local import Workers, choose_gpu
+from cluster_jobs.request import Options
+from cluster_jobs.worker import Worker
 from stdac.errors import StdacError
 from stdac.files import write_json
+from stdac.folder import TrialFolder
 from stdac.methods import resolve
-from stdac.record import TIMINGS, TrialFolder
+from stdac.record import TIMINGS
 from stdac.train import Progress
 from stdac.trial import Trial
 from tests.conftest import CPU, small
@@ -234,18 +236,18 @@ def test_a_worker_inherits_what_the_user_set(tmp_path: Path, monkeypatch: pytest
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", "/tmp/mps")
     workers = Workers(tmp_path, 2, Options("cpu", 3), gpus=2)
-    first, second = workers.environment(0), workers.environment(1)
+    first, second = workers.make_environment(0), workers.make_environment(1)
     assert first["CUDA_MPS_PIPE_DIRECTORY"] == "/tmp/mps" and first["TORCHINDUCTOR_COMPILE_THREADS"] == "3"
     assert {name for name in first if first[name] != second[name]} == {"CUDA_VISIBLE_DEVICES", "STDAC_LOG"}
     assert not {"TORCHINDUCTOR_CACHE_DIR", "TMPDIR"} & (first.keys() - os.environ.keys())
     monkeypatch.setenv("TORCHINDUCTOR_COMPILE_THREADS", "7")
-    assert workers.environment(0)["TORCHINDUCTOR_COMPILE_THREADS"] == "7"
+    assert workers.make_environment(0)["TORCHINDUCTOR_COMPILE_THREADS"] == "7"
 
 
 def test_workers_share_the_gpus_in_turn() -> None:
-    assert visible_gpu(0, 1, None) == {} == visible_gpu(3, 0, "0,1")
-    assert [visible_gpu(slot, 2, None)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
-    assert visible_gpu(1, 2, "4,7") == {"CUDA_VISIBLE_DEVICES": "7"}
+    assert choose_gpu(0, 1, None) == {} == choose_gpu(3, 0, "0,1")
+    assert [choose_gpu(slot, 2, None)["CUDA_VISIBLE_DEVICES"] for slot in range(3)] == ["0", "1", "0"]
+    assert choose_gpu(1, 2, "4,7") == {"CUDA_VISIBLE_DEVICES": "7"}
 
 
 def test_a_run_of_another_schema_version_is_refused(tmp_path: Path) -> None:

@@ -231,10 +231,10 @@ def test_several_nodes_without_a_cluster_say_what_was_looked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_tune, "find_cluster", lambda: None)
-    monkeypatch.setattr(slurm, "available", lambda: False)
+    monkeypatch.setattr(slurm, "is_available", lambda: False)
     with pytest.raises(StdacError, match=r"RAY_ADDRESS.*no Ray runs.*sbatch.*--simulate"):
-        backends.find(4)
-    assert backends.find(1)[0] == "local"
+        backends.find_backend(4)
+    assert backends.find_backend(1)[0] == "local"
     done = run("stdac-grid", "launch", "quick", "--nodes", "4", "--backend", "local", cwd=tmp_path)
     assert done.returncode == 1 and "this machine alone" in done.stderr and not (tmp_path / "run").exists()
 

@@ -10,10 +10,11 @@ import pytest
 
 from cluster_jobs import logs
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.worker import Options, Worker
+from cluster_jobs.request import Options
+from cluster_jobs.worker import Worker
 from stdac.errors import StdacError
+from stdac.folder import Attempt
 from stdac.methods import resolve
-from stdac.record import Attempt
 from tests.conftest import small
 
 GRID = [resolve(small("kmeans", seed=seed)) for seed in range(3)]
@@ -42,7 +43,7 @@ def claim(ledger: Ledger, log: str | None, monkeypatch: pytest.MonkeyPatch, tria
 
 
 def give_back(attempt: Attempt) -> None:
-    os.utime(attempt.folder.path / f"lease-{attempt.number}.json", (0, 0))
+    os.utime(attempt.folder.lease_path(attempt.number), (0, 0))
 
 
 def begin(number: int = 1, trial_id: str = FIRST) -> str:

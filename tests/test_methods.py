@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from stdac.data import Dataset, load
+from stdac.folder import Attempt, TrialFolder
 from stdac.methods import METHODS, resolve
 from stdac.model_file import load_model
-from stdac.record import ASSIGNMENTS, METRICS, Attempt, TrialFolder
+from stdac.record import ASSIGNMENTS, METRICS
 from stdac.run import Scorer, fit, run_trial
 from stdac.train import Progress
 from tests.conftest import CPU, Watch, results_of, small

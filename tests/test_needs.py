@@ -172,7 +172,7 @@ def test_a_paused_need_pauses_what_needs_it(toys: Path, tmp_path: Path) -> None:
 def test_stdac_train_runs_what_is_needed_first(toys: Path, tmp_path: Path) -> None:
     from click.testing import CliRunner
 
-    from stdac.cli import main
+    from cluster_jobs.commands.stdac import main
 
     words = ["train", "--dataset", "digits", "--method", "follower", "--limit", "100", "--out", str(tmp_path / "one")]
     done = CliRunner().invoke(main, [*words, "--device", "cpu"])

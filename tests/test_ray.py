@@ -1,5 +1,6 @@
 """The Ray backend's own decisions, without a cluster: which to join, what it leaves behind, how many units it wants."""
 
+import json
 import os
 import socket
 import stat
@@ -15,14 +16,13 @@ from typing import Any
 import pytest
 
 from cluster_jobs import backends, local, ray_tune
-from cluster_jobs.backends import Request
 from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.ray_tune import Job, answers, check_address, environment, find_cluster, scratch_folder, sweep
-from cluster_jobs.worker import Options
+from cluster_jobs.ray_tune import Job, answers, check_address, find_cluster, make_environment, make_scratch, sweep
+from cluster_jobs.request import Options, Request
 from stdac.errors import StdacError
+from stdac.folder import LEASE_S
 from stdac.methods import resolve
-from stdac.record import LEASE_S
 from tests.test_grid import pause
 
 GRID = """
@@ -44,22 +44,21 @@ def listening() -> Iterator[str]:
 @pytest.fixture
 def job(tmp_path: Path) -> Job:
     """A launch of one node on this machine."""
-    return Job(
-        launcher=os.getpid(),
-        run=str(tmp_path / "run"),
-        scratch=str(tmp_path / "scratch"),
-        cwd=str(tmp_path),
-        log=str(tmp_path / "log"),
-        address=None,
-        nodes=1,
-        workers=None,
-        trials_per_gpu=1,
-        simulate=False,
-        device="auto",
-        threads=None,
-        data_dir=None,
-        keep="all",
-    )
+    request = Request(tmp_path / "run", Options())
+    return Job(request, os.getpid(), tmp_path / "scratch", tmp_path, tmp_path / "log", address=None)
+
+
+def ask(job: Job, **changes: Any) -> Job:
+    """The same launch, asked for something else."""
+    options = {name: changes.pop(name) for name in ("device", "threads", "pause_after") if name in changes}
+    return replace(job, request=replace(job.request, options=replace(job.request.options, **options), **changes))
+
+
+def test_a_job_crosses_to_the_other_process_as_json(job: Job) -> None:
+    asked = ask(job, nodes=4, workers=2, simulate=True, threads=3)
+    assert Job.from_json(json.loads(json.dumps(asked.to_json()))) == asked
+    with pytest.raises(StdacError, match="unknown key 'colour' in Options, expected some of device, threads"):
+        Job.from_json(asked.to_json() | {"request": asked.request.to_json() | {"options": {"colour": "red"}}})
 
 
 def test_ray_address_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +95,7 @@ def test_a_dead_or_a_client_address_is_one_sentence() -> None:
 
 
 def test_a_scratch_folder_holds_a_secret_and_goes_with_its_launch(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), scratch_folder(tmp_path) as scratch:
+    with pytest.raises(KeyboardInterrupt), make_scratch(tmp_path) as scratch:
         token, sockets = scratch / "token", (scratch / "tmp").resolve()
         assert stat.S_IMODE(token.stat().st_mode) == 0o600 and len(token.read_text()) == 64
         assert sockets.is_dir() and len(str(sockets)) < 31
@@ -107,8 +106,8 @@ def test_a_scratch_folder_holds_a_secret_and_goes_with_its_launch(tmp_path: Path
 
 
 def test_what_a_killed_launch_left_is_swept(tmp_path: Path) -> None:
-    code = "import os, pathlib; from cluster_jobs.ray_tune import scratch_folder\n"
-    code += f"with scratch_folder(pathlib.Path({str(tmp_path)!r})): os._exit(9)"
+    code = "import os, pathlib; from cluster_jobs.ray_tune import make_scratch\n"
+    code += f"with make_scratch(pathlib.Path({str(tmp_path)!r})): os._exit(9)"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=60, check=False)
     (scratch,) = tmp_path.iterdir()
     sockets = (scratch / "tmp").resolve()
@@ -132,7 +131,7 @@ def test_another_machine_s_scratch_is_left_until_it_falls_silent(tmp_path: Path)
 def test_a_ray_started_here_is_private(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "elsewhere:1")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
-    alone, head = environment(job), environment(replace(job, nodes=2))
+    alone, head = make_environment(job), make_environment(ask(job, nodes=2))
     for names in (alone, head):
         assert names["RAY_AUTH_MODE"] == "token" and names["RAY_AUTH_TOKEN_PATH"] == f"{job.scratch}/token"
         assert names["RAY_USAGE_STATS_ENABLED"] == "0" and not {"RAY_ADDRESS", "RAY_AUTH_TOKEN"} & set(names)
@@ -143,7 +142,7 @@ def test_a_ray_started_here_is_private(job: Job, monkeypatch: pytest.MonkeyPatch
 def test_a_cluster_is_joined_with_the_token_of_its_user(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
-    names = environment(replace(job, address="head:6379"))
+    names = make_environment(replace(job, address="head:6379"))
     assert names["RAY_AUTH_MODE"] == "token" and names["RAY_AUTH_TOKEN"] == "mine" and "RAY_TMPDIR" not in names
 
 
@@ -156,19 +155,19 @@ class Fixed:
     def look(self) -> None:
         pass
 
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         return True
 
 
 def units(job: Job, nodes: Fixed) -> tuple[Any, list[str]]:
     """Units of a run with six trials that wait, and what they say."""
     pytest.importorskip("ray.tune", reason="Ray is not installed")
-    from cluster_jobs.ray_driver import Units
+    from cluster_jobs.ray_units import Units
 
-    grid = Path(job.cwd) / "grid.toml"
+    grid = job.cwd / "grid.toml"
     grid.write_text(GRID)
     loaded = load_grid(str(grid))
-    Ledger(Path(job.run)).plan(loaded.trials, loaded.text)
+    Ledger(job.request.run).plan(loaded.trials, loaded.text)
     said: list[str] = []
     return Units(job, nodes, lambda _kind, text: said.append(text), threading.Event()), said
 
@@ -197,7 +196,7 @@ def wanted(found: Any, prefix: str = "unit") -> list[dict[str, Any]]:
 def test_units_fit_the_cluster_and_the_work(
     cpus: int, gpus: int, changes: dict[str, Any], count: int, kind: tuple[bool, int, int], job: Job
 ) -> None:
-    suggestions = wanted(units(replace(job, **changes), Fixed(cpus, gpus))[0])
+    suggestions = wanted(units(ask(job, **changes), Fixed(cpus, gpus))[0])
     assert [(u["gpu"], u["processes"], u["threads"]) for u in suggestions] == [kind] * count
 
 
@@ -235,17 +234,17 @@ def test_a_node_at_fault_is_named_and_ends_the_launch_only_where_there_is_no_oth
 
 def test_a_cancelled_run_and_a_missing_gpu_end_the_launch(job: Job) -> None:
     found, _ = units(job, Fixed(2))
-    Ledger(Path(job.run)).cancel()
+    Ledger(job.request.run).cancel()
     assert found.suggest("unit") == "FINISHED" and found.error is None
-    found, _ = units(replace(job, device="cuda"), Fixed(2))
+    found, _ = units(ask(job, device="cuda"), Fixed(2))
     assert found.suggest("unit") == "FINISHED" and "no node of the Ray cluster has a GPU" in found.error
 
 
 def test_units_are_over_when_every_trial_is_paused(job: Job) -> None:
-    found, _ = units(replace(job, pause_after=2), Fixed(2))
+    found, _ = units(ask(job, pause_after=2), Fixed(2))
     for trial_id, trial in found.ledger.trials().items():
         pause(found.ledger.folder(trial_id), resolve(trial), 2)
-    assert found.options.words()[-2:] == ["--pause-after", "2"]
+    assert found.options.pause_after == 2
     assert found.suggest("unit") == "FINISHED" and found.error is None
     assert isinstance(units(job, Fixed(2))[0].suggest("unit"), dict)
 
@@ -265,7 +264,7 @@ def test_trials_at_once_count_those_that_share_a_gpu(
     gpus: int, changes: dict[str, Any], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(local, "uses_gpu", lambda _device: gpus > 0)
-    monkeypatch.setattr(local, "default_workers", lambda _device: gpus or 8)
-    monkeypatch.setattr(local, "cores", lambda: 8)
-    backend = backends.on_ray("", replace(Request(tmp_path, Options(), nodes=4), **changes))
+    monkeypatch.setattr(local, "count_places", lambda _device: gpus or 8)
+    monkeypatch.setattr(local, "count_cores", lambda: 8)
+    backend = backends.use_ray("", replace(Request(tmp_path, Options(), nodes=4), **changes))
     assert backend.at_once == expected and backend.gpu == (gpus > 0 and "simulate" not in changes)

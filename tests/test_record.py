@@ -10,11 +10,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from stdac import files, record
+from stdac import files
+from stdac import folder as folders
 from stdac.errors import DiskFull, StdacError
-from stdac.files import link_once, whole, write_json
+from stdac.files import atomic_write, link_once, write_json
+from stdac.folder import Superseded, TrialFolder
 from stdac.methods import resolve
-from stdac.record import METRICS, Superseded, TrialFolder, metrics_table
+from stdac.record import METRICS, metrics_table
 from stdac.run import run_trial
 from tests.conftest import CPU, small
 
@@ -31,7 +33,7 @@ def folder(tmp_path: Path) -> TrialFolder:
 def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
-    with pytest.raises(RuntimeError), whole(path) as file:
+    with pytest.raises(RuntimeError), atomic_write(path) as file:
         file.write(b"new, half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
@@ -49,6 +51,21 @@ def test_one_attempt_at_a_time(folder: TrialFolder) -> None:
         assert folder.holder()["pid"] == os.getpid()
     with folder.claim({}) as second:  # given back
         assert second.number == 2
+
+
+def test_of_two_claims_at_the_same_moment_one_succeeds(tmp_path: Path) -> None:
+    """Another attempt takes the number after our look at the leases, before our own link."""
+    other = TrialFolder(tmp_path / "trial")
+    other.create(TRIAL.to_json())
+
+    class Slow(TrialFolder):
+        def leases(self) -> list[int]:
+            numbers = super().leases()
+            if not numbers:
+                assert other.claim({}) is not None
+            return numbers
+
+    assert Slow(other.path).claim({}) is None and other.leases() == [1]
 
 
 def test_the_lease_of_a_dead_process_may_be_taken_over_at_once(folder: TrialFolder) -> None:
@@ -71,7 +88,7 @@ def test_a_reused_process_id_is_not_the_same_process(folder: TrialFolder) -> Non
 
 def test_a_frozen_process_of_this_host_may_be_superseded(folder: TrialFolder) -> None:
     attempt = folder.claim({})
-    long_ago = time.time() - record.LEASE_S - 5
+    long_ago = time.time() - folders.LEASE_S - 5
     os.utime(folder.path / "lease-1.json", (long_ago, long_ago))
     second = folder.claim({})
     assert second.number == 2
@@ -98,7 +115,7 @@ def test_a_host_whose_clock_is_an_hour_off_takes_over_nothing(
     for hour in (3600, -3600):
         monkeypatch.setattr(time, "time", lambda hour=hour: real() + hour)
         assert folder.holder() is not None
-    old = real() - record.LEASE_S - 5
+    old = real() - folders.LEASE_S - 5
     os.utime(path, (old, old))
     assert folder.holder() is None
 
@@ -114,17 +131,17 @@ def test_a_trial_finished_between_look_and_claim_is_not_begun_again(
 
 
 def test_a_trial_that_kills_its_process_again_and_again_has_failed(folder: TrialFolder) -> None:
-    for number in range(1, record.CRASHES + 1):
+    for number in range(1, folders.CRASHES + 1):
         assert folder.claim({}).number == number
         crash(folder, number)
     assert folder.claim({}) is None
     assert "died 5 times in a row" in folder.error()
     folder.forgive()
-    assert folder.error() is None and folder.claim({}).number == record.CRASHES + 1
+    assert folder.error() is None and folder.claim({}).number == folders.CRASHES + 1
 
 
 def test_crashes_before_a_checkpoint_count_no_more(folder: TrialFolder) -> None:
-    for number in range(1, record.CRASHES + 1):
+    for number in range(1, folders.CRASHES + 1):
         attempt = folder.claim({})
         if number == 2:
             attempt.save_checkpoint({})
@@ -182,13 +199,13 @@ def test_a_lease_of_another_host_lives_while_it_is_renewed(folder: TrialFolder) 
     path = folder.path / "lease-1.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"host": "elsewhere"}))
     assert folder.holder() is not None
-    long_ago = time.time() - record.LEASE_S - 5
+    long_ago = time.time() - folders.LEASE_S - 5
     os.utime(path, (long_ago, long_ago))
     assert folder.holder() is None
 
 
 def test_a_running_attempt_renews_its_lease(folder: TrialFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "RENEW_S", 0.05)
+    monkeypatch.setattr(folders, "RENEW_S", 0.05)
     with folder.claim({}) as attempt:
         os.utime(folder.path / "lease-1.json", (1, 1))
         attempt.progress({"epoch": 3})
@@ -202,7 +219,7 @@ def test_a_running_attempt_renews_its_lease(folder: TrialFolder, monkeypatch: py
 def test_done_is_made_once_and_the_loser_is_swept(folder: TrialFolder) -> None:
     first, path = folder.claim({}), folder.path
     (path / "lease-2.json").write_bytes((path / "lease-1.json").read_bytes())
-    second = record.Attempt(folder, 2)
+    second = folders.Attempt(folder, 2)
     second.write_table("metrics.parquet", metrics_table([]))
     assert second.finish({}) and not first.finish({})
     assert folder.done()["attempt"] == 2 and (path / "attempt-2" / "metrics.parquet").exists()
@@ -253,7 +270,7 @@ def small_disk(tmp_path: Path):
 def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(small_disk: Path) -> None:
     path = small_disk / "earlier.json"
     write_json(path, {"kept": True})
-    with pytest.raises(StdacError, match=r"no space left for .*earlier\.json"), whole(path) as file:
+    with pytest.raises(StdacError, match=r"no space left for .*earlier\.json"), atomic_write(path) as file:
         file.write(bytes(2_000_000))
     assert json.loads(path.read_text()) == {"kept": True}
     assert [p.name for p in small_disk.iterdir()] == ["earlier.json"]

@@ -13,19 +13,27 @@ from submitit.helpers import DelayedSubmission
 
 from cluster_jobs import slurm
 from cluster_jobs.ledger import Ledger
+from cluster_jobs.request import Options
 from cluster_jobs.slurm import Driver, Interrupts
 from cluster_jobs.slurm_array import (
     Node,
+    choose_signal_delay,
+    clean_environment,
     is_over,
-    log_folder,
-    sbatch_text,
-    signal_delay,
-    submission_environment,
+    make_log_folder,
+    make_script,
     sweep,
 )
-from cluster_jobs.slurm_queue import Job, describe_end, describe_queue, job_name, read_job
-from cluster_jobs.slurm_settings import Partition, Settings, chosen, completed, gpus_in, minutes, read_partitions
-from cluster_jobs.worker import Options
+from cluster_jobs.slurm_queue import Job, describe_end, describe_queue, name_jobs, read_job
+from cluster_jobs.slurm_settings import (
+    Partition,
+    Settings,
+    choose_settings,
+    complete_settings,
+    count_gpus,
+    parse_minutes,
+    read_partitions,
+)
 from stdac.errors import StdacError
 from stdac.methods import resolve
 from tests.test_grid import pause
@@ -42,14 +50,14 @@ def scripts() -> dict[str, str]:
     """Batch scripts as they are frozen: regenerate with python -m tests.test_slurm."""
     folder = Path("/shared/my runs/paper/logs/slurm")
     plain = Settings(time=240, gres="gpu:1", workers_per_node=4)
-    full = chosen(
+    full = choose_settings(
         {"partition": "gpu", "account": "lab", "time": "0:02:00", "extra": ("reservation=friday", "exclusive")},
         {"qos": "low", "gres": "gpu:a100:2", "mem_per_cpu": "4G", "cpus_per_task": 8, "constraint": "a100&ib"},
         {},
     )
     return {
-        "slurm_plain.sh": sbatch_text(plain, folder, "stdac-paper-0a1b2c", 8, "probe-1", python="/env/bin/python"),
-        "slurm_full.sh": sbatch_text(full, folder, "stdac-paper-0a1b2c", 1, "probe-1", python="/env/bin/python"),
+        "slurm_plain.sh": make_script(plain, folder, "stdac-paper-0a1b2c", 8, "probe-1", python="/env/bin/python"),
+        "slurm_full.sh": make_script(full, folder, "stdac-paper-0a1b2c", 1, "probe-1", python="/env/bin/python"),
     }
 
 
@@ -62,7 +70,7 @@ def test_flags_win_over_the_environment_over_the_table_over_the_defaults() -> No
     table = {"partition": "table", "account": "table", "qos": "table", "extra": {"nice": 5, "reservation": "table"}}
     environment = {"SBATCH_PARTITION": "environment", "SBATCH_ACCOUNT": "environment", "SBATCH_TIMELIMIT": "1-0"}
     flags = {"partition": "flag", "time": None, "extra": ("reservation=flag",)}
-    asked = chosen(flags, table, environment)
+    asked = choose_settings(flags, table, environment)
     assert (asked.partition, asked.account, asked.qos, asked.time) == ("flag", "environment", "table", 1440)
     assert asked.extra == {"nice": "5", "reservation": "flag"}
     assert (asked.mem_per_cpu, asked.cpus_per_task, asked.constraint) == ("2000M", 2, None)
@@ -83,7 +91,7 @@ def test_flags_win_over_the_environment_over_the_table_over_the_defaults() -> No
 )
 def test_bad_settings_are_told_in_a_sentence(flags: dict[str, object], table: dict[str, object], said: str) -> None:
     with pytest.raises(StdacError, match=said):
-        chosen(flags, table, {})
+        choose_settings(flags, table, {})
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_bad_settings_are_told_in_a_sentence(flags: dict[str, object], table: di
      ("2-0:0:1", 2881), (" 5 ", 5)],
 )  # fmt: skip
 def test_times_are_read_as_slurm_writes_them(text: str | int, expected: int) -> None:
-    assert minutes(text) == expected
+    assert parse_minutes(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -100,7 +108,7 @@ def test_times_are_read_as_slurm_writes_them(text: str | int, expected: int) -> 
     [("(null)", 0), ("", 0), ("gpu:2", 2), ("gpu", 1), ("gpu:a100:4(S:0-1)", 4), ("gpu:a100:2,gpu:v100:1,shard:8", 3)],
 )
 def test_gpus_are_counted_in_any_gres(text: str, expected: int) -> None:
-    assert gpus_in(text) == expected
+    assert count_gpus(text) == expected
 
 
 def test_partitions_are_read_from_sinfo() -> None:
@@ -109,41 +117,41 @@ def test_partitions_are_read_from_sinfo() -> None:
 
 
 def test_the_cluster_completes_what_was_not_asked_for() -> None:
-    asked = completed(Settings(), PARTITIONS, "auto")
+    asked = complete_settings(Settings(), PARTITIONS, "auto")
     assert (asked.time, asked.gres, asked.workers_per_node) == (120, "gpu:1", 4)
-    asked = completed(Settings(gres="gpu:2"), PARTITIONS, "cuda")
+    asked = complete_settings(Settings(gres="gpu:2"), PARTITIONS, "cuda")
     assert (asked.gres, asked.workers_per_node) == ("gpu:2", 2)
-    asked = completed(Settings(), PARTITIONS, "cpu")
+    asked = complete_settings(Settings(), PARTITIONS, "cpu")
     assert (asked.gres, asked.workers_per_node) == ("", 1)
-    asked = completed(Settings(partition="long"), PARTITIONS, "auto")
+    asked = complete_settings(Settings(partition="long"), PARTITIONS, "auto")
     assert (asked.time, asked.gres, asked.workers_per_node) == (240, "", 1)
-    asked = completed(Settings(partition="hidden", time=7, workers_per_node=3), PARTITIONS, "auto")
+    asked = complete_settings(Settings(partition="hidden", time=7, workers_per_node=3), PARTITIONS, "auto")
     assert (asked.time, asked.gres, asked.workers_per_node) == (7, "", 3)
 
 
 @pytest.mark.parametrize(("limit", "expected"), [(1, 30), (2, 30), (4, 60), (8, 120), (1440, 120)])
 def test_the_signal_comes_early_enough_and_not_too_early(limit: int, expected: int) -> None:
-    assert signal_delay(limit) == expected
+    assert choose_signal_delay(limit) == expected
 
 
 def test_sbatch_sees_nothing_that_would_override_its_script() -> None:
     environment = {"SBATCH_PARTITION": "x", "SBATCH_NO_REQUEUE": "1", "SLURM_MEM_PER_NODE": "9", "SBATCH_OUTPUT": "x"}
     kept = {"SBATCH_RESERVATION": "friday", "SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}
-    assert submission_environment(environment | kept) == kept
+    assert clean_environment(environment | kept) == kept
 
 
 def test_the_jobs_name_is_the_folders_and_no_others(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "my run, 100%")
-    name = job_name(tmp_path / "my run, 100%")
-    assert name == job_name(tmp_path / "link") == job_name(tmp_path / "x" / ".." / "my run, 100%")
-    assert name != job_name(tmp_path / "sub" / "my run, 100%")
+    name = name_jobs(tmp_path / "my run, 100%")
+    assert name == name_jobs(tmp_path / "link") == name_jobs(tmp_path / "x" / ".." / "my run, 100%")
+    assert name != name_jobs(tmp_path / "sub" / "my run, 100%")
     assert name.startswith("stdac-my-run-100-") and not set(name) & set(" ,%")
 
 
 @pytest.mark.parametrize("name", ["100%", "it's", "two\nlines"])
 def test_a_folder_that_slurm_cannot_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(StdacError, match="choose another --out"):
-        log_folder(tmp_path / name)
+        make_log_folder(tmp_path / name)
 
 
 def test_squeues_lines_are_read_in_old_and_new_form() -> None:
@@ -173,11 +181,11 @@ def test_an_end_is_a_few_words(state: str, status: str, said: str) -> None:
 
 def test_where_there_is_no_slurm_nothing_is_asked_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert not slurm.available()
-    assert slurm.summary(tmp_path) == ""
+    assert not slurm.is_available()
+    assert slurm.describe_jobs(tmp_path) == ""
     assert slurm.cancel(tmp_path) == 0
     with pytest.raises(StdacError, match="no SLURM here"):
-        slurm.settings({}, {}, {}, "cpu")
+        slurm.make_settings({}, {}, {}, "cpu")
 
 
 def test_inside_a_job_no_jobs_are_submitted_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +193,9 @@ def test_inside_a_job_no_jobs_are_submitted_unasked(tmp_path: Path, monkeypatch:
     (tmp_path / "sbatch").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    assert slurm.available()
+    assert slurm.is_available()
     monkeypatch.setenv("SLURM_JOB_ID", "7")
-    assert not slurm.available()
+    assert not slurm.is_available()
 
 
 def new_node(run: Path) -> Node:
@@ -203,7 +211,7 @@ def test_a_task_survives_its_pickle_without_what_it_was_doing(tmp_path: Path) ->
 
 
 def test_the_last_task_clears_all_away_and_keeps_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = log_folder(tmp_path)
+    folder = make_log_folder(tmp_path)
     for name in ("1_0_submitted.pkl", "1_1_submitted.pkl", "probe-1", "1_0_0_log.out"):
         (folder / name).touch()
     monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "1")
@@ -214,7 +222,7 @@ def test_the_last_task_clears_all_away_and_keeps_the_logs(tmp_path: Path, monkey
 
 
 def test_sweeping_leaves_the_logs(tmp_path: Path) -> None:
-    folder = log_folder(tmp_path)
+    folder = make_log_folder(tmp_path)
     names = ["1_0_submitted.pkl", "1_0_submitted.pkl.save_tmp", "1_1_submitted.new", "1_0_0_result.pkl", "probe-1"]
     for name in [*names, "1_0_0_log.out"]:
         (folder / name).touch()
@@ -226,7 +234,7 @@ def test_ctrl_c_waits_for_a_submission_and_comes_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     reached = []
     with pytest.raises(KeyboardInterrupt), Interrupts() as interrupts:
-        with interrupts.held():
+        with interrupts.hold():
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
             reached.append("the end of the submission")
@@ -285,17 +293,17 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
     run = tmp_path / "run"
     Ledger(run).plan([resolve({"dataset": "digits", "method": "kmeans", "seed": seed}) for seed in range(9)], "")
     driver = Driver(run, Settings(), new_node(run), 8, said.append, poll_s=1)
-    driver.mark = driver.progress()
+    driver.mark = driver.measure_progress()
     return Cluster(folder, driver, said)
 
 
 def test_a_submission_is_the_script_and_a_pickle_for_each_task(cluster: Cluster) -> None:
     cluster.driver.start()
     assert "--array=0-2%3" in (cluster.folder / "script").read_text()  # MaxArraySize 3
-    names = {path.name for path in log_folder(cluster.driver.run).iterdir() if not path.name.startswith("probe-")}
+    names = {path.name for path in make_log_folder(cluster.driver.run).iterdir() if not path.name.startswith("probe-")}
     assert names == {f"7_{task}_submitted.pkl" for task in range(3)}
     assert set(cluster.driver.seen) == {"7_0", "7_1", "7_2"}
-    assert cluster.said == [f"submitted SLURM job 7 of 3 tasks, named {job_name(cluster.driver.run)}"]
+    assert cluster.said == [f"submitted SLURM job 7 of 3 tasks, named {name_jobs(cluster.driver.run)}"]
 
 
 def test_jobs_that_live_are_found_and_none_is_submitted(cluster: Cluster) -> None:
@@ -353,7 +361,7 @@ def test_a_node_that_does_not_share_the_folder_is_named(status: str, cluster: Cl
 
 
 def test_a_log_may_take_its_time_to_appear(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    driver, log = cluster.driver, log_folder(cluster.driver.run) / "1_0_0_log.out"
+    driver, log = cluster.driver, make_log_folder(cluster.driver.run) / "1_0_0_log.out"
     driver.seen = ended("FAILED", "1:0")
     driver.check_folder()
     assert driver.no_log_since
@@ -372,7 +380,7 @@ def test_while_the_controller_is_silent_nothing_is_submitted(cluster: Cluster) -
     for _ in range(3):
         cluster.driver.look()
     assert cluster.submissions() == 1 and "does not answer" in cluster.said[1] and len(cluster.said) == 2
-    assert slurm.summary(cluster.driver.run) == "the controller does not answer"
+    assert slurm.describe_jobs(cluster.driver.run) == "the controller does not answer"
     (cluster.folder / "queue").touch()
     cluster.driver.look()
     assert cluster.submissions() == 1  # none alive, once
@@ -383,7 +391,7 @@ def test_while_the_controller_is_silent_nothing_is_submitted(cluster: Cluster) -
 def test_an_end_leaves_nothing_in_the_queue(cluster: Cluster) -> None:
     cluster.driver.start()
     cluster.driver.finish()
-    assert not list(log_folder(cluster.driver.run).iterdir())
+    assert not list(make_log_folder(cluster.driver.run).iterdir())
     assert "--state=PENDING" in (cluster.folder / "cancelled").read_text()
 
 
@@ -391,11 +399,11 @@ def test_a_driver_and_its_nodes_are_over_when_every_trial_is_paused(cluster: Clu
     run = cluster.driver.run
     node = replace(new_node(run), options=Options(device="cpu", pause_after=2))
     driver = Driver(run, Settings(), node, 8, cluster.said.append, poll_s=1)
-    assert not driver.finished()
+    assert not driver.is_over()
     for trial_id, trial in driver.ledger.trials().items():
         pause(driver.ledger.folder(trial_id), resolve(trial), 2)
     driver.glanced = -math.inf
-    assert driver.finished() and not is_over(cluster.driver.ledger)
+    assert driver.is_over() and not is_over(cluster.driver.ledger)
     node.work()
     assert node.code == 0 and not (run / "logs").exists()
 

@@ -39,11 +39,11 @@ def plan(grid: str, device: str) -> None:
     """Print the trials of GRID, their number and what they will cost; run nothing."""
     from cluster_jobs.display import Labels
     from cluster_jobs.grid import load_grid
-    from cluster_jobs.local import default_workers, uses_gpu
+    from cluster_jobs.local import count_places, uses_gpu
     from stdac.words import duration
 
     loaded = load_grid(grid)
-    gpu, workers = uses_gpu(device), default_workers(device)
+    gpu, workers = uses_gpu(device), count_places(device)
     label = Labels(trial.to_json() for trial in loaded.trials)
     for trial in loaded.trials:
         click.echo(f"{trial.id}  {label(trial.to_json()):<44} {duration(estimate(trial, gpu)):>14}")
@@ -124,18 +124,18 @@ def launch(
 
     Trials that failed before are tried again. The exit code is 1 if any trial failed.
     """
-    from cluster_jobs.backends import Request, choose, drive
+    from cluster_jobs.backends import choose_backend, drive
     from cluster_jobs.display import Display
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
-    from cluster_jobs.worker import Options
+    from cluster_jobs.request import Options, Request
     from stdac.words import duration
 
     loaded = load_grid(grid)
     ledger = Ledger((out or Path("runs") / loaded.name).resolve(), pause_after)
     options = Options(device, None, absolute(data_dir), keep, pause_after)
     request = Request(ledger.path, options, nodes, workers, trials_per_gpu, simulate)
-    chosen = choose(backend, request, slurm, loaded.slurm)
+    chosen = choose_backend(backend, request, slurm, loaded.slurm)
     hours = grid_estimate(loaded, chosen.gpu, chosen.at_once) / 3600
     if hours > HOURS_TO_CONFIRM and not yes:
         click.echo(
@@ -213,7 +213,7 @@ def work(
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import LEFT, Ledger
     from cluster_jobs.local import work_here
-    from cluster_jobs.worker import Options
+    from cluster_jobs.request import Options
 
     ledger = Ledger(run.resolve(), pause_after)
     if grid is not None:

@@ -24,7 +24,7 @@ def show_command(path: Path) -> None:
 
 def show_trial(path: Path) -> None:
     """Print a trial's description and where it stands."""
-    from stdac.record import TrialFolder
+    from stdac.folder import TrialFolder
 
     folder = TrialFolder(path)
     trial, done, holder = folder.trial(), folder.done(), folder.holder()

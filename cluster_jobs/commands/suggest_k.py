@@ -82,8 +82,8 @@ def suggest_k_command(
     """
     from analysis.k_figure import draw_study, study_text
     from analysis.k_study import study, suggest
-    from cluster_jobs.backends import Request, on_this_machine
-    from cluster_jobs.worker import Options
+    from cluster_jobs.backends import use_this_machine
+    from cluster_jobs.request import Options, Request
     from stdac.command import parse_setting
     from stdac.methods import METHODS, check_names
 
@@ -94,7 +94,7 @@ def suggest_k_command(
     numbers = parse_ks(ks)
     images = take_images(asked, run, data_dir)
     grid = make_grid(asked, run, numbers, seeds, len(images))
-    backend = on_this_machine("as asked", Request(run, Options(device), workers=workers))
+    backend = use_this_machine("as asked", Request(run, Options(device), workers=workers))
     confirm(grid, run, images, backend, yes)
     keep_images(asked, run, images)
     launch(grid, run, backend)
@@ -151,15 +151,15 @@ def keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]") -> None:
     """Write RUN/images.npz, then RUN/study.json, where they are not there yet. Raises StdacError where it cannot."""
     import numpy as np
 
-    from stdac.files import json_bytes, link_once, refusal, whole
+    from stdac.files import atomic_write, explain_refusal, json_bytes, link_once
 
     if (run / "study.json").exists() and (run / "images.npz").exists():
         return
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise refusal(error, run) from error
-    with whole(run / "images.npz") as file:
+        raise explain_refusal(error, run) from error
+    with atomic_write(run / "images.npz") as file:
         np.savez(file, images=images)
     link_once(run / "study.json", json_bytes(asked._asdict()))
 

@@ -75,8 +75,7 @@ def train_one(
 ) -> "Result":
     """Run one trial in OUT, or go on with it. Raises StdacError where another process is at it, or a trial that it
     needs is not among the results."""
-    from stdac.record import TrialFolder
-    from stdac.results import Result
+    from stdac.folder import TrialFolder
     from stdac.run import run_trial
 
     missing = [needed for needed in trial.needs if needed not in results]
@@ -91,7 +90,7 @@ def train_one(
         raise StdacError(f"{folder.path} is being written by another process: wait for it, or choose another --out")
     if not ran:
         click.echo("already done: nothing to do", err=True)
-    return Result(trial.to_json(), folder.path / f"attempt-{done['attempt']}", str(done.get("fingerprint", "")))
+    return folder.hand_over()
 
 
 class TrainDisplay(Observer):

@@ -21,7 +21,7 @@ from export.inputs.sources import conform
 from export.metadata import COLOUR_MODES, PRECISIONS, ModelInfo
 from stdac.data import NAMES, TORCHVISION, default_data_dir, load
 from stdac.errors import StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
 from stdac.images import as_pixels
 from stdac.machine import package_version
 from stdac.model_file import ModelConfig, load_model
@@ -70,12 +70,11 @@ def export_model(
         raise StdacError(f"got precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     model, config = load_model(model_path)
     if not config.clusters:
-        raise StdacError(
-            f"{model_path} is an embedding model of method {config.trial.method}: it has no clusters to sort images into"
-        )
+        what = f"an embedding model of method {config.trial.method}"
+        raise StdacError(f"{model_path} is {what}: it has no clusters to sort images into")
     info = describe(config, names, model_path)
     check_weights(model, model_path)
-    with whole(onnx_path) as file:
+    with atomic_write(onnx_path) as file:
         real = own_images(config, precision, data_dir) if images is None else Real(images, labels)
         real = None if real is None else chosen(real, config.shape)
         graph = Graph(model, with_embedding).eval()

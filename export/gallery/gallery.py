@@ -37,7 +37,7 @@ from export.gallery.selection import (
 from export.gallery.sprites import Sheet, Thumbnail, make_sheet
 from export.results.truth import Truth, score
 from stdac.errors import StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
 
 Pictures = Callable[[Collection[tuple[str, int]], int], Iterator[tuple[tuple[str, int], NDArray[np.uint8]]]]
 """(wanted images by source and index, longest side) -> those that can be read, (H, W) or (H, W, 3) uint8, any order."""
@@ -137,7 +137,7 @@ def write_gallery(
         "sheets": {name: {"columns": sheet.columns, "tile": sheet.tile} for name, sheet in sheets.items()},
     }
     page = build_page(title, data, sheets)
-    with whole(path) as out:
+    with atomic_write(path) as out:
         out.write(page)
     return GallerySummary(
         path, number["images"], number["errors"], number["copies"], number["near"], len(shown), len(page), truth

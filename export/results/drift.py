@@ -36,7 +36,7 @@ from export.results.two_samples import (
     size_of,
 )
 from stdac.errors import StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
 
 LOW_CONFIDENCE, FAR = 0.01, 0.001  # the share of the earlier images that lies beyond each threshold
 BATCH = 16_384
@@ -273,7 +273,7 @@ def write_outliers(path: Path, drift: Drift) -> int:
     """Write the outliers of the new run as an OUTLIERS Parquet file, whole or not at all; returns how many."""
     low, far, distance = drift.outliers
     written = start = 0
-    with whole(path) as file, pq.ParquetWriter(file, OUTLIERS, compression="zstd") as writer:
+    with atomic_write(path) as file, pq.ParquetWriter(file, OUTLIERS, compression="zstd") as writer:
         for batch in read_batches(drift.new, ["source", "index", "cluster", "confidence"]):
             here = slice(start, start + len(batch))
             start += len(batch)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from export.results.rows import open_rows
 from stdac.errors import StdacError
-from stdac.files import whole
+from stdac.files import atomic_write
 
 MAJORITY = 0.5
 LEAST_SHARED = 5  # all five of five images in one old cluster: by chance 3 %, if only half of the cluster were from it
@@ -93,7 +93,7 @@ def write_names(path: Path, names: Names) -> None:
     """Write names.toml, whole or not at all. Raises StdacError where it cannot be written."""
     lines = [f"model = {toml_string(names.model)}", "", "[clusters]"]
     lines += [f"{cluster} = {toml_string(name)}" for cluster, name in sorted(names.clusters.items())]
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(("\n".join(lines) + "\n").encode("utf-8", "replace"))
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
-from stdac.files import refusal, whole
+from stdac.files import atomic_write, explain_refusal
 
 ROW_GROUP = 65_536
 FLUSH_S = 10.0
@@ -174,7 +174,7 @@ class Parts:
 
     def _flush(self) -> None:
         if self._waiting:
-            with whole(self._run / f"part-{self._parts:06}.parquet") as file:
+            with atomic_write(self._run / f"part-{self._parts:06}.parquet") as file:
                 pq.write_table(pa.concat_tables(self._waiting), file, **WRITTEN)
             self._parts += 1
         self._waiting, self._rows, self._flushed = [], 0, time.monotonic()
@@ -189,7 +189,7 @@ class Parts:
     def finish(self, tables: Iterable[pa.Table]) -> None:
         """Write the output whole, in row groups of ROW_GROUP rows, and remove the parts."""
         merged = self.folder / "merged.parquet"
-        with whole(merged) as file, pq.ParquetWriter(file, self.schema, **WRITTEN) as writer:
+        with atomic_write(merged) as file, pq.ParquetWriter(file, self.schema, **WRITTEN) as writer:
             for group in regrouped(tables, ROW_GROUP):
                 writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)  # equal rows, equal bytes
         with refused(self.output):
@@ -207,7 +207,7 @@ def refused(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise refusal(error, path) from error
+        raise explain_refusal(error, path) from error
 
 
 def read_rows(path: Path, schema: pa.Schema) -> pa.Table | None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from stdac.errors import StdacError
-from stdac.files import refusal
+from stdac.files import explain_refusal
 
 PACKAGE, VERSION = "onnxruntime-web", "1.30.0"
 INTEGRITY = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
@@ -77,7 +77,7 @@ def install(folder: Path, package: Path | None = None) -> Path:
                 shutil.rmtree(folder, ignore_errors=True)
                 new.rename(folder)
     except OSError as error:
-        raise refusal(error, folder) from error
+        raise explain_refusal(error, folder) from error
     return folder
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from stdac.errors import StdacError
-from stdac.files import refusal, whole
+from stdac.files import atomic_write, explain_refusal
 
 if TYPE_CHECKING:
     from export.clusterer import Clusterer
@@ -98,7 +98,7 @@ def write_page(
         written = [folder / "index.html", *parts_of(folder)]
         return PageSummary(written[0], len(written), sum(p.stat().st_size for p in written), clusterer.info)
     except OSError as error:
-        raise refusal(error, folder) from error
+        raise explain_refusal(error, folder) from error
 
 
 def read_runtime(folder: Path) -> dict[str, bytes]:
@@ -151,7 +151,7 @@ def check_folder(folder: Path) -> None:
             raise StdacError(f"cannot write {folder}: it is a file; name a folder")
         others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and not is_ours(p))
     except OSError as error:
-        raise refusal(error, folder) from error
+        raise explain_refusal(error, folder) from error
     if others:
         raise StdacError(
             f"{folder} holds {others[0]}, which is no part of a page of stdac: name a new folder, or an empty one"
@@ -186,7 +186,7 @@ def write_parts(folder: Path, name: str, data: bytes) -> dict[str, Any]:
     for i, start in enumerate(range(0, len(data), PART_BYTES)):
         parts.append(f"{name}-{digest}-{i:03}.js")
         text = b64encode(data[start : start + PART_BYTES]).decode()
-        with whole(folder / parts[-1]) as file:
+        with atomic_write(folder / parts[-1]) as file:
             file.write(f'receive("{parts[-1]}","{text}");\n'.encode())
     return {"parts": parts, "bytes": len(data), "gzip": data.startswith(b"\x1f\x8b")}
 
@@ -212,7 +212,7 @@ def write_index(path: Path, described: Mapping[str, Any]) -> None:
         "MODEL": json.dumps(described, ensure_ascii=False).replace("<", "\\u003c"),
     }
     page = re.sub(r"\{\{([A-Z_]+)\}\}", lambda match: values[match[1]], read("index.html"))
-    with whole(path) as file:
+    with atomic_write(path) as file:
         file.write(page.encode())
 
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from cluster_jobs.doctor import examine, mend
 from stdac.errors import StdacError
-from stdac.record import LEASE_S, TrialFolder
+from stdac.folder import LEASE_S, TrialFolder
 from tests.chaos.processes import Process
 from tests.chaos.scene import Scene
 
@@ -92,7 +92,7 @@ def split_brain(scene: Scene) -> str | None:
 
 def keep_old(folder: TrialFolder, number: int) -> None:
     """Make a lease look old, again and again, until it is given back, a later attempt exists or a while has passed."""
-    lease, deadline = folder.path / f"lease-{number}.json", time.monotonic() + 5 * LEASE_S
+    lease, deadline = folder.lease_path(number), time.monotonic() + 5 * LEASE_S
     with suppress(OSError):
         while folder.leases()[-1] == number and lease.stat().st_mtime > 0 and time.monotonic() < deadline:
             os.utime(lease, (1, 1))

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from cluster_jobs.doctor import examine, mend
 from cluster_jobs.ledger import Ledger
 from stdac.errors import StdacError
-from stdac.record import METRICS, TIMINGS, TrialFolder
+from stdac.folder import TrialFolder
+from stdac.record import METRICS, TIMINGS
 
 Outcome = dict[str, str]
 """What a trial has come to: its rows as JSON, digests of its files. Equal outcomes are equal bit for bit."""
@@ -50,7 +51,7 @@ class Oracle:
         for trial_id in self.expected:
             folder = self.ledger.folder(trial_id)
             try:
-                content = (folder.path / "done.json").read_bytes()
+                content = folder.done_path.read_bytes()
             except FileNotFoundError:
                 if trial_id in self.done:
                     raise Violation(f"trial {trial_id} was done, and is so no more") from None
@@ -121,7 +122,7 @@ def outcomes(run: Path) -> dict[str, Outcome]:
 def outcome_of(folder: TrialFolder) -> Outcome:
     """What a done trial has come to."""
     done = folder.done() or {}
-    path = folder.path / f"attempt-{done['attempt']}"
+    path = folder.attempt_path(done["attempt"])
     outcome = {"rows": canonical(rows_of(path / "metrics.parquet"))}
     outcome["assignments"] = digest(canonical(pq.read_table(path / "assignments.parquet").to_pydict()).encode())
     if (path / "model.pt").exists():

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from stdac.record import process_start
+from stdac.folder import read_process_start
 
 MARK = "STDAC_CHAOS"  # in the environment of all that a round starts: the round's run folder
 
@@ -31,7 +31,7 @@ class Process(NamedTuple):
 
     def alive(self) -> bool:
         """Whether it still is there, and is no zombie."""
-        return process_start(self.pid) == self.start
+        return read_process_start(self.pid) == self.start
 
     def stopped(self) -> bool:
         """Whether it has been stopped by a signal."""
@@ -59,7 +59,7 @@ def processes(folder: Path) -> list[Process]:
             continue
         with suppress(OSError):
             command, environment = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-            start = process_start(int(entry.name))
+            start = read_process_start(int(entry.name))
             if start is not None and (name in command or mark in environment.split(b"\0")):
                 found.append(Process(int(entry.name), start, command.replace(b"\0", b" ").decode(errors="replace")))
     return sorted(found)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
-from cluster_jobs.local import import_path, last_line
+from cluster_jobs.local import make_import_path, read_last_line
 from cluster_jobs.ray_tune import answers
 from tests.chaos.clusters import Cluster
 from tests.chaos.faults import ANYWHERE, Fault, Find, choose, frozen, kill_at_once, name, of_role, signalled
@@ -70,7 +70,7 @@ class Ray(Cluster):
             words += ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder / 'tmp'}"]
         else:
             words += [f"--address={self.address}"]
-        own = {"PYTHONPATH": import_path(), "RAY_TMPDIR": str(self.folder / "tmp"), MARK: str(self.folder)}
+        own = {"PYTHONPATH": make_import_path(), "RAY_TMPDIR": str(self.folder / "tmp"), MARK: str(self.folder)}
         own["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = f"{START_S:.0f}"
         with open(log, "wb") as file:
             self.nodes[number] = subprocess.Popen(
@@ -86,7 +86,7 @@ class Ray(Cluster):
             if STARTED in log.read_text(errors="replace"):
                 return True
             time.sleep(0.2)
-        self.problem = f"Ray node {number} did not start: {last_line(log)}"
+        self.problem = f"Ray node {number} did not start: {read_last_line(log)}"
         return False
 
     def mend(self) -> None:

@@ -13,7 +13,7 @@ from random import Random
 from typing import NamedTuple
 
 from cluster_jobs.ledger import Ledger, Status
-from cluster_jobs.local import import_path, last_line
+from cluster_jobs.local import make_import_path, read_last_line
 from tests.chaos.processes import MARK, Process, processes
 
 ROOT = Path(__file__).parents[2]
@@ -63,7 +63,7 @@ class Command(NamedTuple):
         return self.process.poll() is not None
 
     def __str__(self) -> str:
-        ending = f" ended with {self.process.returncode}: {last_line(self.log)}" if self.over() else ""
+        ending = f" ended with {self.process.returncode}: {read_last_line(self.log)}" if self.over() else ""
         return f"{self.log.stem}, process {self.process.pid}{ending}"
 
 
@@ -102,7 +102,7 @@ class Scene:
     def start(self, *words: str, prefix: Sequence[str] = ()) -> Command:
         """Start a command of stdac-grid."""
         log = self.said / f"{words[0]}-{len(self.commands) + 1}.log"
-        own = {"PYTHONPATH": import_path(), "OMP_NUM_THREADS": "1", MARK: str(self.run)}
+        own = {"PYTHONPATH": make_import_path(), "OMP_NUM_THREADS": "1", MARK: str(self.run)}
         with open(log, "wb") as file:
             process = subprocess.Popen(
                 [*prefix, sys.executable, "-c", "from cluster_jobs.commands.grid import main; main()", *words],

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
-from cluster_jobs.slurm_queue import cancel, job_name, jobs
+from cluster_jobs.slurm_queue import cancel, list_jobs, name_jobs
 from tests.chaos.clusters import Cluster
 from tests.chaos.faults import ANYWHERE, Fault, frozen, of_role, signalled
 from tests.chaos.scene import Scene
@@ -62,7 +62,7 @@ class Slurm(Cluster):
 
     def left(self, scene: Scene) -> list[str]:
         """What of a run is still there, jobs included."""
-        known = jobs(job_name(scene.run))
+        known = list_jobs(name_jobs(scene.run))
         living = ["the controller does not answer"] if known is None else [str(job) for job in known if job.living]
         return super().left(scene) + living
 
@@ -119,7 +119,7 @@ def on_a_task(*command: str) -> Fault:
     """Has SLURM do something to one of the run's running tasks."""
 
     def fault(scene: Scene) -> str | None:
-        running = [job.id for job in jobs(job_name(scene.run)) or [] if job.state == "RUNNING"]
+        running = [job.id for job in list_jobs(name_jobs(scene.run)) or [] if job.state == "RUNNING"]
         if not running:
             return None
         task = scene.chance.choice(running)

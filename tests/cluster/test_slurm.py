@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.slurm_queue import end_states, job_name, jobs
+from cluster_jobs.slurm_queue import find_ends, list_jobs, name_jobs
 from tests.cluster.conftest import Lab, wait_for, with_and_without_accounting
 from tests.test_launch import command, outcome, run
 
@@ -84,7 +84,7 @@ def processes_of(folder: Path) -> list[str]:
 
 def nothing_is_left(lab: Lab, folder: Path) -> bool:
     """Whether no job, process or scratch file of a run remains; the logs do."""
-    name = job_name(folder)
+    name = name_jobs(folder)
     scratch = [p.name for p in folder.glob("logs/slurm/*") if not p.name.endswith("_log.out")]
     return not (any(name in job for job in lab.queue()) or processes_of(folder) or scratch)
 
@@ -106,9 +106,9 @@ def test_a_grid_comes_to_the_same_as_locally_and_leaves_nothing(
 def test_a_killed_driver_leaves_its_jobs_and_the_next_finds_them(
     slurm: Lab, local: dict[str, object], tmp_path: Path
 ) -> None:
-    name = job_name(tmp_path / "run")
+    name = name_jobs(tmp_path / "run")
     driver = begin(tmp_path, *LAUNCH)
-    wait_for(lambda: any(job.state == "RUNNING" for job in jobs(name) or []))
+    wait_for(lambda: any(job.state == "RUNNING" for job in list_jobs(name) or []))
     driver.kill()
     driver.communicate()
     said = end(begin(tmp_path, *LAUNCH))
@@ -141,7 +141,7 @@ def test_detached_it_goes_on_alone_and_cancel_ends_it_from_anywhere(slurm: Lab, 
     assert re.search(r"SLURM: \d running on n1", status.stdout)
     cancelled = run("stdac-grid", "cancel", tmp_path / "run", cwd=Path("/"))
     assert cancelled.returncode == 0 and "2 SLURM jobs cancelled" in cancelled.stdout, cancelled.stderr
-    name = job_name(tmp_path / "run")
+    name = name_jobs(tmp_path / "run")
     wait_for(lambda: not any(name in job for job in slurm.queue()) and not processes_of(tmp_path / "run"), 20)
 
 
@@ -178,19 +178,19 @@ def test_a_folder_that_nodes_do_not_share_is_told_with_node_and_job(unshared: st
 
 @with_and_without_accounting
 def test_the_end_of_a_job_is_known_with_and_without_accounting(slurm: Lab, tmp_path: Path) -> None:
-    name = job_name(tmp_path)
+    name = name_jobs(tmp_path)
     words = ["sbatch", f"--job-name={name}", "--array=0-1", "--mem-per-cpu=100M", "--output=/dev/null"]
     subprocess.run([*words, "--wrap", "exit 7"], check=True, capture_output=True)
 
     def seen() -> dict[str, str]:
-        return {job.id.partition("_")[2]: job.exit for job in jobs(name) or [] if not job.living}
+        return {job.id.partition("_")[2]: job.exit for job in list_jobs(name) or [] if not job.living}
 
     wait_for(lambda: seen() == {"0": "7:0", "1": "7:0"})
-    known = {job.id: job for job in jobs(name) or []}
-    assert {job.exit for job in end_states(known)} == {"7:0"}
+    known = {job.id: job for job in list_jobs(name) or []}
+    assert {job.exit for job in find_ends(known)} == {"7:0"}
     if slurm.accounting:  # the controller forgets, sacct does not
         forgotten = {job: known[job]._replace(state="RUNNING", exit="") for job in known}
-        wait_for(lambda: {job.state for job in end_states(forgotten)} == {"FAILED"}, 30)
+        wait_for(lambda: {job.state for job in find_ends(forgotten)} == {"FAILED"}, 30)
 
 
 def test_ablation_sh_works_as_it_stands(slurm: Lab, local: dict[str, object], tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A method of thirty lines, as docs/contributing.md has it: a dense net, warmed up by reconstruction, then sharpened."""
+"""A method in one file: a dense net that is warmed up by reconstruction, then sharpened."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -76,10 +76,19 @@ def fit(images: Tensor, k: int, params: ToyParams, trainer: Trainer) -> Fitted:
             confidence, clusters = model(images.float() / 255).max(1)
         return Assignment(clusters, confidence)
 
-    warm = partial(rebuild_loss, model)
+    warm, sharp = partial(rebuild_loss, model), partial(sharpen_loss, model)
     phase(trainer, "warm-up", model, optimizer, epochs=params.warm_up, batches=batches, loss=warm)
-    sharp = partial(sharpen_loss, model)
-    phase(trainer, "refine", model, refined, epochs=trainer.epochs, batches=batches, loss=sharp, evaluate=evaluate, main=True)
+    phase(
+        trainer,
+        "refine",
+        model,
+        refined,
+        epochs=trainer.epochs,
+        batches=batches,
+        loss=sharp,
+        evaluate=evaluate,
+        main=True,
+    )
     return Fitted(evaluate(0).clusters, model.eval())
 
 

@@ -78,7 +78,7 @@ def train(trial: Any, attempt: Any, observer: Any) -> None:
 def run_trial(trial: Any, folder: Any, *, observer: Any, **_: Any) -> bool:
     """In the place of `stdac.run.run_trial`, which it follows line by line."""
     from stdac.errors import DiskFull
-    from stdac.record import Superseded
+    from stdac.folder import Superseded
 
     folder.create(trial)
     attempt = folder.claim({})
