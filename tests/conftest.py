@@ -13,10 +13,10 @@ import torch
 
 from export.convert.to_onnx import export_model
 from stdac.data import load
-from stdac.images import Pixels
 from stdac.machine import Machine
 from stdac.methods import resolve
 from stdac.model_file import ModelConfig, save_model
+from stdac.pictures.pixels import Pixels
 from stdac.record import TIMINGS, TrialFolder
 
 # A job in the background ignores Ctrl-C, and so would all that the tests start.

@@ -101,7 +101,10 @@ class _ImageStack:
                 images = np.repeat(images, self._shape[0], 1)
             self._data += np.ascontiguousarray(images).reshape(-1).data
         except MemoryError as error:
-            raise StdacError(f"the images of {self._source.name} take more memory than there is") from error
+            raise StdacError(
+                f"the images of {self._source.name} take more memory than there is: pass a smaller image size "
+                "(--image-size 28), or leave some out"
+            ) from error
 
     def images(self) -> Pixels:
         """All of them, (N, C, H, W) uint8."""
