@@ -60,7 +60,7 @@ def read_labels(path: Path) -> Labels:
     try:
         kind, suffix = kind_of(str(path)), path.suffix.lower()
         if kind == "array":
-            return InOrder(path, _stored_labels(path))
+            return InOrder(path, _read_stored(path))
         if kind == "parquet":
             return from_table(path, parquet_rows(path))
         if suffix in (".csv", ".tsv"):
@@ -163,11 +163,11 @@ def from_table(path: Path, rows: Iterator[Sequence[str | None]]) -> Labels:
         return InOrder(path, [row[label] or None for row in rows])
     place = header.index("index") if "index" in header else None
 
-    def named() -> Iterator[tuple[str, int, str | None]]:
+    def name_rows() -> Iterator[tuple[str, int, str | None]]:
         for row in rows:
             yield row[name] or "", 0 if place is None else int(row[place] or 0), row[label] or None
 
-    return ByName(path, named())
+    return ByName(path, name_rows())
 
 
 def csv_rows(path: Path) -> Iterator[Sequence[str]]:
@@ -225,7 +225,7 @@ def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
             yield list(zip(*values, strict=True))
 
 
-def _stored_labels(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
+def _read_stored(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
     """The labels in an .npy or IDX file: texts, or (N,) integers."""
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
