@@ -291,6 +291,7 @@ BAD_FILES = {
     "float-labels.npz": (npz(images=IMAGES, labels=LABELS / 2), "type float64"),
     "cut.npy": (npy(IMAGES)[:-5], "cut short or damaged: 4 of its 5 images"),
     "huge.npy": (npy(IMAGES).replace(b"(5, 8, 6), }        ", b"(5000000000000,8,6)}"), "more memory than there is"),
+    "beyond-64-bits.npy": (npy(IMAGES).replace(b"(5, 8, 6), }" + b" " * 14, b"(%d,8,6)}" % 2**61), "more memory"),
     "floats.npy": (npy(IMAGES / 255), "expected uint8"),
     "one-image.npy": (npy(IMAGES[0]), "shape"),
     "five-channels.npy": (npy(np.zeros((4, 8, 8, 5), np.uint8)), "shape"),

@@ -1,5 +1,6 @@
 """A source as one array in memory, for training: its images, its labels, the names of its classes."""
 
+import sys
 from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
@@ -112,7 +113,10 @@ class _ImageStack:
 
     def _check_memory(self, nbytes: int) -> None:
         """Raise MemoryError where the system would not give what so many images of that many bytes take."""
-        np.empty((self._source.count() or 1) * nbytes, np.uint8)
+        wanted = (self._source.count() or 1) * nbytes
+        if wanted > sys.maxsize:
+            raise MemoryError
+        np.empty(wanted, np.uint8)
 
     def _mixed_sizes(self, place: str, height: int, width: int) -> StdacError:
         return StdacError(
