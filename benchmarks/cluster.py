@@ -27,8 +27,8 @@ from PIL import Image
 
 from export import Clusterer
 from export.cluster import Settings, cluster_files
-from export.runtime import available_cpus
-from stdac.images import Pixels
+from stdac.pictures.pixels import Pixels
+from stdac.pictures.pool import available_cpus
 
 PILLOW = """
 import sys

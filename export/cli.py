@@ -54,14 +54,15 @@ def export_command(
     """
     require("onnx", "onnxscript")  # before torch, which their extra brings too
     from export.convert.to_onnx import export_model
-    from export.inputs.sources import sample
+    from stdac.data import open_input
     from stdac.model_file import load_model
+    from stdac.pictures.samples import sample_images
 
     config = load_model(model)[1]
     report = export_model(
         model,
         onnx,
-        None if verify_on is None else sample(verify_on, config.shape),
+        None if verify_on is None else sample_images(open_input(verify_on), config.shape),
         () if names is None else read_names(names, config.trial.n_clusters),
         precision=precision,
         with_embedding=with_embedding,
@@ -232,12 +233,12 @@ def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", worker
     from functools import partial
 
     from export.gallery.gallery import gallery_text, write_gallery
-    from export.inputs.decode import pictures
+    from stdac.pictures.thumbnails import read_thumbnails
 
     written = write_gallery(
         path,
         summary.output,
-        partial(pictures, summary.sources, workers=workers),
+        partial(read_thumbnails, summary.sources, workers=workers),
         title=", ".join(Path(text).name or text for text in inputs),
         names=summary.names,
         model_id=summary.model_id,

@@ -13,19 +13,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from export.clusterer import Clusterer
-from export.inputs.child import Child
-from export.inputs.decode import Decoded, decode_safely, decoders, file_stat, merged
-from export.inputs.labels import Labels, read_labels
-from export.inputs.runs import RUN, Run, Source
-from export.inputs.sources import open_source
+from export.results.labels import Labels, read_labels
 from export.results.names import Names, carry_names, load_names, write_names
 from export.results.rows import Known, Parts, check_rows, clusters_schema
-from export.runtime import available_cpus
 from stdac import __version__
+from stdac.data import open_input
 from stdac.errors import StdacError
+from stdac.pictures.batches import BATCH, Batch, Source
+from stdac.pictures.child import Child
+from stdac.pictures.decode import DecodedBatch, decode_safely, file_stat, merge_decoded
+from stdac.pictures.pool import open_decoders
 
 NO_SCORE = "the model gives it no score: its weights are not finite"
-AHEAD = 2  # batches of images that are decoded while the graph runs
+AHEAD = 2  # chunks of images that are decoded while the graph runs
 
 
 class Progress(NamedTuple):
@@ -42,7 +42,7 @@ class Settings:
     """How `cluster_files` works.
 
     provider: as for `Clusterer`. workers: child processes that decode, None for one a CPU. resume: take rows from the
-    output that is there; fresh: forget an interrupted run. labels: a file with the truth, see `export.inputs.labels`.
+    output that is there; fresh: forget an interrupted run. labels: a file with the truth, see `export.results.labels`.
     names: a names.toml that is kept across runs; earlier: a clusters.parquet by which names of another model are
     carried over, where it is not the output itself.
     """
@@ -106,15 +106,15 @@ class Summary:
 class Part:
     """Some images in order, without what they were decoded from.
 
-    source, index, label: of each, as in `export.inputs.runs.Run`. row: (n,) int64, its row in what is known, -1: none.
-    decoded: the images that are not known, None for none.
+    source, index, label: of each, as in `stdac.pictures.batches.Batch`. row: (n,) int64, its row in what is known, -1:
+    none. decoded: the images that are not known, None for none.
     """
 
     source: list[str]
     index: NDArray[np.int64]
     label: list[str | None]
     row: NDArray[np.int64]
-    decoded: Decoded | None
+    decoded: DecodedBatch | None
 
 
 def cluster_files(
@@ -126,9 +126,9 @@ def cluster_files(
 ) -> Summary:
     """Sort all images of the inputs into `output`, see `export.results.rows.CLUSTERS`; it appears whole or not at all.
 
-    inputs: as `export.inputs.sources.open_source` takes them. A run that is interrupted leaves OUTPUT.parts, and the
-    same call goes on from there. Raises StdacError for a model, input or output that cannot be used, before anything is
-    read; an image that cannot be read is a row with an error.
+    inputs: as `stdac.data.open_input` takes them. A run that is interrupted leaves OUTPUT.parts, and the same call goes
+    on from there. Raises StdacError for a model, input or output that cannot be used, before anything is read; an image
+    that cannot be read is a row with an error.
     """
     settings = settings or Settings()
     began = time.perf_counter()
@@ -136,7 +136,7 @@ def cluster_files(
     check_output(output, [path for path in read if path is not None])
     clusterer = Clusterer(model, settings.provider, shares_cpus=True)  # with the decoders
     k = clusterer.info.k
-    sources = [open_source(text) for text in inputs]
+    sources = [open_input(text) for text in inputs]
     labels = None if settings.labels is None else read_labels(settings.labels)
     names = None if settings.names is None else load_names(settings.names)
     schema = clusters_schema(clusterer.info.embedding, metadata(clusterer))
@@ -203,61 +203,60 @@ def sorted_tables(
     schema: pa.Schema,
     workers: int | None,
 ) -> Iterator[tuple[pa.Table, int]]:
-    """The rows of all images in order, and how many of them were known, a batch at a time.
+    """The rows of all images in order, and how many of them were known, a chunk at a time.
 
-    What a batch holds depends on the inputs alone, so that a run that goes on gives the bits of an undisturbed one.
+    What a chunk holds depends on the inputs alone, so that a run that goes on gives the bits of an undisturbed one.
     """
     shape = clusterer.info.shape
-    workers = workers or available_cpus()
 
-    def decode(child: Child, labelled: tuple[Run, list[str | None]]) -> Part:
-        run, label = labelled
-        row = known.find(run.source, run.index, lambda i: file_stat(run, i))
+    def decode(child: Child, labelled: tuple[Batch, list[str | None]]) -> Part:
+        batch, label = labelled
+        row = known.find(batch.source, batch.index, lambda i: file_stat(batch, i))
         missing = np.flatnonzero(row < 0)
-        decoded = decode_safely(child, run.select(missing), shape) if len(missing) else None
-        return Part(run.source, run.index, label, row, decoded)
+        decoded = decode_safely(child, batch.select(missing), shape) if len(missing) else None
+        return Part(batch.source, batch.index, label, row, decoded)
 
-    with decoders("export.inputs.decode:decode_run", workers) as pool:
-        ahead = AHEAD * clusterer.chunk // RUN
-        parts = pool.map(decode, labelled_runs(sources, labels), ahead, lambda labelled: labelled[0].nbytes)
-        for batch in batches(parts, clusterer.chunk):
-            yield table_of(clusterer, batch, known, schema), sum(int((part.row >= 0).sum()) for part in batch)
+    with open_decoders("stdac.pictures.decode:decode_batch", workers) as pool:
+        ahead = AHEAD * clusterer.chunk // BATCH
+        parts = pool.map(decode, label_batches(sources, labels), ahead, lambda labelled: labelled[0].nbytes)
+        for chunk in group_parts(parts, clusterer.chunk):
+            yield table_of(clusterer, chunk, known, schema), sum(int((part.row >= 0).sum()) for part in chunk)
 
 
-def labelled_runs(sources: Iterable[Source], labels: Labels | None) -> Iterator[tuple[Run, list[str | None]]]:
-    """The runs of the sources with their labels: those of the labels file, if there is one."""
+def label_batches(sources: Iterable[Source], labels: Labels | None) -> Iterator[tuple[Batch, list[str | None]]]:
+    """The batches of the sources with their labels: those of the labels file, if there is one."""
     position = 0
     for source in sources:
-        for run in source.runs():
-            yield run, run.label if labels is None else labels.of(run.source, run.index, position)
-            position += len(run.source)
+        for batch in source.batches():
+            yield batch, batch.label if labels is None else labels.of(batch.source, batch.index, position)
+            position += len(batch.source)
 
 
-def batches(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
+def group_parts(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
     """Parts together until they have `size` images."""
-    batch: list[Part] = []
+    chunk: list[Part] = []
     images = 0
     for part in parts:
-        batch.append(part)
+        chunk.append(part)
         images += len(part.row)
         if images >= size:
-            yield batch
-            batch, images = [], 0
-    if batch:
-        yield batch
+            yield chunk
+            chunk, images = [], 0
+    if chunk:
+        yield chunk
 
 
-def table_of(clusterer: Clusterer, batch: Sequence[Part], known: Known, schema: pa.Schema) -> pa.Table:
-    """The rows of a batch: those that are known, and the others sorted."""
-    row = np.concatenate([part.row for part in batch])
-    new = new_rows(clusterer, [part for part in batch if part.decoded is not None], schema)
+def table_of(clusterer: Clusterer, chunk: Sequence[Part], known: Known, schema: pa.Schema) -> pa.Table:
+    """The rows of a chunk: those that are known, and the others sorted."""
+    row = np.concatenate([part.row for part in chunk])
+    new = new_rows(clusterer, [part for part in chunk if part.decoded is not None], schema)
     table = new
     if len(new) < len(row):
         order = np.empty(len(row), np.int64)
         order[row < 0] = np.arange(len(new))
         order[row >= 0] = np.arange(len(new), len(row))
         table = pa.concat_tables([new, known.table.take(row[row >= 0])]).take(order)
-    label = pa.array([label for part in batch for label in part.label], pa.string())
+    label = pa.array([label for part in chunk for label in part.label], pa.string())
     return table.set_column(schema.get_field_index("label"), schema.field("label"), label)
 
 
@@ -266,7 +265,7 @@ def new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schema) -> 
     decoded = [part.decoded for part in parts if part.decoded is not None]
     if not decoded:
         return schema.empty_table()
-    images, errors, content_hash, fingerprint, stat = merged(decoded)
+    images, errors, content_hash, fingerprint, stat = merge_decoded(decoded)
     prediction, embedding = clusterer.predict_and_embed(images)
     cluster, confidence, scores = prediction
     n = np.arange(len(cluster))

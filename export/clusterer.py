@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from export.metadata import ModelInfo, parse_props
 from export.runtime import GPU_PROVIDERS, open_session
 from stdac.errors import StdacError
-from stdac.images import Pixels, as_pixels
+from stdac.pictures.pixels import Pixels, as_pixels
 
 CHUNK = 256
 """Images a run of the graph on a CPU: 64 to 1,024 are equally fast, 4,096 are not and take 1.6 GB."""

@@ -1,6 +1,5 @@
 """onnxruntime sessions on the provider that was asked for: proven when the model is loaded, not assumed."""
 
-import os
 from collections import Counter
 from contextlib import redirect_stdout
 from io import StringIO
@@ -8,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stdac.errors import StdacError
+from stdac.pictures.pool import available_cpus
 
 
 class Provider(NamedTuple):
@@ -126,11 +126,3 @@ def placement(session: Any) -> Counter[str]:
     for part in session.get_provider_graph_assignment_info():
         count[part.ep_name] += len(part.get_nodes())
     return count
-
-
-def available_cpus() -> int:
-    """Threads to use: $OMP_NUM_THREADS, as batch systems set it, else the CPUs that this process may run on."""
-    wish = os.environ.get("OMP_NUM_THREADS", "")
-    if wish.isdecimal() and int(wish) > 0:
-        return int(wish)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

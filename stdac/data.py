@@ -3,7 +3,7 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
-from stdac.images import Pixels, as_labels, as_pixels, read_arrays, read_folder, resize
+from stdac.pictures.batches import BATCH, Batch, Source, end_with_reason
+from stdac.pictures.collect import collect_pictures
+from stdac.pictures.folder import SUFFIXES, Picture
+from stdac.pictures.pixels import Pixels, as_pixels, resize
+from stdac.pictures.sources import open_path, open_source
 
 # torchvision's class, and whether its splits are chosen by train=True/False; all have 10 classes.
 TORCHVISION: dict[str, str] = {
@@ -28,6 +32,8 @@ CLASSES = 10
 """The number of classes of every data set that has a name."""
 
 SUBSET_SEED = 20190727
+
+EXPECTED = "a folder of images, or an .npz, .npy, IDX, Parquet or tar file"
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Dataset:
 def load(
     name: str, *, data_dir: Path | None = None, image_size: int | None = None, limit: int | None = None
 ) -> Dataset:
-    """Load a data set by name (NAMES) or path (a folder of images, .npz, .npy, IDX).
+    """Load a data set by name (NAMES) or path (a folder of images, .npz, .npy, IDX, Parquet, tar).
 
     data_dir: where torchvision keeps its downloads; default $STDAC_DATA, else ~/.cache/stdac. image_size: resize to
     that side. limit: a fixed random subset of that many images. Raises StdacError for what cannot be loaded.
@@ -64,21 +70,66 @@ def load(
 
 
 def load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Dataset:
-    """The whole data set; only folders, whose pictures may differ in size, are resized already."""
+    """The whole data set; that of a path is resized already, as its pictures may differ in size."""
     if name == "digits":
         return load_digits()
     if name in TORCHVISION:
         return load_torchvision(name, data_dir)
-    path = Path(name).expanduser()
-    if path.is_dir():
-        images, labels, names = read_folder(path, size)
-        return Dataset(images, labels, tuple(names))
-    if path.is_file():
-        return Dataset(*read_arrays(path))
-    raise StdacError(
-        f"unknown data set {name!r}: expected one of {', '.join(NAMES)}, or the path of a folder of images, "
-        "an .npz, .npy or IDX file"
+    path = os.path.expanduser(name)  # noqa: PTH111  # Path.expanduser raises for ~$x.png
+    if not os.path.lexists(path):
+        raise StdacError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}, or the path of {EXPECTED}")
+    source = open_path(path, EXPECTED)
+    if isinstance(source, Picture):
+        raise refuse_picture(path)
+    return Dataset(*collect_pictures(source, size))
+
+
+def refuse_picture(path: str) -> StdacError:
+    """The error for a file that is a picture, or nothing that is known."""
+    if Path(path).suffix.lower() in SUFFIXES:
+        return StdacError(f"{path} is one picture, expected a data set of many: name the folder that it lies in")
+    try:
+        with open(path, "rb") as file:
+            head = file.read(4).hex() or "none"
+    except OSError as error:
+        return StdacError(f"cannot read {path}: {error.strerror}")
+    return StdacError(
+        f"{path} is not an IDX file, nor one of another kind (its first bytes are {head}): expected {EXPECTED}"
     )
+
+
+def open_input(text: str) -> Source:
+    """What is to be sorted: the name of a data set, or what `stdac.pictures.sources.open_source` takes."""
+    return open_source(text, {name: NamedSource(name) for name in NAMES})
+
+
+@dataclass(frozen=True)
+class NamedSource:
+    """A data set by name, loaded whole."""
+
+    name: str
+
+    def count(self) -> None:
+        return None
+
+    def batches(self) -> Iterator[Batch]:
+        return end_with_reason(self._batches(), self.name)
+
+    def _batches(self) -> Iterator[Batch]:
+        try:
+            dataset = load(self.name)
+        except ImportError as error:
+            raise StdacError(
+                f"this data set needs {error.name}, which is not installed: pip install 'stdac[train]'"
+            ) from error
+        names = dict(enumerate(dataset.class_names))
+        for start in range(0, len(dataset.images), BATCH):
+            images = dataset.images[start : start + BATCH]
+            index = np.arange(start, start + len(images), dtype=np.int64)
+            label: list[str | None] = [None] * len(images)
+            if dataset.labels is not None:
+                label = [names.get(k, str(k)) for k in dataset.labels[index].tolist()]
+            yield Batch([self.name] * len(images), index, images, label)
 
 
 def default_data_dir() -> Path:
@@ -113,7 +164,7 @@ def load_torchvision(name: str, data_dir: Path) -> Dataset:
     images = np.concatenate([as_pixels(np.asarray(part.data), name) for part in parts])
     labels = np.concatenate([np.asarray(part.targets).reshape(len(part.data), -1)[:, 0] for part in parts])
     names = tuple(getattr(parts[0], "classes", ()))
-    return Dataset(images, as_labels(labels, len(images), name), names)
+    return Dataset(images, labels.astype(np.int64), names)
 
 
 def fetch(build: Callable[..., Any], name: str, data_dir: Path, train: bool) -> Any:

@@ -19,10 +19,10 @@ from torch import nn
 from stdac import run
 from stdac.data import Dataset
 from stdac.errors import StdacError
-from stdac.images import Pixels, as_pixels
 from stdac.machine import Machine, device_name
 from stdac.methods import resolve
 from stdac.methods.st_dac import STDACParams
+from stdac.pictures.pixels import Pixels, as_pixels
 from stdac.trial import Trial
 
 PREDICT_BATCH = 1000

@@ -14,11 +14,11 @@ import torch
 from export.convert.to_onnx import export_model
 from stdac.data import load
 from stdac.folder import TrialFolder
-from stdac.images import Pixels
 from stdac.machine import Machine
 from stdac.methods import METHODS, resolve
 from stdac.model_file import ModelConfig, save_model
 from stdac.observer import Observer
+from stdac.pictures.pixels import Pixels
 from stdac.record import TIMINGS
 from stdac.train import Progress
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import export.inputs.decode
-from export.inputs.child import Child, ChildDied, in_child
-from export.inputs.decode import decode_safely
-from export.inputs.runs import Run
+import stdac.pictures.decode
 from stdac.errors import StdacError
+from stdac.pictures.batches import Batch
+from stdac.pictures.child import Child, ChildDied, iterate_in_child
+from stdac.pictures.decode import decode_safely
 
 
 def double(x: int) -> int:
@@ -94,20 +94,20 @@ def test_a_child_may_not_take_more_memory_than_it_is_given() -> None:
 
 
 def test_a_generator_is_iterated_over_in_a_child() -> None:
-    assert list(in_child("tests.test_child:count", 5)) == [0, 1, 2, 3, 4]
+    assert list(iterate_in_child("tests.test_child:count", 5)) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(("how", "match"), [("abort", "crashed"), ("bloat", "512 MiB"), ("fail", "no good")])
 def test_a_generator_that_breaks_gives_what_it_had_and_one_sentence(how: str, match: str) -> None:
     found = []
     with pytest.raises(StdacError, match=match):
-        found.extend(in_child("tests.test_child:count", 3, how, memory_bytes=512 << 20))
-    items = in_child("tests.test_child:count", 3, how, memory_bytes=512 << 20)
+        found.extend(iterate_in_child("tests.test_child:count", 3, how, memory_bytes=512 << 20))
+    items = iterate_in_child("tests.test_child:count", 3, how, memory_bytes=512 << 20)
     assert [next(items) for _ in range(3)] == [0, 1, 2]
 
 
 PARENT = """
-from export.inputs.child import Child
+from stdac.pictures.child import Child
 child = Child("tests.test_child:misbehave")
 print(child.call(""), flush=True)
 child.call("hang")
@@ -128,18 +128,18 @@ def test_a_child_ends_with_its_parent_even_in_the_middle_of_a_call() -> None:
 def test_a_picture_that_takes_too_long_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, time\n"
-        "if 'export.inputs.child' in sys.orig_argv:\n"
-        "    import stdac.images as images\n"
+        "if 'stdac.pictures.child' in sys.orig_argv:\n"
+        "    import stdac.pictures.image as images\n"
         "    read = images.read_file\n"
         "    images.read_file = lambda path: time.sleep(600) if path.endswith('slow.png') else read(path)\n"
     )
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(export.inputs.decode, "RUN_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(export.inputs.decode, "IMAGE_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(stdac.pictures.decode, "BATCH_TIMEOUT_S", 2.0)
+    monkeypatch.setattr(stdac.pictures.decode, "IMAGE_TIMEOUT_S", 2.0)
     paths = [str(tmp_path / name) for name in ("a.png", "slow.png", "b.png")]
     for path in paths:
         Image.new("L", (4, 4), 77).save(path)
-    with Child("export.inputs.decode:decode_run") as child:
-        decoded = decode_safely(child, Run(paths, np.zeros(3, np.int64), list(paths), [None] * 3, None), (1, 4, 4))
+    with Child("stdac.pictures.decode:decode_batch") as child:
+        decoded = decode_safely(child, Batch(paths, np.zeros(3, np.int64), list(paths), [None] * 3, None), (1, 4, 4))
     assert decoded.errors == [None, "its decoder crashed, or took more than 2 s", None]
     assert decoded.images[[0, 2]].tolist() == np.full((2, 1, 4, 4), 77).tolist()

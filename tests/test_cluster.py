@@ -22,11 +22,11 @@ from export import Clusterer
 from export.cli import cluster_command
 from export.cluster import NO_SCORE, Progress, Settings, Summary, cluster_files
 from export.convert.to_onnx import export_model
-from export.inputs.decode import fingerprints
 from export.results.rows import CLUSTERS
 from stdac.errors import StdacError
-from stdac.images import Pixels
 from stdac.model_file import load_model, save_model
+from stdac.pictures.hashes import compute_fingerprints
+from stdac.pictures.pixels import Pixels
 from tests.conftest import NAMES
 
 CPU = Settings(provider="cpu")
@@ -135,8 +135,8 @@ def test_a_picture_that_breaks_its_decoder_is_a_row_and_the_others_are_not_lost(
 
 CRASHES = """
 import os, sys
-if "export.inputs.child" in sys.orig_argv:
-    import stdac.images as images
+if "stdac.pictures.child" in sys.orig_argv:
+    import stdac.pictures.image as images
     read, (crash, bloat) = images.read_file, os.environ["CRASH"].split(":")
     def read_file(path):
         if path == crash:
@@ -180,7 +180,7 @@ def test_equal_files_have_equal_hashes_and_near_ones_near_fingerprints(
 def test_fingerprints_compare_the_means_of_neighbouring_fields(shape: tuple[int, int, int]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
     edges = [np.arange(10) * side // 9 for side in shape[1:]]
-    for image, text in zip(images, fingerprints(images), strict=True):
+    for image, text in zip(images, compute_fingerprints(images), strict=True):
         gray = image.mean(0)
         fields = np.array(
             [

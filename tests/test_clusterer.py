@@ -15,8 +15,8 @@ from export import Clusterer
 from export.clusterer import CHUNK
 from export.runtime import PROVIDERS, open_session, placement
 from stdac.errors import StdacError
-from stdac.images import Pixels
 from stdac.model_file import load_model
+from stdac.pictures.pixels import Pixels
 from tests.conftest import NAMES
 
 

@@ -19,10 +19,11 @@ from cluster_jobs.commands.stdac import main as stdac
 from cluster_jobs.grid import expand
 from stdac.data import Dataset, load
 from stdac.errors import StdacError
+from stdac.folder import TrialFolder
 from stdac.methods import METHODS, fill_params, resolve
 from stdac.methods.method import Fitted, check_fitted
 from stdac.model_file import load_model
-from stdac.record import CORE, METRICS, TrialFolder, conform_metrics, metrics_table
+from stdac.record import CORE, METRICS, conform_metrics, metrics_table
 from stdac.run import Scorer, fit, run_trial
 from stdac.train import Assignment, Progress, Trainer, phase
 from stdac.trial import Params, Trial, added

@@ -5,17 +5,25 @@ import io
 import os
 import pickle
 import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+import stdac.pictures.decode
 from stdac.data import NAMES, Dataset, load
 from stdac.errors import StdacError
+from stdac.pictures.batches import Batch
 
 TORCHVISION_DIR = Path(os.environ.get("STDAC_DATA") or Path(__file__).parents[2] / "shared" / "data")
 IMAGES = np.arange(5 * 8 * 6, dtype=np.uint8).reshape(5, 8, 6)
@@ -38,6 +46,40 @@ def npz(**arrays: NDArray[Any]) -> bytes:
     """Arrays as an .npz file's bytes."""
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=True, **arrays)
+    return file.getvalue()
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    """Files as a zip archive's bytes."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    """Files as a tar archive's bytes."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return file.getvalue()
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    """Columns as a Parquet file's bytes."""
+    file = io.BytesIO()
+    pq.write_table(pa.table(columns), file)
+    return file.getvalue()
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture as a PNG file's bytes."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 
@@ -218,13 +260,15 @@ def flipped(data: bytes, position: int) -> bytes:
     return data[:position] + bytes([data[position] ^ 255]) + data[position + 1 :]
 
 
+PICTURE = png(IMAGES[0])
+PARQUET = parquet(image=[PICTURE], label=["a"])
 OBJECTS = np.array([{"a": 1}], dtype=object)
 NOISE = np.random.default_rng(0).integers(0, 256, (9, 16, 16), dtype=np.uint8)
 BAD_FILES = {
     "cut.idx": (idx(IMAGES)[:-1], "cut short"),
     "header-cut.idx": (idx(IMAGES)[:7], "cut short"),
     "too-long.idx": (idx(IMAGES) + b"0", "damaged"),
-    "huge.idx": (b"\0\0\x08\x03" + b"\xff" * 12, "damaged"),
+    "huge.idx": (b"\0\0\x08\x03" + b"\xff" * 12, "at most 100,000,000"),
     "255-dimensions.idx": (b"\0\0\x08\xff" + b"\0" * 1020, "not an IDX"),
     "no-dimension.idx": (b"\0\0\x08\0\1", "not an IDX"),
     "no-images.idx": (b"\0\0\x08\x03" + b"\0" * 12, "no images"),
@@ -234,23 +278,31 @@ BAD_FILES = {
     "floats.idx": (idx(IMAGES.astype(">f4"), 13), "expected uint8"),
     "cut.idx.gz": (gzip.compress(idx(IMAGES))[:-9], "end-of-stream"),
     "damaged.idx.gz": (flipped(gzip.compress(idx(NOISE)), 16), "gz"),
-    "not-gzip.gz": (b"hello", "Not a gzipped"),
-    "cut.npz": (npz(images=NOISE)[:-30], "not a plain NumPy file"),
-    "damaged.npz": (flipped(npz(images=NOISE), 400), "not a plain NumPy file"),
+    "not-gzip.gz": (b"hello", "not a plain NumPy file, nor IDX"),
+    "cut.npz": (npz(images=NOISE)[:-30], "not a zip file"),
+    "damaged.npz": (flipped(npz(images=NOISE), 400), "damaged"),
     "text.npz": (b"hello", "not a plain NumPy file"),
     "empty.npz": (b"", "not a plain NumPy file"),
-    "objects.npz": (npz(images=OBJECTS), "not a plain NumPy file"),
+    "objects.npz": (npz(images=OBJECTS), "type object, expected images"),
     "pickle.npy": (pickle.dumps(IMAGES), "not a plain NumPy file"),
     "other-names.npz": (npz(pictures=IMAGES), "holds pictures, expected an array named images"),
     "fewer-labels.npz": (npz(images=IMAGES, labels=LABELS[:4]), "5 images but 4 labels"),
     "wide-labels.npz": (npz(images=IMAGES, labels=np.eye(5, dtype=int)), "labels of shape"),
     "float-labels.npz": (npz(images=IMAGES, labels=LABELS / 2), "type float64"),
-    "cut.npy": (npy(IMAGES)[:-5], "not a plain NumPy file"),
-    "huge.npy": (npy(IMAGES).replace(b"(5, 8, 6), }        ", b"(5000000000000,8,6)}"), "not a plain NumPy file"),
+    "cut.npy": (npy(IMAGES)[:-5], "cut short or damaged: 4 of its 5 images"),
+    "huge.npy": (npy(IMAGES).replace(b"(5, 8, 6), }        ", b"(5000000000000,8,6)}"), "more memory than there is"),
+    "beyond-64-bits.npy": (npy(IMAGES).replace(b"(5, 8, 6), }" + b" " * 14, b"(%d,8,6)}" % 2**61), "more memory"),
     "floats.npy": (npy(IMAGES / 255), "expected uint8"),
     "one-image.npy": (npy(IMAGES[0]), "shape"),
     "five-channels.npy": (npy(np.zeros((4, 8, 8, 5), np.uint8)), "shape"),
     "no-images.npy": (npy(IMAGES[:0]), "no images"),
+    "no-array.npz": (zipped({"images": b"text", "y.npy": npy(LABELS)}), "holds y, expected an array named images"),
+    "cut.parquet": (PARQUET[:-5], "Parquet"),
+    "no-pictures.parquet": (parquet(label=["a"]), "holds no images"),
+    "no-pictures.tar": (tar({"a.txt": b"a"}), "holds no images"),
+    "cut.tar": (tar({"a.png": PICTURE, "b.png": PICTURE})[:1700], "cut short"),
+    "broken-picture.tar": (tar({"a.png": PICTURE, "b.png": b"hello"}), "image 1: not a readable image; repair"),
+    "one.png": (PICTURE, "one picture, expected a data set of many: name the folder"),
 }
 
 
@@ -288,3 +340,126 @@ def test_a_file_named_as_the_other_kind_is_read_by_its_content(tmp_path: Path) -
     (tmp_path / "array.npz").write_bytes(npy(IMAGES))
     (tmp_path / "archive.npy").write_bytes(npz(images=IMAGES, labels=LABELS))
     assert load(str(tmp_path / "array.npz")).fingerprint == load(str(tmp_path / "archive.npy")).fingerprint
+
+
+# --- archives, and what all kinds share
+
+NAMED = ["zebra", "ant", "zebra", "größe", "ant"]
+PNGS = [png(image) for image in IMAGES]
+SAMPLES = {
+    name: content
+    for i, (picture, label) in enumerate(zip(PNGS, NAMED, strict=True))
+    for name, content in ((f"{i}.png", picture), (f"{i}.cls", label.encode()))
+}
+LABELLED = {
+    "a.parquet": parquet(image=PNGS, label=NAMED),
+    "a.tar": tar(SAMPLES),
+    "a.tar.gz": gzip.compress(tar(SAMPLES)),
+    "text.npz": npz(images=IMAGES, labels=np.array(NAMED)),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_text_labels_are_class_names_sorted_and_numbered(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(LABELLED[name])
+    (tmp_path / "set.npy").write_bytes(npy(IMAGES))
+    dataset = load(str(tmp_path / name))
+    assert dataset.fingerprint == load(str(tmp_path / "set.npy")).fingerprint
+    assert dataset.labels is not None and dataset.labels.dtype == np.int64
+    assert dataset.class_names == ("ant", "größe", "zebra")
+    assert dataset.labels.tolist() == [2, 0, 2, 1, 0]
+    assert load(str(tmp_path / name), image_size=4, limit=3).images.shape == (3, 1, 4, 4)
+
+
+def test_labels_that_some_images_lack_are_none(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet(image=PNGS, label=[*NAMED[:4], None]))
+    dataset = load(str(tmp_path / "a.parquet"))
+    assert dataset.labels is None and dataset.class_names == ()
+
+
+@pytest.mark.parametrize("kind", ["folder", "a.parquet"])
+def test_colour_that_comes_late_makes_all_rgb(tmp_path: Path, kind: str) -> None:
+    red = np.zeros((8, 6, 3), np.uint8) + np.array([9, 0, 0], np.uint8)
+    pictures = [*PNGS * 60, png(red), PNGS[0]]
+    if kind == "folder":
+        (tmp_path / kind).mkdir()
+        for i, content in enumerate(pictures):
+            (tmp_path / kind / f"{i:03}.png").write_bytes(content)
+    else:
+        (tmp_path / kind).write_bytes(parquet(image=pictures))
+    images = load(str(tmp_path / kind)).images
+    np.testing.assert_array_equal(images[:300], np.repeat(np.concatenate([IMAGES] * 60)[:, None], 3, 1))
+    np.testing.assert_array_equal(images[300], red.transpose(2, 0, 1))
+    np.testing.assert_array_equal(images[301], np.stack([IMAGES[0]] * 3))
+
+
+def test_pictures_of_mixed_sizes_in_an_archive_are_told_by_number(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(tar({"a.png": PNGS[0], "b.png": PNGS[1], "c.png": png(IMAGES[0, :5])}))
+    with pytest.raises(StdacError, match=r"a\.tar .*mixed sizes, image 0 has 8x6 pixels and image 2 5x6.*--image"):
+        load(str(tmp_path / "a.tar"))
+    assert load(str(tmp_path / "a.tar"), image_size=5).images.shape == (3, 1, 5, 5)
+
+
+def test_a_child_answers_in_parts_where_pictures_are_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stdac.pictures.decode, "BATCH_BYTES", 100)
+    batch = Batch(["a.tar"] * 5, np.arange(5), list(PNGS), [None] * 5)
+    assert len(stdac.pictures.decode.decode_each(batch, None)) == 3
+    assert len(stdac.pictures.decode.decode_each(batch, (50, 50))) == 1
+
+
+CRASHES = """
+import os, sys
+if "stdac.pictures.child" in sys.orig_argv:
+    import stdac.pictures.image as image
+    read = image.read_file
+    image.read_file = lambda path: os.abort() if path.endswith("7.png") else read(path)
+"""
+
+
+def test_a_picture_that_crashes_its_decoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(10):
+        save_picture(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "sitecustomize.py").write_text(CRASHES)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    with pytest.raises(StdacError, match=r"cannot read .*/in/7\.png: its decoder crashed, .*; repair or remove it"):
+        load(str(tmp_path / "in"))
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/1.png", "closed/2.png"):
+        save_picture(tmp_path / name)
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path.endswith("closed"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StdacError, match=r"cannot read .*/closed: this folder cannot be listed"):
+        load(str(tmp_path))
+
+
+def test_an_array_is_collected_in_little_more_than_its_own_memory(tmp_path: Path) -> None:
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"shape": (60_000, 50, 50), "fortran_order": False, "descr": "|u1"})
+        file.truncate(file.tell() + 60_000 * 2500)
+    code = f"""
+import resource
+from stdac.data import load
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert load({str(tmp_path / "a.npy")!r}).images.shape == (60_000, 1, 50, 50)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 230  # MiB, for 143
+
+
+def test_what_is_no_file_is_one_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "gone.npz").symlink_to("nowhere")
+    kinds = "a folder of images, or an .npz, .npy, IDX, Parquet or tar file"
+    reasons = {"pipe": "neither a file nor a folder", "gone.npz": "does not exist", "-": "unknown data set"}
+    for name, why in reasons.items():
+        with pytest.raises(StdacError, match=f"{why}.*expected .*{kinds}"):
+            load(name if name == "-" else str(tmp_path / name))

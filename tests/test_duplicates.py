@@ -14,7 +14,7 @@ from PIL import Image
 import export.gallery.duplicates
 from export.gallery.duplicates import BITS, RADIUS, Codes, alike, count_bits, exact_groups, join, near_pairs, read_codes
 from stdac.errors import StdacError
-from stdac.images import Pixels
+from stdac.pictures.pixels import Pixels
 
 
 def random_codes(n: int, seed: int = 0) -> Codes:

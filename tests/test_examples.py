@@ -12,7 +12,7 @@ from PIL import Image
 from export import Clusterer
 from export.web import PACKAGE, VERSION
 from stdac.data import load
-from stdac.images import read_image
+from stdac.pictures.image import read_image
 from tests.conftest import export_nearest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

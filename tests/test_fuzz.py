@@ -29,11 +29,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from export.cluster import Settings, cluster_files
-from export.inputs.labels import read_labels
-from export.inputs.runs import printable, stat_in
-from export.inputs.sources import open_source
+from export.results.labels import read_labels
+from stdac.data import open_input
 from stdac.errors import StdacError
-from stdac.images import Pixels
+from stdac.pictures.batches import escape_name, stat_in
+from stdac.pictures.pixels import Pixels
 
 GOOD = 12
 MEMORY_MIB = 1536
@@ -283,7 +283,7 @@ def test_traps_and_bombs_in_a_folder_are_rows_and_the_others_keep_their_clusters
     output = tmp_path / "out.parquet"
     by_source = checked(cluster(model, folder, output=output), output)
     assert sound(by_source, folder) == clusters
-    named = [by_source[printable(os.fsdecode(os.fsencode(folder) + b"/" + n + b".png"))][0] for n in odd_names()]
+    named = [by_source[escape_name(os.fsdecode(os.fsencode(folder) + b"/" + n + b".png"))][0] for n in odd_names()]
     assert [row["cluster"] for row in named] == [clusters[0]] * fine
     assert "cannot be listed" in str([row["error"] for rows in by_source.values() for row in rows])
     refused = {
@@ -500,7 +500,7 @@ def check_damaged_archives(model: Path, folder: Path, archives: dict[str, bytes]
     inputs = []
     for name in archives:
         try:
-            open_source(str(folder / name))
+            open_input(str(folder / name))
         except StdacError as error:
             assert "\n" not in str(error)
         else:
@@ -572,7 +572,7 @@ def test_junk_in_a_list_is_rows_and_the_others_keep_their_clusters(
 )
 def test_an_odd_argument_is_one_sentence(text: str) -> None:
     with pytest.raises(StdacError):
-        open_source(text)
+        open_input(text)
 
 
 def test_a_time_of_no_calendar_is_kept_as_one_that_64_bits_hold() -> None:

@@ -23,7 +23,7 @@ from export.gallery.sprites import data_uri, make_sheet
 from export.results.names import load_names
 from stdac.data import load
 from stdac.errors import StdacError
-from stdac.images import Pixels
+from stdac.pictures.pixels import Pixels
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 OFF = ("quic", "gpu", "background-networking", "component-update", "sync")

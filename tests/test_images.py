@@ -19,8 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from stdac.data import load
 from stdac.errors import StdacError
-from stdac.images import MAX_BYTES, SUFFIXES, Pixels, find_images, read_file, read_image, walk
+from stdac.pictures.folder import SUFFIXES, walk
+from stdac.pictures.image import MAX_BYTES, read_file, read_image
+from stdac.pictures.pixels import Pixels
 
 NOISE = np.random.default_rng(0).normal(size=(40, 48))
 GRAY = np.clip(np.cumsum(np.cumsum(NOISE, 0), 1) * 3 + 128, 0, 255).astype(np.uint8)
@@ -324,7 +327,7 @@ def test_a_hundred_megapixels_are_read() -> None:
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from stdac.images import read_image
+from stdac.pictures.image import read_image
 data = Path(sys.argv[1]).read_bytes()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 read_image(data, 1, (28, 28))
@@ -455,7 +458,7 @@ def test_a_walk_is_sorted_and_leaves_out_what_is_hidden(tmp_path: Path) -> None:
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
     paths = [Path(path) for path in walk(str(tmp_path))]
-    assert paths == sorted(paths) == find_images(tmp_path)
+    assert paths == sorted(paths)
     names = [str(path.relative_to(tmp_path)) for path in paths]
     assert names == ["B/c/6.Png", "a/2.jpg", "a b/3.png", "a.png", "b/1.png", "link.png"]
 
@@ -478,7 +481,7 @@ def test_a_closed_folder_is_yielded_with_a_slash(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
     assert list(walk(str(tmp_path))) == [f"{tmp_path}/closed/"]
     with pytest.raises(StdacError, match="cannot be listed"):
-        find_images(tmp_path)
+        load(str(tmp_path))
 
 
 # --- speed

@@ -15,9 +15,9 @@ from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.worker import Options, Worker
 from stdac.errors import StdacError
+from stdac.folder import TrialFolder
 from stdac.methods import METHODS, add_needs, resolve
 from stdac.model_file import load_model
-from stdac.record import TrialFolder
 from stdac.run import run_trial
 from tests.conftest import CPU, results_of
 from tests.test_launch import command, outcome

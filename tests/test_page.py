@@ -28,7 +28,8 @@ from export.web.page import page_command, write_page
 from stdac.command import Commands
 from stdac.data import load
 from stdac.errors import StdacError
-from stdac.images import Pixels, read_image
+from stdac.pictures.image import read_image
+from stdac.pictures.pixels import Pixels
 from tests.conftest import export_nearest
 
 CHROMIUM = next((path for name in ("chromium", "google-chrome") if (path := shutil.which(name))), None)

@@ -1,4 +1,4 @@
-"""Sources give their images as runs, whatever they are; what is broken is an Unreadable row, and the rows add up."""
+"""Sources give their images as batches, whatever they are; what is broken is an Unreadable row, and the rows add up."""
 
 import bz2
 import gzip
@@ -26,17 +26,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import export.inputs.parquet
-import export.inputs.tar
-from export.inputs.arrays import read_runs
-from export.inputs.labels import read_labels
-from export.inputs.parquet import find_columns
-from export.inputs.runs import MEMBER_BYTES, RUN_BYTES, ended_well
-from export.inputs.sources import RUN, SAMPLE, Folder, Listed, Run, Source, Unreadable, conform, open_source, sample
-from export.inputs.tar import read_tar
-from stdac.data import load
+import stdac.pictures.parquet
+import stdac.pictures.tar
+from export.results.labels import read_labels
+from stdac.data import load, open_input
 from stdac.errors import StdacError
-from stdac.images import Pixels, find_images, folder_labels, read_image
+from stdac.pictures.arrays import read_batches
+from stdac.pictures.batches import BATCH, BATCH_BYTES, MEMBER_BYTES, Batch, Source, Unreadable, end_with_reason
+from stdac.pictures.folder import Folder
+from stdac.pictures.image import read_image
+from stdac.pictures.listing import PictureList
+from stdac.pictures.parquet import find_columns
+from stdac.pictures.pixels import Pixels, conform
+from stdac.pictures.samples import SAMPLE, sample_images
+from stdac.pictures.tar import read_tar
 
 N = 150
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 12, 10), dtype=np.uint8)
@@ -125,14 +128,16 @@ def hugging_face(n: int = N, **options: Any) -> bytes:
     return parquet(pa.table(columns).replace_schema_metadata(metadata), **options)
 
 
-def rows(source: Source | Iterator[Run]) -> list[tuple[str, int, Any, str | None]]:
+def rows(source: Source | Iterator[Batch]) -> list[tuple[str, int, Any, str | None]]:
     """All rows, checked: (source, index, pixels (C, H, W) or why there are none, label)."""
     got = []
-    for run in source if isinstance(source, Iterator) else source.runs():
-        assert 1 <= len(run) <= RUN
-        assert len(run.source) == len(run.index) == len(run.content) == len(run.label)
-        assert pickle.loads(pickle.dumps(run)).source == run.source
-        for name, index, content, label in zip(run.source, run.index.tolist(), run.content, run.label, strict=True):
+    for batch in source if isinstance(source, Iterator) else source.batches():
+        assert 1 <= len(batch) <= BATCH
+        assert len(batch.source) == len(batch.index) == len(batch.content) == len(batch.label)
+        assert pickle.loads(pickle.dumps(batch)).source == batch.source
+        for name, index, content, label in zip(
+            batch.source, batch.index.tolist(), batch.content, batch.label, strict=True
+        ):
             readable = isinstance(content, str | bytes)
             got.append((name, index, read_image(content) if readable else content, label))
     return got
@@ -141,7 +146,7 @@ def rows(source: Source | Iterator[Run]) -> list[tuple[str, int, Any, str | None
 def opened(folder: Path, name: str, content: bytes) -> Source:
     """A file with that content, as a source."""
     (folder / name).write_bytes(content)
-    return open_source(str(folder / name))
+    return open_input(str(folder / name))
 
 
 ARCHIVES: dict[str, bytes] = {
@@ -177,12 +182,12 @@ def test_every_kind_of_file_gives_the_same_images_in_order(tmp_path: Path, name:
     if name.startswith("hugging"):
         assert labels == [f"class {label}" for label in LABELS]
     else:
-        labelled = name.startswith("shard") or name in ("packed.npz", "binary.parquet")
-        assert labels == (LABELS if labelled else [None] * N)
+        has_labels = name.startswith("shard") or name in ("packed.npz", "binary.parquet")
+        assert labels == (LABELS if has_labels else [None] * N)
     about = (tmp_path / name).stat()
-    runs = list(source.runs())
-    assert {run.stat for run in runs} == {(about.st_size, about.st_mtime_ns)}
-    assert [len(run) for run in runs] == [RUN, N - RUN]
+    batches = list(source.batches())
+    assert {batch.stat for batch in batches} == {(about.st_size, about.st_mtime_ns)}
+    assert [len(batch) for batch in batches] == [BATCH, N - BATCH]
 
 
 @pytest.mark.parametrize("name", ["a.npy", "packed.npz", "images.gz", "hugging face.parquet", "shard.tar", "shard.tgz"])
@@ -209,31 +214,33 @@ def test_every_layout_of_an_array(tmp_path: Path, layout: str) -> None:
 def test_runs_depend_on_the_source_alone_and_come_again(tmp_path: Path) -> None:
     for name in ("a.npy", "packed.npz", "images.gz", "hugging face.parquet", "shard.tar"):
         source = opened(tmp_path, name, ARCHIVES[name])
-        interleaved = [(a.index.tolist(), b.index.tolist()) for a, b in zip(source.runs(), source.runs(), strict=True)]
+        interleaved = [
+            (a.index.tolist(), b.index.tolist()) for a, b in zip(source.batches(), source.batches(), strict=True)
+        ]
         assert all(a == b for a, b in interleaved)
-    assert len(list(source.runs())) == -(-N // RUN)
+    assert len(list(source.batches())) == -(-N // BATCH)
 
 
 def test_a_run_ends_early_where_its_bytes_are_many(tmp_path: Path) -> None:
     images = np.zeros((5, 3, 1500, 1500), np.uint8)
-    assert [len(run) for run in opened(tmp_path, "a.npy", npy(images)).runs()] == [2, 2, 1]
-    large = PNGS[0] + bytes(RUN_BYTES // 3)
+    assert [len(batch) for batch in opened(tmp_path, "a.npy", npy(images)).batches()] == [2, 2, 1]
+    large = PNGS[0] + bytes(BATCH_BYTES // 3)
     for name, content in {
         "a.tar": tar([(f"{i}.png", large) for i in range(5)]),
         "a.parquet": parquet(pa.table({"a": [large] * 5})),
     }.items():
-        assert [len(run) for run in opened(tmp_path, name, content).runs()] == [3, 2]
+        assert [len(batch) for batch in opened(tmp_path, name, content).batches()] == [3, 2]
 
 
 def test_some_rows_of_a_run() -> None:
     index = np.arange(3)
-    run = Run(["a", "b", "c"], index, ["x", b"y", Unreadable("z")], ["1", None, "3"], (7, 8))
-    some = run.select(np.array([2, 0]))
+    batch = Batch(["a", "b", "c"], index, ["x", b"y", Unreadable("z")], ["1", None, "3"], (7, 8))
+    some = batch.select(np.array([2, 0]))
     assert (some.source, some.index.tolist(), some.content) == (["c", "a"], [2, 0], [Unreadable("z"), "x"])
     assert (some.label, some.stat) == (["3", "1"], (7, 8))
-    pixels = Run(["a"] * 3, index, COLOUR[:3], [None] * 3).select(np.array([1]))
+    pixels = Batch(["a"] * 3, index, COLOUR[:3], [None] * 3).select(np.array([1]))
     np.testing.assert_array_equal(pixels.content, COLOUR[1:2])
-    assert len(run.select([])) == 0
+    assert len(batch.select([])) == 0
 
 
 # --- folders, pictures, data sets
@@ -258,36 +265,37 @@ FOLDERS = {
 @pytest.mark.parametrize("kind", FOLDERS)
 def test_names_of_sub_folders_are_labels_as_in_training(tmp_path: Path, kind: str) -> None:
     fill(tmp_path, *FOLDERS[kind])
-    numbers, names = folder_labels(tmp_path, find_images(tmp_path))
-    expected = [None] * len(find_images(tmp_path)) if numbers is None else [names[k] for k in numbers]
+    training = load(str(tmp_path))
+    names, n = training.class_names, len(training.images)
+    expected = [None] * n if training.labels is None else [names[k] for k in training.labels]
     for text in (str(tmp_path), f"{tmp_path}/", f"{tmp_path}/../{tmp_path.name}"):
-        assert [row[3] for row in rows(open_source(text))] == expected
+        assert [row[3] for row in rows(open_input(text))] == expected
 
 
 def test_a_folder_gives_paths_in_runs_with_its_count(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{i:03}.png" for i in range(N)))
-    source = open_source(str(tmp_path))
+    source = open_input(str(tmp_path))
     assert source.count() == N
-    runs = list(source.runs())
-    assert [len(run) for run in runs] == [RUN, N - RUN]
-    assert runs[0].content[5] == runs[0].source[5] == str(tmp_path / "005.png")
-    assert {run.stat for run in runs} == {None}
-    assert not any(run.index.any() for run in runs)
+    batches = list(source.batches())
+    assert [len(batch) for batch in batches] == [BATCH, N - BATCH]
+    assert batches[0].content[5] == batches[0].source[5] == str(tmp_path / "005.png")
+    assert {batch.stat for batch in batches} == {None}
+    assert not any(batch.index.any() for batch in batches)
 
 
 def test_relative_folders_keep_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "in/cat/1.png", "in/dog/2.png")
     monkeypatch.chdir(tmp_path)
-    assert [row[0] for row in rows(open_source("in"))] == ["in/cat/1.png", "in/dog/2.png"]
+    assert [row[0] for row in rows(open_input("in"))] == ["in/cat/1.png", "in/dog/2.png"]
     monkeypatch.chdir(tmp_path / "in")
-    assert [(row[0], row[3]) for row in rows(open_source("."))] == [("./cat/1.png", "cat"), ("./dog/2.png", "dog")]
+    assert [(row[0], row[3]) for row in rows(open_input("."))] == [("./cat/1.png", "cat"), ("./dog/2.png", "dog")]
 
 
 def test_odd_names_are_kept_printable(tmp_path: Path) -> None:
     for name in (b"new\nline.png", "Größe 大.png".encode(), b"latin-\xe9.png", b"quote'\".png"):
         with open(os.fsencode(tmp_path) + b"/" + name, "wb") as file:
             file.write(PNGS[0])
-    got = rows(open_source(str(tmp_path)))
+    got = rows(open_input(str(tmp_path)))
     names = {Path(row[0]).name for row in got}
     assert names == {"new\nline.png", "Größe 大.png", r"latin-\xe9.png", "quote'\".png"}
     assert all(isinstance(row[2], np.ndarray) for row in got)
@@ -301,14 +309,14 @@ def test_loops_pipes_and_broken_links_in_a_folder_are_left_out(tmp_path: Path) -
     (tmp_path / "self.png").symlink_to("self.png")
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
-    assert len(rows(open_source(str(tmp_path)))) == 1
+    assert len(rows(open_input(str(tmp_path)))) == 1
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
 def test_a_closed_folder_is_a_row(tmp_path: Path) -> None:
     fill(tmp_path, "cat/1.png", "dog/2.png")
     (tmp_path / "closed").mkdir(mode=0)
-    source = open_source(str(tmp_path))
+    source = open_input(str(tmp_path))
     assert source.count() == 3
     got = rows(source)
     assert got[1][0] == str(tmp_path / "closed")
@@ -326,7 +334,7 @@ def test_a_closed_folder_is_a_row_even_for_root(tmp_path: Path, monkeypatch: pyt
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    got = rows(open_source(str(tmp_path)))
+    got = rows(open_input(str(tmp_path)))
     assert [row[3] for row in got] == ["cat", None, "dog"]
     assert got[1][0] == str(tmp_path / "closed")
     assert got[1][2] == Unreadable("this folder cannot be listed")
@@ -335,26 +343,26 @@ def test_a_closed_folder_is_a_row_even_for_root(tmp_path: Path, monkeypatch: pyt
 def test_a_single_picture(tmp_path: Path) -> None:
     fill(tmp_path, "a.png", "no suffix")
     for name in ("a.png", "no suffix"):
-        source = open_source(str(tmp_path / name))
+        source = open_input(str(tmp_path / name))
         assert source.count() == 1
-        (run,) = source.runs()
-        assert (run.source, run.content, run.label, run.stat) == ([str(tmp_path / name)],) * 2 + ([None], None)
+        (batch,) = source.batches()
+        assert (batch.source, batch.content, batch.label, batch.stat) == ([str(tmp_path / name)],) * 2 + ([None], None)
 
 
 def test_a_data_set_has_its_classes_as_labels() -> None:
-    source = open_source("digits")
+    source = open_input("digits")
     dataset = load("digits")
     assert dataset.labels is not None
     got = rows(source)
     np.testing.assert_array_equal(np.stack([row[2] for row in got]), dataset.images)
     assert [row[3] for row in got] == [dataset.class_names[k] for k in dataset.labels]
     assert {row[0] for row in got} == {"digits"}
-    assert next(source.runs()).stat is None
+    assert next(source.batches()).stat is None
 
 
 def test_a_data_set_whose_package_is_missing_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    ((name, index, why, label),) = rows(open_source("digits"))
+    ((name, index, why, label),) = rows(open_input("digits"))
     assert (name, index, label) == ("digits", 0, None)
     assert "which is not installed: pip install" in why.reason
 
@@ -376,19 +384,19 @@ def test_what_cannot_be_a_source_is_one_sentence(tmp_path: Path) -> None:
             str(tmp_path / "gone\nline"): "does not exist",
         }.items():
             with pytest.raises(StdacError, match=why):
-                open_source(text)
+                open_input(text)
 
 
 def test_a_million_names_fit_into_little_memory(tmp_path: Path) -> None:
     """At a small part of the size: names of one folder are all that is kept, less than 100 bytes each."""
     code = """
 import os, sys, resource
-from export.inputs.sources import open_source
+from stdac.pictures.sources import open_source
 for i in range(20_000):
     os.close(os.open(f"{sys.argv[1]}/image_{i:07}.png", os.O_CREAT | os.O_WRONLY))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 source = open_source(sys.argv[1])
-assert source.count() == sum(len(run) for run in source.runs()) == 20_000
+assert source.count() == sum(len(batch) for batch in source.batches()) == 20_000
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     result = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
@@ -398,10 +406,10 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 # --- a list on stdin
 
 
-def listed(data: bytes | io.RawIOBase) -> Listed:
+def listed(data: bytes | io.RawIOBase) -> PictureList:
     """A list of paths, given in small pieces."""
     raw = BytesIO(data) if isinstance(data, bytes) else data
-    return Listed(io.BufferedReader(raw, 16))  # type: ignore[arg-type]
+    return PictureList(io.BufferedReader(raw, 16))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", ["{}\n", "{}\r\n", "{}\0", "\n{}\n\n"])
@@ -412,7 +420,7 @@ def test_listed_pictures_come_in_order_twice(tmp_path: Path, form: str) -> None:
     assert source.count() is None
     for _ in range(2):
         assert [row[0] for row in rows(source)] == [str(tmp_path / name) for name in names]
-    assert [len(run) for run in source.runs()] == [RUN, N - RUN]
+    assert [len(batch) for batch in source.batches()] == [BATCH, N - BATCH]
 
 
 def test_the_last_line_may_lack_its_end_and_names_may_be_odd(tmp_path: Path) -> None:
@@ -464,15 +472,15 @@ def test_a_list_is_read_only_as_far_as_it_is_needed(tmp_path: Path) -> None:
             taken += 1
             return len(line)
 
-    source = Listed(io.BufferedReader(Endless(), 1 << 12))
-    runs = source.runs()
-    assert len(next(runs)) == RUN
-    assert taken <= 2 * RUN
-    again = source.runs()
-    assert len(next(again)) == RUN
-    assert taken <= 2 * RUN
+    source = PictureList(io.BufferedReader(Endless(), 1 << 12))
+    batches = source.batches()
+    assert len(next(batches)) == BATCH
+    assert taken <= 2 * BATCH
+    again = source.batches()
+    assert len(next(again)) == BATCH
+    assert taken <= 2 * BATCH
     for _ in range(3):
-        next(runs)
+        next(batches)
         next(again)
 
 
@@ -483,7 +491,7 @@ def test_a_terminal_is_no_list(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sys, "stdin", Terminal())
     with pytest.raises(StdacError, match="stdin, which is a terminal"):
-        open_source("-")
+        open_input("-")
 
 
 # --- what is broken
@@ -603,13 +611,13 @@ def test_nothing_is_ever_unpickled(tmp_path: Path) -> None:
 
 PEAK = """
 import resource, sys
-import export.inputs.parquet
-from export.inputs.sources import open_source
-export.inputs.parquet.MEMORY_BYTES = 300 << 20
+import stdac.pictures.parquet
+from stdac.pictures.sources import open_source
+stdac.pictures.parquet.MEMORY_BYTES = 300 << 20
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 last, n = None, 0
-for run in open_source(sys.argv[1]).runs():
-    last, n = run.content[-1], n + len(run)
+for batch in open_source(sys.argv[1]).batches():
+    last, n = batch.content[-1], n + len(batch)
     if n > 200_000:
         break
 ours = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
@@ -658,7 +666,7 @@ def test_a_gzip_bomb_in_a_tar_is_skipped_in_bounded_memory(tmp_path: Path) -> No
     n, _, ours, children = peak(tmp_path / "a.tar.gz")
     assert n == 3
     assert ours < 60 and children < 200
-    first = next(iter(rows(open_source(str(tmp_path / "a.tar.gz")))))
+    first = next(iter(rows(open_input(str(tmp_path / "a.tar.gz")))))
     assert first[2] == Unreadable(f"its {260 << 20:,} bytes are more than the {MEMBER_BYTES:,} that are read")
 
 
@@ -800,12 +808,12 @@ def test_missing_pictures_and_labels_of_parquet(tmp_path: Path) -> None:
 # --- fuzzing, in this process: what children do is the same
 
 
-FUZZED: dict[str, tuple[bytes, Callable[[str], Iterator[Run]]]] = {
-    "a.npy": (npy(IMAGES[:70]), read_runs),
-    "a.npz": (npz(np.savez, images=IMAGES[:70], labels=np.arange(70)), read_runs),
-    "b.npz": (npz(images=IMAGES[:70] // 9), read_runs),
-    "a.idx": (idx(IMAGES[:70]), read_runs),
-    "a.gz": (gzip.compress(idx(IMAGES[:70])), read_runs),
+FUZZED: dict[str, tuple[bytes, Callable[[str], Iterator[Batch]]]] = {
+    "a.npy": (npy(IMAGES[:70]), read_batches),
+    "a.npz": (npz(np.savez, images=IMAGES[:70], labels=np.arange(70)), read_batches),
+    "b.npz": (npz(images=IMAGES[:70] // 9), read_batches),
+    "a.idx": (idx(IMAGES[:70]), read_batches),
+    "a.gz": (gzip.compress(idx(IMAGES[:70])), read_batches),
     "a.tar": (shard(20), read_tar),
     "b.tar": (tar([(f"{'x' * 150}{i}.png", p) for i, p in enumerate(PNGS[:20])]), read_tar),
     "a.tgz": (gzip.compress(shard(20)), read_tar),
@@ -827,8 +835,8 @@ def test_damaged_files_give_images_and_then_a_reason(
     path.write_bytes(data[: chance.randrange(len(data))] if cut else data)
     got = [
         (index, content)
-        for run in ended_well(read(str(path)), str(path))
-        for index, content in zip(run.index, run.content, strict=True)
+        for batch in end_with_reason(read(str(path)), str(path))
+        for index, content in zip(batch.index, batch.content, strict=True)
     ]
     assert [index for index, _ in got] == list(range(len(got)))
     assert got
@@ -853,7 +861,7 @@ def test_damaged_parquet_gives_images_and_then_a_reason(tmp_path: Path) -> None:
         except StdacError as error:
             assert "\n" not in str(error)
             continue
-        got = [index for run in source.runs() for index in run.index.tolist()]
+        got = [index for batch in source.batches() for index in batch.index.tolist()]
         assert got == list(range(len(got)))
         assert 1 <= len(got) <= 41
 
@@ -861,8 +869,8 @@ def test_damaged_parquet_gives_images_and_then_a_reason(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.tar", "a.parquet"])
 def test_a_reader_that_dies_is_a_row(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     source = opened(tmp_path, name, {"a.tar": shard(), "a.parquet": hugging_face()}[name])
-    monkeypatch.setattr(export.inputs.tar, "MEMORY_BYTES", 20 << 20)
-    monkeypatch.setattr(export.inputs.parquet, "MEMORY_BYTES", 20 << 20)
+    monkeypatch.setattr(stdac.pictures.tar, "MEMORY_BYTES", 20 << 20)
+    monkeypatch.setattr(stdac.pictures.parquet, "MEMORY_BYTES", 20 << 20)
     n, reason = broken(source)
     assert n == 0
     assert reason
@@ -1023,16 +1031,16 @@ def test_a_sample_is_of_readable_images_from_all_over_and_the_same_every_time(tm
     (tmp_path / "in" / "000.png").write_bytes(b"no picture")
     (tmp_path / "a.npy").write_bytes(npy(np.concatenate([IMAGES] * 3)))
     (tmp_path / "a.tar").write_bytes(shard())
-    assert sample(str(tmp_path / "in"), GRAY).shape == (5, *GRAY)
-    assert sample(str(tmp_path / "a.npy"), (3, 20, 20)).shape == (3 * N, 3, 20, 20)
-    np.testing.assert_array_equal(sample(str(tmp_path / "a.tar"), GRAY), IMAGES[:, None])
-    digits = sample("digits", (1, 28, 28))
+    assert sample_images(open_input(str(tmp_path / "in")), GRAY).shape == (5, *GRAY)
+    assert sample_images(open_input(str(tmp_path / "a.npy")), (3, 20, 20)).shape == (3 * N, 3, 20, 20)
+    np.testing.assert_array_equal(sample_images(open_input(str(tmp_path / "a.tar")), GRAY), IMAGES[:, None])
+    digits = sample_images(open_input("digits"), (1, 28, 28))
     assert digits.shape == (SAMPLE, 1, 28, 28)
-    np.testing.assert_array_equal(digits, sample("digits", (1, 28, 28)))
+    np.testing.assert_array_equal(digits, sample_images(open_input("digits"), (1, 28, 28)))
     assert not np.array_equal(digits, load("digits").images[:SAMPLE])
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(StdacError, match=r"none of the images of .*bad\.png could be read: not a readable image"):
-        sample(str(tmp_path / "bad.png"), GRAY)
+        sample_images(open_input(str(tmp_path / "bad.png")), GRAY)
 
 
 def test_a_folder_is_surveyed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1043,7 +1051,20 @@ def test_a_folder_is_surveyed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_importing_sources_loads_neither_pyarrow_nor_torch() -> None:
-    heavy = "{'torch', 'pyarrow', 'onnxruntime'}"
-    code = f"import sys, export.inputs.sources, export.inputs.labels; print({heavy} & set(sys.modules))"
+    heavy = "{'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib', 'pyarrow', 'onnxruntime'}"
+    code = f"import sys, stdac.data, export.results.labels; print({heavy} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "set()"
+
+
+def test_pictures_are_on_the_ground_floor() -> None:
+    """The package imports no more of ours than errors, words and files."""
+    code = """
+import importlib, pkgutil, sys, stdac.pictures
+for module in pkgutil.iter_modules(stdac.pictures.__path__, "stdac.pictures."):
+    importlib.import_module(module.name)
+print(*(name for name in sys.modules if name.partition(".")[0] in ("stdac", "export", "cluster_jobs", "analysis")))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    others = {name for name in result.stdout.split() if not name.startswith("stdac.pictures")}
+    assert others <= {"stdac", "stdac.errors", "stdac.words", "stdac.files"}

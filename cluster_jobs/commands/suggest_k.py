@@ -137,13 +137,12 @@ def take_images(asked: Study, run: Path, data_dir: Path | None) -> "NDArray[np.u
     """
     from stdac.data import load
     from stdac.files import read_json
-    from stdac.images import read_arrays
 
     about, path = run / "study.json", run / "images.npz"
     if about.exists() and read_json(about) != asked._asdict():
         raise StdacError(f"{run} holds a study of other images or settings: choose another --out")
     if about.exists() and path.exists():
-        return read_arrays(path)[0]
+        return load(str(path)).images
     return load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit).images
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from export.convert.half import WEIGHTED, float_nodes
 from export.runtime import import_onnxruntime
-from stdac.images import Pixels
+from stdac.pictures.pixels import Pixels
 
 CALIBRATION_BATCH = 64
 QUANTIZED = ["Conv", "Gemm", "MaxPool", "Relu"]

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from export.convert.half import halve
 from export.convert.quantize import quantize
 from export.convert.verify import Agreement, Real, check_graph, first_line, verify, verify_reduced
-from export.inputs.sources import conform
 from export.metadata import COLOUR_MODES, PRECISIONS, ModelInfo
 from stdac.data import NAMES, TORCHVISION, default_data_dir, load
 from stdac.errors import StdacError
 from stdac.files import atomic_write
-from stdac.images import as_pixels
 from stdac.machine import package_version
 from stdac.model_file import ModelConfig, load_model
+from stdac.pictures.pixels import as_pixels, conform
 
 OPSET = 18
 """At 22 and above MaxPool has no CUDA kernel; TensorRT reads the "linear" GridSample of 20 and above as nearest."""

@@ -13,8 +13,8 @@ from torch import nn
 from export.convert.kernels import without_kernel
 from export.runtime import open_session
 from stdac.errors import StdacError
-from stdac.images import Pixels
 from stdac.metrics import accuracy
+from stdac.pictures.pixels import Pixels
 from stdac.stn import LocalisationNet
 
 TOLERANCE = 1e-4

@@ -13,12 +13,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from export.inputs.arrays import DAMAGED, Stored, are_labels, stored_idx, stored_npy, texts
-from export.inputs.child import in_child
-from export.inputs.parquet import hugging_face_features, is_label, label_text
-from export.inputs.runs import printable, reason
-from export.inputs.sources import kind_of
 from stdac.errors import StdacError
+from stdac.pictures.arrays import STREAM_ERRORS, StoredArray, are_labels, label_texts, open_idx, open_npy
+from stdac.pictures.batches import escape_name, reason
+from stdac.pictures.child import iterate_in_child
+from stdac.pictures.kinds import kind_of
+from stdac.pictures.parquet import hugging_face_features, is_label, label_text
 
 NAME_COLUMNS = ("source", "path", "file", "filename", "file_name", "filepath", "image", "name")
 LABEL_COLUMNS = ("label", "class", "labels", "target", "y", "category")
@@ -39,7 +39,7 @@ class Labels(Protocol):
     def of(self, source: Sequence[str], index: NDArray[np.int64], position: int) -> list[str | None]:
         """The labels of consecutive images, None where there is none.
 
-        source, index: as in `export.inputs.runs.Run`. position: the first one's place in the order of the inputs.
+        source, index: as in `stdac.pictures.batches.Batch`. position: the first one's place in the order of the inputs.
         Raises StdacError where labels and images do not fit together.
         """
 
@@ -60,13 +60,13 @@ def read_labels(path: Path) -> Labels:
     try:
         kind, suffix = kind_of(str(path)), path.suffix.lower()
         if kind == "array":
-            return InOrder(path, stored_labels(path))
+            return InOrder(path, _read_stored(path))
         if kind == "parquet":
             return from_table(path, parquet_rows(path))
         if suffix in (".csv", ".tsv"):
             return from_table(path, csv_rows(path))
         return InOrder(path, [sys.intern(line.rstrip("\r\n")) for line in open_text(path)])
-    except DAMAGED as error:
+    except STREAM_ERRORS as error:
         raise StdacError(f"cannot read {path} ({reason(error, str(path))}): {EXPECTED}") from error
 
 
@@ -81,7 +81,7 @@ class InOrder:
         if end > len(self.labels):
             raise self._misfit(f"at least {end:,}")
         part = self.labels[position:end]
-        given = texts(part, len(source)) if isinstance(part, np.ndarray) else part
+        given = label_texts(part, len(source)) if isinstance(part, np.ndarray) else part
         return [label or None for label in given]
 
     def check(self, images: int) -> None:
@@ -110,7 +110,7 @@ class ByName:
             elif self._label[row] != label:
                 raise StdacError(f"{path} has several labels for {name}: expected one, or paths that tell images apart")
         self._owner = array("q", bytes(8 * len(self._label)))  # hash of the image that a row was given to, 0 for none
-        self._folder = printable(os.getcwd())  # noqa: PTH109
+        self._folder = escape_name(os.getcwd())  # noqa: PTH109
 
     def of(self, source: Sequence[str], index: NDArray[np.int64], position: int) -> list[str | None]:
         return [self._of(name, i) for name, i in zip(source, index.tolist(), strict=True)]
@@ -163,11 +163,11 @@ def from_table(path: Path, rows: Iterator[Sequence[str | None]]) -> Labels:
         return InOrder(path, [row[label] or None for row in rows])
     place = header.index("index") if "index" in header else None
 
-    def named() -> Iterator[tuple[str, int, str | None]]:
+    def name_rows() -> Iterator[tuple[str, int, str | None]]:
         for row in rows:
             yield row[name] or "", 0 if place is None else int(row[place] or 0), row[label] or None
 
-    return ByName(path, named())
+    return ByName(path, name_rows())
 
 
 def csv_rows(path: Path) -> Iterator[Sequence[str]]:
@@ -201,7 +201,7 @@ def open_text(path: Path) -> Iterator[str]:
 def parquet_rows(path: Path) -> Iterator[Sequence[str | None]]:
     """The rows of the columns of a Parquet file that can be names, indices or labels, after those columns' names."""
     try:
-        for rows in in_child("export.inputs.labels:read_rows", str(path)):
+        for rows in iterate_in_child("export.results.labels:read_rows", str(path)):
             yield from rows
     except StdacError as error:
         raise StdacError(f"cannot read {path} ({error}): {EXPECTED}") from error
@@ -225,11 +225,11 @@ def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
             yield list(zip(*values, strict=True))
 
 
-def stored_labels(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
+def _read_stored(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
     """The labels in an .npy or IDX file: texts, or (N,) integers."""
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
-        labels: Stored = stored_npy(file) if file.peek(6)[:6] == b"\x93NUMPY" else stored_idx(str(path), stack)
+        labels: StoredArray = open_npy(file) if file.peek(6)[:6] == b"\x93NUMPY" else open_idx(str(path), stack)
         if not are_labels(labels):
             raise StdacError(f"{path} holds an array of shape {labels.shape} and type {labels.dtype}: {EXPECTED}")
         if labels.row_bytes * labels.shape[0] > LABELS_BYTES:
@@ -239,4 +239,4 @@ def stored_labels(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
             raise StdacError(
                 f"{path} is cut short or damaged: {len(values):,} of its {labels.shape[0]:,} labels are there"
             )
-        return [sys.intern(text or "") for text in texts(values, 0)] if values.dtype.kind == "U" else values
+        return [sys.intern(text or "") for text in label_texts(values, 0)] if values.dtype.kind == "U" else values

@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any, NamedTuple
 
-from export.inputs.child import in_child
-from export.inputs.runs import (
-    RUN,
+from stdac.errors import StdacError
+from stdac.pictures.batches import (
+    BATCH,
+    Batch,
     Content,
     Item,
-    Run,
-    collected,
-    ended_well,
-    printable,
+    batch_items,
+    catch_failure,
+    end_with_reason,
+    escape_name,
+    refuse_large,
     stat_of,
-    too_large,
-    until_failure,
 )
-from stdac.errors import StdacError
-from stdac.images import SUFFIXES
+from stdac.pictures.child import iterate_in_child
+from stdac.pictures.folder import SUFFIXES
 
 MEMORY_BYTES = 1 << 30
 BLOCK = 512
@@ -50,33 +50,33 @@ class TarFile:
 
     @property
     def name(self) -> str:
-        return printable(self.path)
+        return escape_name(self.path)
 
     def count(self) -> None:
         return None
 
-    def runs(self) -> Iterator[Run]:
-        runs = in_child("export.inputs.tar:read_tar", self.path, memory_bytes=MEMORY_BYTES)
-        return ended_well(runs, self.path, stat_of(self.path))
+    def batches(self) -> Iterator[Batch]:
+        batches = iterate_in_child("stdac.pictures.tar:read_tar", self.path, memory_bytes=MEMORY_BYTES)
+        return end_with_reason(batches, self.path, stat_of(self.path))
 
 
-def read_tar(path: str) -> Iterator[Run]:
+def read_tar(path: str) -> Iterator[Batch]:
     """The pictures of a tar archive; for a process of its own. Raises StdacError where it is damaged, or cut short."""
-    return collected(tar_items(path), printable(path), stat_of(path))
+    return batch_items(_read_items(path), escape_name(path), stat_of(path))
 
 
-def tar_items(path: str) -> Iterator[Item]:
+def _read_items(path: str) -> Iterator[Item]:
     """The pictures of a tar archive, with the text of the .cls member beside them."""
     failures: list[Exception] = []
     most = BOMB_BYTES + BOMB_RATIO * os.path.getsize(path)  # noqa: PTH202
-    with opened_tar(path) as file:
-        for _, sample in groupby(until_failure(members(file, most), failures), key=lambda member: member.key):
-            yield from labelled(sample)
+    with _open_tar(path) as file:
+        for _, sample in groupby(catch_failure(_read_members(file, most), failures), key=lambda member: member.key):
+            yield from _label_sample(sample)
     if failures:
         raise failures[0]
 
 
-class Member(NamedTuple):
+class _Member(NamedTuple):
     """A picture or label of a tar archive; members of one sample have the same key."""
 
     key: str
@@ -84,8 +84,8 @@ class Member(NamedTuple):
     is_label: bool
 
 
-def labelled(sample: Iterator[Member]) -> Iterator[Item]:
-    """The pictures of one sample with its label; of one with more than RUN pictures, no more wait for it."""
+def _label_sample(sample: Iterator[_Member]) -> Iterator[Item]:
+    """The pictures of one sample with its label; of one with more than BATCH pictures, no more wait for it."""
     pictures: list[Content] = []
     label: str | None = None
     for member in sample:
@@ -93,15 +93,15 @@ def labelled(sample: Iterator[Member]) -> Iterator[Item]:
             label = member.content.decode("utf-8", "backslashreplace").strip() or None
         elif not member.is_label:
             pictures.append(member.content)
-        if len(pictures) == RUN:
+        if len(pictures) == BATCH:
             yield from (Item(picture, label) for picture in pictures)
             pictures = []
     yield from (Item(picture, label) for picture in pictures)
 
 
-def members(file: IO[bytes], most: int) -> Iterator[Member]:
+def _read_members(file: IO[bytes], most: int) -> Iterator[_Member]:
     """The pictures and labels of a tar archive, hidden ones left out. Raises StdacError beyond so many bytes."""
-    for header in headers(file):
+    for header in _read_headers(file):
         if file.tell() + header.blocks_bytes > most:
             raise StdacError(f"it is cut short, or a bomb: it promises a member of {header.size:,} bytes")
         parts = [part for part in header.name.split("/") if part not in ("", ".")]
@@ -109,16 +109,16 @@ def members(file: IO[bytes], most: int) -> Iterator[Member]:
         suffix = parts[-1][parts[-1].rfind(".") :].lower() if visible else ""
         is_label = suffix == ".cls" and header.size <= LABEL_BYTES
         if suffix not in SUFFIXES and not is_label:
-            skip(file, header)
+            _skip_data(file, header)
             continue
-        refused = too_large(header.size)
+        refused = refuse_large(header.size)
         if refused is not None:
-            skip(file, header)
-        content = refused or taken(file, header)
-        yield Member("/".join([*parts[:-1], parts[-1].partition(".")[0]]), content, is_label)
+            _skip_data(file, header)
+        content = refused or _read_data(file, header)
+        yield _Member("/".join([*parts[:-1], parts[-1].partition(".")[0]]), content, is_label)
 
 
-class Header(NamedTuple):
+class _Header(NamedTuple):
     """What a tar archive says of a member, whose data follow in whole blocks."""
 
     name: str
@@ -130,16 +130,16 @@ class Header(NamedTuple):
         return 0 if self.kind in WITHOUT_DATA else -(-self.size // BLOCK) * BLOCK
 
 
-def headers(file: IO[bytes]) -> Iterator[Header]:
+def _read_headers(file: IO[bytes]) -> Iterator[_Header]:
     """The members of a tar archive, whose data the caller takes or skips. Raises StdacError where it is damaged."""
     extended: dict[bytes, bytes] = {}
     while any(block := file.read(BLOCK)):
-        header = parsed(block, extended)
+        header = _parse_header(block, extended)
         if header.kind in (LONG_NAME, PAX):
             if header.size > HEADER_BYTES:
                 raise StdacError(f"it is damaged: a header has {header.size:,} bytes")
-            data = taken(file, header)
-            extended |= pax_records(data) if header.kind == PAX else {b"path": data.rstrip(b"\0")}
+            data = _read_data(file, header)
+            extended |= _parse_pax(data) if header.kind == PAX else {b"path": data.rstrip(b"\0")}
             continue
         extended = {}
         if header.kind == SPARSE:
@@ -150,14 +150,14 @@ def headers(file: IO[bytes]) -> Iterator[Header]:
     file.read(TAIL_BYTES)  # to the end of the file, where compressed ones have their checksum
 
 
-def parsed(block: bytes, extended: dict[bytes, bytes]) -> Header:
+def _parse_header(block: bytes, extended: dict[bytes, bytes]) -> _Header:
     """A header, with what an extended one before it says. Raises StdacError for a block that is none."""
     if len(block) < BLOCK:
         raise StdacError("it is cut short")
     try:
         if sum(block) - sum(block[148:156]) + 256 != int(block[148:156].strip(b" \0"), 8):
             raise ValueError
-        size = int(extended[b"size"]) if b"size" in extended else number(block[124:136])
+        size = int(extended[b"size"]) if b"size" in extended else _parse_number(block[124:136])
         if not 0 <= size < MOST_BYTES:
             raise ValueError
     except ValueError as error:
@@ -165,17 +165,17 @@ def parsed(block: bytes, extended: dict[bytes, bytes]) -> Header:
     name, prefix = block[:100].split(b"\0")[0], block[345:500].split(b"\0")[0]
     if prefix and block[257:263] == b"ustar\0":
         name = prefix + b"/" + name
-    return Header(extended.get(b"path", name).decode("utf-8", "surrogateescape"), size, block[156:157])
+    return _Header(extended.get(b"path", name).decode("utf-8", "surrogateescape"), size, block[156:157])
 
 
-def number(field: bytes) -> int:
+def _parse_number(field: bytes) -> int:
     """A number in octal digits, or in base 256 where the first bit is set. Raises ValueError."""
     if field[0] & 0x80:
         return int.from_bytes(bytes([field[0] & 0x7F]) + field[1:], "big") if field[0] == 0x80 else -1
     return int(field.strip(b" \0") or b"0", 8)
 
 
-def pax_records(data: bytes) -> dict[bytes, bytes]:
+def _parse_pax(data: bytes) -> dict[bytes, bytes]:
     """Keys and values of a pax header: lines of "length key=value". Raises StdacError where it is damaged."""
     records: dict[bytes, bytes] = {}
     place = 0
@@ -192,7 +192,7 @@ def pax_records(data: bytes) -> dict[bytes, bytes]:
     return records
 
 
-def taken(file: IO[bytes], header: Header) -> bytes:
+def _read_data(file: IO[bytes], header: _Header) -> bytes:
     """The data of a member. Raises StdacError where the archive ends before they do."""
     data = file.read(header.blocks_bytes)
     if len(data) < header.size:
@@ -200,7 +200,7 @@ def taken(file: IO[bytes], header: Header) -> bytes:
     return data[: header.size]
 
 
-def skip(file: IO[bytes], header: Header) -> None:
+def _skip_data(file: IO[bytes], header: _Header) -> None:
     """Pass over the data of a member."""
     if header.blocks_bytes <= SMALL_BYTES:
         file.read(header.blocks_bytes)
@@ -212,7 +212,7 @@ UNPACK: dict[bytes, Callable[[IO[bytes]], Any]] = {b"\x1f\x8b": gzip.open, b"BZh
 
 
 @contextmanager
-def opened_tar(path: str) -> Iterator[IO[bytes]]:
+def _open_tar(path: str) -> Iterator[IO[bytes]]:
     """The stream of blocks of a tar archive, unpacked."""
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))

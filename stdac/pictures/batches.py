@@ -1,22 +1,23 @@
-"""Runs of images on their way from a source to a decoder."""
+"""Batches of images on their way from a source to a decoder."""
 
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
-from stdac.images import Pixels
+from stdac.pictures.pixels import Pixels
 
-RUN = 128
+BATCH = 128
 MEMBER_BYTES = 1 << 26
-"""A picture of an archive with more bytes is not read: a few runs of them are in memory at a time."""
+"""A picture of an archive with more bytes is not read: a few batches of them are in memory at a time."""
 
-RUN_BYTES = 1 << 24
-"""A run is closed at RUN images, or earlier where their pixels or encoded pictures exceed RUN_BYTES."""
+BATCH_BYTES = 1 << 24
+"""A batch is closed at BATCH images, or earlier where their pixels or encoded pictures exceed BATCH_BYTES."""
 
 MOST_NS = (1 << 63) - 1
 
@@ -38,8 +39,8 @@ Content = str | bytes | Unreadable
 
 
 @dataclass(frozen=True)
-class Run:
-    """Up to RUN consecutive images of one source, not yet decoded; picklable, it is what a decoder process gets.
+class Batch:
+    """Up to BATCH consecutive images of one source, not yet decoded; picklable, it is what a decoder process gets.
 
     source: the printable name of the file, archive or data set of each image. index: (n,) int64, its place in it, 0 for
     a picture file. content: paths to read, encoded pictures, or pixels (n, C, H, W) uint8. label: the truth, None where
@@ -63,21 +64,21 @@ class Run:
             return self.content.nbytes
         return sum(len(part) for part in self.content if isinstance(part, bytes))
 
-    def select(self, rows: NDArray[np.int64] | list[int]) -> "Run":
-        """The run of some of its images."""
-        chosen = np.asarray(rows, np.int64)
+    def select(self, rows: NDArray[np.int64] | list[int]) -> "Batch":
+        """The batch of some of its images."""
+        places = np.asarray(rows, np.int64)
         content = self.content
         return replace(
             self,
-            source=[self.source[i] for i in chosen],
-            index=self.index[chosen],
-            content=content[chosen] if isinstance(content, np.ndarray) else [content[i] for i in chosen],
-            label=[self.label[i] for i in chosen],
+            source=[self.source[i] for i in places],
+            index=self.index[places],
+            content=content[places] if isinstance(content, np.ndarray) else [content[i] for i in places],
+            label=[self.label[i] for i in places],
         )
 
 
 class Source(Protocol):
-    """Where images come from, see `export.inputs.sources.open_source`."""
+    """Where images come from, see `stdac.pictures.sources`."""
 
     @property
     def name(self) -> str:
@@ -86,35 +87,38 @@ class Source(Protocol):
     def count(self) -> int | None:
         """The number of images, None where it takes reading them all."""
 
-    def runs(self) -> Iterator[Run]:
-        """All images in an order and in runs that depend on the source alone; may be called again."""
+    def batches(self) -> Iterator[Batch]:
+        """All images in an order and in batches that depend on the source alone; may be called again."""
 
 
 class Item(NamedTuple):
-    """One picture of an archive or a list, and its label."""
+    """One picture of a folder, an archive or a list, and its label."""
 
     content: Content
     label: str | None
 
 
-def collected(items: Iterable[Item], name: str, stat: Stat | None) -> Iterator[Run]:
-    """The pictures of one archive, in order, as runs. Raises StdacError for what its items raise, after the others."""
+def batch_items(items: Iterable[Item], name: str, stat: Stat | None) -> Iterator[Batch]:
+    """The pictures of one archive, in order, as batches.
+
+    Raises StdacError for what its items raise, after the others.
+    """
     failures: list[Exception] = []
     waiting: list[Item] = []
     start = size = 0
-    for item in until_failure(items, failures):
+    for item in catch_failure(items, failures):
         waiting.append(item)
         size += len(item.content) if isinstance(item.content, bytes) else 0
-        if len(waiting) == RUN or size >= RUN_BYTES:
-            yield archive_run(waiting, name, start, stat)
+        if len(waiting) == BATCH or size >= BATCH_BYTES:
+            yield archive_batch(waiting, name, start, stat)
             waiting, start, size = [], start + len(waiting), 0
     if waiting:
-        yield archive_run(waiting, name, start, stat)
+        yield archive_batch(waiting, name, start, stat)
     if failures:
         raise StdacError(reason(failures[0], name)) from failures[0]
 
 
-def until_failure(items: Iterable[T], failures: list[Exception]) -> Iterator[T]:
+def catch_failure(items: Iterable[T], failures: list[Exception]) -> Iterator[T]:
     """The items; what they raise ends them, and is kept for after what has to be done with those before."""
     try:
         yield from items
@@ -122,13 +126,21 @@ def until_failure(items: Iterable[T], failures: list[Exception]) -> Iterator[T]:
         failures.append(error)
 
 
-def archive_run(items: list[Item], name: str, start: int, stat: Stat | None) -> Run:
+def archive_batch(items: list[Item], name: str, start: int, stat: Stat | None) -> Batch:
     """Consecutive pictures of one archive, the first of them at `start`."""
     index = np.arange(start, start + len(items), dtype=np.int64)
-    return Run([name] * len(items), index, [item.content for item in items], [item.label for item in items], stat)
+    return Batch([name] * len(items), index, [item.content for item in items], [item.label for item in items], stat)
 
 
-def too_large(size: int) -> Unreadable | None:
+def files_batch(items: list[Item], paths: Iterable[str]) -> Batch:
+    """A batch of picture files."""
+    names = [escape_name(path) for path in paths]
+    return Batch(
+        names, np.zeros(len(items), np.int64), [item.content for item in items], [item.label for item in items]
+    )
+
+
+def refuse_large(size: int) -> Unreadable | None:
     """Why a picture of so many bytes is not read, if it is not."""
     return (
         Unreadable(f"its {size:,} bytes are more than the {MEMBER_BYTES:,} that are read")
@@ -137,18 +149,18 @@ def too_large(size: int) -> Unreadable | None:
     )
 
 
-def ended_well(runs: Iterator[Run], path: str, stat: Stat | None = None) -> Iterator[Run]:
-    """The runs of one file or data set; an Unreadable one at the next index where it breaks, or holds no images."""
-    name, n = printable(path), 0
+def end_with_reason(batches: Iterator[Batch], path: str, stat: Stat | None = None) -> Iterator[Batch]:
+    """The batches of one file or data set; an Unreadable one at the next index where it breaks, or holds no images."""
+    name, n = escape_name(path), 0
     try:
-        for run in runs:
-            n += len(run)
-            yield run
+        for batch in batches:
+            n += len(batch)
+            yield batch
     except Exception as error:  # noqa: BLE001  # readers raise anything on damaged files
-        yield archive_run([Item(Unreadable(reason(error, path)), None)], name, n, stat)
+        yield archive_batch([Item(Unreadable(reason(error, path)), None)], name, n, stat)
         return
     if not n:
-        yield archive_run([Item(Unreadable("it holds no images"), None)], name, 0, stat)
+        yield archive_batch([Item(Unreadable("it holds no images"), None)], name, 0, stat)
 
 
 def stat_of(path: str) -> Stat | None:
@@ -170,17 +182,24 @@ def reason(error: Exception, source: str) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = "it takes more memory than there is" if isinstance(error, MemoryError) else str(error)
-    return printable(text.removeprefix(f"{source}: ").split("\n")[0][:300] or type(error).__name__)
+    return escape_name(text.removeprefix(f"{source}: ").split("\n")[0][:300] or type(error).__name__)
 
 
-def printable(name: str) -> str:
+def escape_name(name: str) -> str:
     r"""A file name as text: bytes that are not UTF-8 become \x escapes."""
     try:
         return os.fsencode(name).decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a surrogate pair, which no file name has
-        return plain(name)
+        return escape_label(name)
 
 
-def plain(text: str) -> str:
+def escape_label(text: str) -> str:
     r"""A label of at most LABEL_CHARS characters; what UTF-8 cannot hold, halves of surrogate pairs, as \u escapes."""
     return text[:LABEL_CHARS].encode("utf-8", "backslashreplace").decode()
+
+
+def split_items(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """Lists of `size` items, the last one shorter (itertools.batched is of Python 3.12)."""
+    iterator = iter(items)
+    while part := list(islice(iterator, size)):
+        yield part

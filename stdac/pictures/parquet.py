@@ -4,21 +4,21 @@ import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from export.inputs.child import in_child
-from export.inputs.runs import (
-    RUN_BYTES,
+from stdac.errors import StdacError
+from stdac.pictures.batches import (
+    BATCH_BYTES,
+    Batch,
     Content,
     Item,
-    Run,
     Unreadable,
-    collected,
-    ended_well,
-    plain,
-    printable,
+    batch_items,
+    end_with_reason,
+    escape_label,
+    escape_name,
+    refuse_large,
     stat_of,
-    too_large,
 )
-from stdac.errors import StdacError
+from stdac.pictures.child import iterate_in_child
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -30,19 +30,21 @@ BUFFER_BYTES = 1 << 20
 IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "bytes", "data", "content", "jpg", "jpeg", "png", "webp")
 LABEL_NAMES = ("label", "labels", "class", "target", "y")
 
-BATCH_ROWS = 32  # read at once, and lost where one of them is damaged
+READ_ROWS = 32  # read at once, and lost where one of them is damaged
 
 
 class ParquetFile:
     """The pictures in a column of a Parquet file. Raises StdacError where no column is one, or several could be."""
 
     def __init__(self, path: str) -> None:
-        self.path, self.name = path, printable(path)
+        self.path, self.name = path, escape_name(path)
         self._columns: Columns | None = None
         try:
-            ((images, columns),) = in_child("export.inputs.parquet:describe_parquet", path, memory_bytes=MEMORY_BYTES)
+            ((images, columns),) = iterate_in_child(
+                "stdac.pictures.parquet:describe_parquet", path, memory_bytes=MEMORY_BYTES
+            )
         except StdacError:
-            return  # runs() tells, in a row
+            return  # batches() tells, in a row
         if isinstance(columns, str):
             raise StdacError(f"{self.name} {columns}")
         self._images, self._columns = images, columns
@@ -50,9 +52,11 @@ class ParquetFile:
     def count(self) -> int:
         return 1 if self._columns is None else max(1, self._images)
 
-    def runs(self) -> Iterator[Run]:
-        runs = in_child("export.inputs.parquet:read_parquet", self.path, self._columns, memory_bytes=MEMORY_BYTES)
-        return ended_well(runs, self.path, stat_of(self.path))
+    def batches(self) -> Iterator[Batch]:
+        batches = iterate_in_child(
+            "stdac.pictures.parquet:read_parquet", self.path, self._columns, memory_bytes=MEMORY_BYTES
+        )
+        return end_with_reason(batches, self.path, stat_of(self.path))
 
 
 class Columns(NamedTuple):
@@ -77,7 +81,7 @@ def describe_parquet(path: str) -> Iterator[tuple[int, Columns | str]]:
 def find_columns(schema: "pa.Schema") -> Columns:
     """The columns of pictures and labels, by type, by Hugging Face's description, by name. Raises StdacError."""
     features = hugging_face_features(schema)
-    image = find_image(schema, features)
+    image = _find_image(schema, features)
     labels = [f.name for name in LABEL_NAMES for f in schema if f.name.lower() == name and is_label(f.type)]
     described = [f.name for f in schema if is_label(f.type) and features.get(f.name, {}).get("_type") == "ClassLabel"]
     label = next(iter(labels), described[0] if len(described) == 1 else None)
@@ -85,9 +89,9 @@ def find_columns(schema: "pa.Schema") -> Columns:
     return Columns(image, label, tuple(map(str, classes)) if isinstance(classes, list) else ())
 
 
-def find_image(schema: "pa.Schema", features: dict[Any, dict[str, Any]]) -> str:
+def _find_image(schema: "pa.Schema", features: dict[Any, dict[str, Any]]) -> str:
     """The column of pictures. Raises StdacError, without the file's name, where it is not clear."""
-    fit = [f.name for f in schema if is_image(f.type)]
+    fit = [f.name for f in schema if _is_image(f.type)]
     described = [name for name in fit if features.get(name, {}).get("_type") == "Image"]
     named = [name for name in fit if name.lower() in IMAGE_NAMES]
     for choice in (described, named, fit):
@@ -110,14 +114,16 @@ def hugging_face_features(schema: "pa.Schema") -> dict[Any, dict[str, Any]]:
         return {}
 
 
-def is_image(kind: "pa.DataType") -> bool:
+def _is_image(kind: "pa.DataType") -> bool:
     """Whether values of a type may be encoded pictures."""
     import pyarrow as pa
 
-    return is_binary(kind) or (pa.types.is_struct(kind) and any(f.name == "bytes" and is_binary(f.type) for f in kind))
+    return _is_binary(kind) or (
+        pa.types.is_struct(kind) and any(f.name == "bytes" and _is_binary(f.type) for f in kind)
+    )
 
 
-def is_binary(kind: "pa.DataType") -> bool:
+def _is_binary(kind: "pa.DataType") -> bool:
     """Whether values of a type are bytes."""
     import pyarrow as pa
 
@@ -134,46 +140,46 @@ def is_label(kind: "pa.DataType") -> bool:
     return any(is_a(kind) for is_a in (types.is_integer, types.is_boolean, types.is_string, types.is_large_string))
 
 
-def read_parquet(path: str, columns: Columns | None) -> Iterator[Run]:
+def read_parquet(path: str, columns: Columns | None) -> Iterator[Batch]:
     """The pictures of a Parquet file; for a process of its own. Raises whatever pyarrow does where it is damaged."""
-    return collected(parquet_items(path, columns), printable(path), stat_of(path))
+    return batch_items(_read_items(path, columns), escape_name(path), stat_of(path))
 
 
-def parquet_items(path: str, columns: Columns | None) -> Iterator[Item]:
+def _read_items(path: str, columns: Columns | None) -> Iterator[Item]:
     """The pictures of a Parquet file with their labels."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file:
         columns = columns or find_columns(file.schema_arrow)
-        struct = not is_binary(file.schema_arrow.field(columns.image).type)
+        struct = not _is_binary(file.schema_arrow.field(columns.image).type)
         wanted = [f"{columns.image}.bytes" if struct else columns.image, columns.label or columns.image]
-        for batch in file.iter_batches(rows_at_once(file.metadata), columns=wanted, use_threads=False):
+        for batch in file.iter_batches(_rows_at_once(file.metadata), columns=wanted, use_threads=False):
             images, labels = batch.column(columns.image), [None] * len(batch)
             if columns.label is not None:
                 labels = batch.column(columns.label).to_pylist()
             for image, label in zip(images, labels, strict=True):
                 value = image.as_py()
                 yield Item(
-                    picture_in(value["bytes"] if struct and value else value), label_text(label, columns.classes)
+                    _picture_in(value["bytes"] if struct and value else value), label_text(label, columns.classes)
                 )
 
 
-def rows_at_once(metadata: "pq.FileMetaData") -> int:
+def _rows_at_once(metadata: "pq.FileMetaData") -> int:
     """How many rows to read at a time, by the mean size of all columns together."""
     size: int = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
     rows: int = metadata.num_rows
-    return min(BATCH_ROWS, max(1, RUN_BYTES * rows // max(size, 1)))
+    return min(READ_ROWS, max(1, BATCH_BYTES * rows // max(size, 1)))
 
 
-def picture_in(value: bytes | None) -> Content:
+def _picture_in(value: bytes | None) -> Content:
     """An encoded picture of an archive, or why it is not read."""
     if value is None:
         return Unreadable("its row holds no bytes")
-    return too_large(len(value)) or value
+    return refuse_large(len(value)) or value
 
 
 def label_text(label: Any, classes: tuple[str, ...]) -> str | None:
     """A label as text: the class's name where it has one; None for a missing one, which Hugging Face writes as -1."""
     if isinstance(label, int) and classes:
-        return None if label < 0 else plain(classes[label]) if label < len(classes) else str(label)
-    return None if label is None else plain(str(label))
+        return None if label < 0 else escape_label(classes[label]) if label < len(classes) else str(label)
+    return None if label is None else escape_label(str(label))

@@ -44,21 +44,21 @@ class Child:
 
     def call(self, *args: Any, timeout_s: float | None = None) -> Any:
         """The function's result, picklable as its arguments are. Raises what it raised, or ChildDied."""
-        connection = self._started()
+        connection = self._start()
         try:
             connection.send(("call", args))
-            return self._received(connection, timeout_s)
+            return self._receive(connection, timeout_s)
         except (EOFError, OSError) as error:
             self.close()
             raise ChildDied from error
 
     def iterate(self, *args: Any) -> Iterator[Any]:
         """What the function, a generator, yields. Raises what it raised, or ChildDied."""
-        connection = self._started()
+        connection = self._start()
         try:
             connection.send(("iterate", args))
             while True:
-                item = self._received(connection, None)
+                item = self._receive(connection, None)
                 if item is None:
                     return
                 yield item[0]
@@ -67,7 +67,7 @@ class Child:
         finally:
             self.close()
 
-    def _received(self, connection: Connection, timeout_s: float | None) -> Any:
+    def _receive(self, connection: Connection, timeout_s: float | None) -> Any:
         if timeout_s is not None and not connection.poll(timeout_s):
             raise EOFError
         value, error = connection.recv()
@@ -75,18 +75,18 @@ class Child:
             raise error
         return value
 
-    def _started(self) -> Connection:
+    def _start(self) -> Connection:
         if self._connection is None:
             ours, theirs = socket.socketpair()
             with theirs:
                 arguments = [str(theirs.fileno()), str(os.getpid()), self.function, str(self.memory_bytes)]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "export.inputs.child", *arguments],
+                    [sys.executable, "-m", "stdac.pictures.child", *arguments],
                     pass_fds=[theirs.fileno()],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,  # C libraries remark on odd files there
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **QUIET},
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **QUIET_ENVIRONMENT},
                 )
             self._connection = Connection(ours.detach())
         if self._stopped:
@@ -110,10 +110,10 @@ class Child:
         self._connection = self._process = None
 
 
-QUIET = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
+QUIET_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
 
 
-def in_child(function: str, *args: Any, memory_bytes: int = MEMORY_BYTES) -> Iterator[Any]:
+def iterate_in_child(function: str, *args: Any, memory_bytes: int = MEMORY_BYTES) -> Iterator[Any]:
     """Iterate over a generator function ("package.module:name") that runs in a child process; items are pickled.
 
     Raises what it raises, and StdacError where it crashes or needs more than `memory_bytes`.
@@ -142,40 +142,40 @@ def main(descriptor: str, parent: str, function: str, memory_bytes: str) -> None
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     module, name = function.split(":")
     with Connection(int(descriptor)) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        serve(connection, getattr(importlib.import_module(module), name))
+        _serve(connection, getattr(importlib.import_module(module), name))
 
 
-def serve(connection: Connection, function: Callable[..., Any]) -> None:
+def _serve(connection: Connection, function: Callable[..., Any]) -> None:
     """Answer ("call", args) with (result, None), ("iterate", args) with ((item,), None) each and (None, None) last."""
     while True:
         how, args = connection.recv()
-        for answer in [called(function, args)] if how == "call" else iterated(function, args):
+        for answer in [_call_function(function, args)] if how == "call" else _iterate_function(function, args):
             connection.send(answer)
 
 
 Answer = tuple[Any, Exception | None]
 
 
-def called(function: Callable[..., Any], args: tuple[Any, ...]) -> Answer:
+def _call_function(function: Callable[..., Any], args: tuple[Any, ...]) -> Answer:
     """The function's result, or what it raised."""
     try:
         return function(*args), None
     except Exception as error:  # noqa: BLE001  # parsers raise anything on hostile files
-        return None, portable(error)
+        return None, _make_portable(error)
 
 
-def iterated(function: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[Answer]:
+def _iterate_function(function: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[Answer]:
     """What the function yields, then the end or what it raised."""
     try:
         for item in function(*args):
             yield (item,), None
     except Exception as error:  # noqa: BLE001
-        yield None, portable(error)
+        yield None, _make_portable(error)
     else:
         yield None, None
 
 
-def portable(error: Exception) -> Exception:
+def _make_portable(error: Exception) -> Exception:
     """An error as the parent can unpickle it."""
     if isinstance(error, MemoryError):
         return MemoryError()

@@ -1,10 +1,10 @@
-"""Images in .npy, .npz and IDX files, read a run at a time: their size is no matter, and nothing is unpickled."""
+"""Images in .npy, .npz and IDX files, read a batch at a time: their size is no matter, and nothing is unpickled."""
 
 import gzip
 import math
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -17,21 +17,33 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
-from export.inputs.runs import LABEL_CHARS, RUN, RUN_BYTES, Run, ended_well, plain, printable, stat_of
 from stdac.errors import StdacError
-from stdac.images import IDX_TYPES, MAX_PIXELS, as_pixels, check_pixels, first_of
+from stdac.pictures.batches import (
+    BATCH,
+    BATCH_BYTES,
+    LABEL_CHARS,
+    Batch,
+    end_with_reason,
+    escape_label,
+    escape_name,
+    stat_of,
+)
+from stdac.pictures.pixels import MAX_PIXELS, as_pixels, check_pixels
 
-PIECE = 1 << 16
+IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
+"""What an IDX file's third byte says its values are."""
+
+PIECE_BYTES = 1 << 16
 FORTRAN_BYTES = 1 << 28
 """Arrays in Fortran order have to be read whole, so larger ones are refused."""
 
 HEADER_BYTES = 1 << 20
 
-DAMAGED = (OSError, EOFError, ValueError, RuntimeError, zlib.error, LZMAError, BadZipFile)
+STREAM_ERRORS = (OSError, EOFError, ValueError, RuntimeError, zlib.error, LZMAError, BadZipFile)
 """What streams of damaged, encrypted or unknown archives raise."""
 
 
-class Readable(Protocol):
+class ByteStream(Protocol):
     """A stream of bytes; `read1` gives what there is before it fails."""
 
     def read(self, n: int = -1, /) -> bytes: ...
@@ -39,10 +51,10 @@ class Readable(Protocol):
     def read1(self, n: int, /) -> bytes: ...
 
 
-class Guarded:
+class GuardedFile:
     """A file of which one read may ask for no more than HEADER_BYTES, as the headers of hostile files promise any."""
 
-    def __init__(self, file: Readable) -> None:
+    def __init__(self, file: ByteStream) -> None:
         self._file = file
 
     def read(self, n: int = -1) -> bytes:
@@ -54,10 +66,10 @@ class Guarded:
         return getattr(self._file, name)
 
 
-class Stored:
+class StoredArray:
     """An array in a stream, in C order, of which some rows after others are taken."""
 
-    def __init__(self, file: Readable, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
+    def __init__(self, file: ByteStream, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> None:
         self.file, self.shape, self.dtype = file, shape, dtype
         self.row_bytes = dtype.itemsize * math.prod(shape[1:])
         self.error: Exception | None = None
@@ -66,9 +78,9 @@ class Stored:
         """The next rows; fewer, or none, where the stream ends or breaks (`error` says how)."""
         wanted, data = rows * self.row_bytes, bytearray()
         try:
-            while len(data) < wanted and (piece := self.file.read1(min(PIECE, wanted - len(data)))):
+            while len(data) < wanted and (piece := self.file.read1(min(PIECE_BYTES, wanted - len(data)))):
                 data += piece
-        except DAMAGED as error:
+        except STREAM_ERRORS as error:
             self.error = error
         whole = len(data) // self.row_bytes
         return np.frombuffer(data, self.dtype, whole * math.prod(self.shape[1:])).reshape(whole, *self.shape[1:])
@@ -82,34 +94,42 @@ class ArrayFile:
 
     @property
     def name(self) -> str:
-        return printable(self.path)
+        return escape_name(self.path)
 
     def count(self) -> int:
         """What the header says; 1 for a file that cannot be read, which becomes one row."""
         try:
-            with checked(self.path) as (images, _):
+            with open_array(self.path) as (images, _):
                 return images.shape[0]
-        except (*DAMAGED, StdacError, MemoryError):
+        except (*STREAM_ERRORS, StdacError, MemoryError):
             return 1
 
-    def runs(self) -> Iterator[Run]:
-        return ended_well(read_runs(self.path), self.path, stat_of(self.path))
+    def label_type(self) -> np.dtype[np.generic] | None:
+        """The type of its labels; None where there are none, or the file cannot be read."""
+        try:
+            with open_array(self.path) as (_, labels):
+                return None if labels is None else labels.dtype
+        except (*STREAM_ERRORS, StdacError, MemoryError):
+            return None
+
+    def batches(self) -> Iterator[Batch]:
+        return end_with_reason(read_batches(self.path), self.path, stat_of(self.path))
 
 
-def read_runs(path: str) -> Iterator[Run]:
+def read_batches(path: str) -> Iterator[Batch]:
     """The images of an array file and their labels. Raises StdacError where it cannot be read, or no further."""
-    name, stat = printable(path), stat_of(path)
-    with checked(path) as (images, labels):
+    name, stat = escape_name(path), stat_of(path)
+    with open_array(path) as (images, labels):
         n, done = images.shape[0], 0
         while done < n:
-            pixels = images.take(min(RUN, max(1, RUN_BYTES // images.row_bytes), n - done))
+            pixels = images.take(min(BATCH, max(1, BATCH_BYTES // images.row_bytes), n - done))
             if not len(pixels):
-                raise cut_short(images, done)
-            label = texts(None if labels is None else labels.take(len(pixels)), len(pixels))
+                raise _cut_short_error(images, done)
+            label = label_texts(None if labels is None else labels.take(len(pixels)), len(pixels))
             index = np.arange(done, done + len(pixels), dtype=np.int64)
-            yield Run([name] * len(pixels), index, as_pixels(pixels, path), label, stat)
+            yield Batch([name] * len(pixels), index, as_pixels(pixels, path), label, stat)
             done += len(pixels)
-        rest = Stored(images.file, (1,), np.dtype("u1"))
+        rest = StoredArray(images.file, (1,), np.dtype("u1"))
         if len(rest.take(1)):
             raise StdacError(f"it goes on after the {n:,} images of its header, which is damaged or not its only one")
         if rest.error is not None:
@@ -117,24 +137,24 @@ def read_runs(path: str) -> Iterator[Run]:
 
 
 @contextmanager
-def checked(path: str) -> Iterator[tuple[Stored, Stored | None]]:
-    """`opened`, with images that can be read and labels that fit them. Raises StdacError for others."""
-    with opened(path) as (images, labels):
+def open_array(path: str) -> Iterator[tuple[StoredArray, StoredArray | None]]:
+    """The images of an array file, which can be read, and its labels, which fit them. Raises StdacError for others."""
+    with _open_unchecked(path) as (images, labels):
         check_pixels(images.shape, images.dtype, path)
         if images.row_bytes > MAX_PIXELS:
             raise StdacError(f"{path} has images of shape {images.shape[1:]}, expected at most {MAX_PIXELS:,} values")
         if labels is not None:
-            check_labels(labels, images.shape[0], path)
+            _check_labels(labels, images.shape[0], path)
         yield images, labels
 
 
-def cut_short(images: Stored, done: int) -> StdacError:
+def _cut_short_error(images: StoredArray, done: int) -> StdacError:
     """Why an array ends before the end that its header promises."""
     why = f" ({str(images.error).splitlines()[0]})" if images.error is not None and str(images.error) else ""
     return StdacError(f"it is cut short or damaged{why}: {done:,} of its {images.shape[0]:,} images can be read")
 
 
-def check_labels(labels: Stored, n: int, path: str) -> None:
+def _check_labels(labels: StoredArray, n: int, path: str) -> None:
     """Raise StdacError for labels that are not one an image."""
     if not are_labels(labels):
         raise StdacError(
@@ -144,12 +164,12 @@ def check_labels(labels: Stored, n: int, path: str) -> None:
         raise StdacError(f"{path} has {n} images but {labels.shape[0]} labels: expected one label an image")
 
 
-def are_labels(array: Stored) -> bool:
+def are_labels(array: StoredArray) -> bool:
     """Whether an array is one of labels: (N,) integers, or texts of at most LABEL_CHARS characters."""
     return len(array.shape) == 1 and array.dtype.kind in "iubU" and 0 < array.dtype.itemsize <= 4 * LABEL_CHARS
 
 
-def texts(labels: NDArray[np.generic] | None, n: int) -> list[str | None]:
+def label_texts(labels: NDArray[np.generic] | None, n: int) -> list[str | None]:
     """The labels of n images as text, None where there are none."""
     if (
         labels is not None
@@ -157,61 +177,66 @@ def texts(labels: NDArray[np.generic] | None, n: int) -> list[str | None]:
         and (labels.view(f"{labels.dtype.str[0]}u4") > sys.maxunicode).any()
     ):
         raise ValueError("its labels are not Unicode")
-    given = [] if labels is None else [plain(str(label)) for label in labels.tolist()]
+    given = [] if labels is None else [escape_label(str(label)) for label in labels.tolist()]
     return [*given, *[None] * (n - len(given))]
 
 
 @contextmanager
-def opened(path: str) -> Iterator[tuple[Stored, Stored | None]]:
+def _open_unchecked(path: str) -> Iterator[tuple[StoredArray, StoredArray | None]]:
     """The images and the labels of an array file, at their beginning; what it is, its content tells.
 
-    Raises StdacError or one of DAMAGED for what is no such file.
+    Raises StdacError or one of STREAM_ERRORS for what is no such file.
     """
     with ExitStack() as stack:
         file = stack.enter_context(open(path, "rb"))
         head = file.read(4)
         file.seek(0)
         if head[:2] == b"PK":
-            yield stored_npz(stack.enter_context(ZipFile(cast(IO[bytes], Guarded(file)))), stack, path)
+            yield _open_npz(stack.enter_context(ZipFile(cast(IO[bytes], GuardedFile(file)))), stack, path)
         elif head == b"\x93NUM":
-            yield stored_npy(file), None
+            yield open_npy(file), None
         elif head[:2] in (b"\x1f\x8b", b"\0\0"):
-            yield stored_idx(path, stack), stored_idx_labels(path, stack)
+            yield open_idx(path, stack), _open_idx_labels(path, stack)
         else:
             raise StdacError(f"{path} is not a plain NumPy file, nor IDX: its first bytes are {head.hex()}")
 
 
-def stored_npz(archive: ZipFile, stack: ExitStack, path: str) -> tuple[Stored, Stored | None]:
+def _open_npz(archive: ZipFile, stack: ExitStack, path: str) -> tuple[StoredArray, StoredArray | None]:
     """The arrays images (or x) and labels (or y) of an .npz file. Raises StdacError where there are no images."""
-    names = [name.removesuffix(".npy") for name in archive.namelist()]
-    images, labels = first_of(names, ("images", "x")), first_of(names, ("labels", "y"))
+    names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
+    images, labels = _find_name(names, ("images", "x")), _find_name(names, ("labels", "y"))
     if images is None:
         raise StdacError(
             f"{path} holds {', '.join(names[:8]) or 'nothing'}, expected an array named images (or x) in it"
         )
 
-    def member(name: str) -> Stored:
+    def member(name: str) -> StoredArray:
         if archive.getinfo(f"{name}.npy").compress_type not in (ZIP_STORED, ZIP_DEFLATED):  # others take any memory
             raise StdacError(f"{path} is compressed as NumPy does not: save it with numpy.savez_compressed")
-        return stored_npy(cast(ZipExtFile, stack.enter_context(archive.open(f"{name}.npy"))))
+        return open_npy(cast(ZipExtFile, stack.enter_context(archive.open(f"{name}.npy"))))
 
     return member(images), None if labels is None else member(labels)
 
 
-def stored_npy(file: Readable) -> Stored:
+def _find_name(names: Collection[str], wanted: Sequence[str]) -> str | None:
+    """The first wanted name that is there."""
+    return next((name for name in wanted if name in names), None)
+
+
+def open_npy(file: ByteStream) -> StoredArray:
     """The array of an .npy stream. Raises ValueError for another format."""
-    shape, fortran, dtype = npy_header(file)
+    shape, fortran, dtype = _read_npy_header(file)
     if dtype.hasobject or any(length < 0 for length in shape) or not shape:
         raise ValueError(f"its header promises an array of shape {shape} and type {dtype}, expected images")
     if fortran and len(shape) > 1:
-        return in_c_order(Stored(file, shape[::-1], dtype))
-    return Stored(file, shape, dtype)
+        return _to_c_order(StoredArray(file, shape[::-1], dtype))
+    return StoredArray(file, shape, dtype)
 
 
-def npy_header(file: Readable) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+def _read_npy_header(file: ByteStream) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
     """The shape of an .npy stream's array, whether it is in Fortran order, its type. Raises ValueError."""
     try:
-        head = Guarded(file)
+        head = GuardedFile(file)
         version = npy_format.read_magic(head)
         read = npy_format.read_array_header_1_0 if version == (1, 0) else npy_format.read_array_header_2_0
         return read(head)
@@ -219,32 +244,32 @@ def npy_header(file: Readable) -> tuple[tuple[int, ...], bool, np.dtype[np.gener
         raise ValueError("its header is damaged") from error
 
 
-def in_c_order(transposed: Stored) -> Stored:
+def _to_c_order(transposed: StoredArray) -> StoredArray:
     """An array of which the stream holds the transpose. Raises StdacError for one of more than FORTRAN_BYTES."""
     if transposed.row_bytes * transposed.shape[0] > FORTRAN_BYTES:
         raise StdacError("it is a large array in Fortran order, expected C order: save numpy.ascontiguousarray of it")
     array = transposed.take(transposed.shape[0])
     if len(array) < transposed.shape[0]:
-        raise cut_short(Stored(transposed.file, transposed.shape[::-1], transposed.dtype), 0)
-    return Stored(BytesIO(np.ascontiguousarray(array.T).tobytes()), transposed.shape[::-1], transposed.dtype)
+        raise _cut_short_error(StoredArray(transposed.file, transposed.shape[::-1], transposed.dtype), 0)
+    return StoredArray(BytesIO(np.ascontiguousarray(array.T).tobytes()), transposed.shape[::-1], transposed.dtype)
 
 
-def stored_idx(path: str, stack: ExitStack) -> Stored:
+def open_idx(path: str, stack: ExitStack) -> StoredArray:
     """The array of an IDX file, gzipped or not. Raises StdacError for another format."""
-    plain = stack.enter_context(open(path, "rb"))  # noqa: SIM115  # the caller's stack closes it
-    packed = plain.peek(2)[:2] == b"\x1f\x8b"
-    file = stack.enter_context(gzip.GzipFile(fileobj=plain)) if packed else plain
+    whole = stack.enter_context(open(path, "rb"))  # noqa: SIM115  # the caller's stack closes it
+    packed = whole.peek(2)[:2] == b"\x1f\x8b"
+    file = stack.enter_context(gzip.GzipFile(fileobj=whole)) if packed else whole
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in IDX_TYPES or not 1 <= head[3] <= 4:
         raise StdacError(f"{path} is not an IDX file: its first bytes are {head.hex()}")
     sizes = file.read(4 * head[3])
     if len(sizes) < 4 * head[3]:
         raise StdacError(f"{path} is cut short: its header is not complete")
-    return Stored(file, tuple(np.frombuffer(sizes, ">u4").tolist()), np.dtype(IDX_TYPES[head[2]]))
+    return StoredArray(file, tuple(np.frombuffer(sizes, ">u4").tolist()), np.dtype(IDX_TYPES[head[2]]))
 
 
-def stored_idx_labels(path: str, stack: ExitStack) -> Stored | None:
+def _open_idx_labels(path: str, stack: ExitStack) -> StoredArray | None:
     """The labels beside an IDX file named …images-idx3…, in one named …labels-idx1…; None where there are none."""
     name = Path(path).name
     beside = Path(path).with_name(name.replace("images-idx3", "labels-idx1"))
-    return stored_idx(str(beside), stack) if beside.name != name and beside.is_file() else None
+    return open_idx(str(beside), stack) if beside.name != name and beside.is_file() else None

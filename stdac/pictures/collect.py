@@ -1,0 +1,139 @@
+"""A source as one array in memory, for training: its images, its labels, the names of its classes."""
+
+import sys
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stdac.errors import StdacError
+from stdac.pictures.arrays import ArrayFile
+from stdac.pictures.batches import Batch, Source, Unreadable
+from stdac.pictures.child import Child
+from stdac.pictures.decode import decode_each_safely
+from stdac.pictures.pixels import Pixels
+from stdac.pictures.pool import open_decoders
+
+Size = tuple[int, int]
+
+
+class PictureSet(NamedTuple):
+    """images: (N, C, H, W) uint8. labels: (N,) int64, None unless every image has one. class_names: may be empty."""
+
+    images: Pixels
+    labels: NDArray[np.int64] | None
+    class_names: tuple[str, ...]
+
+
+def collect_pictures(source: Source, size: Size | None = None) -> PictureSet:
+    """All images of a source, in its order, in their own size or resized to (height, width).
+
+    RGB as soon as one of them is in colour. Labels that are numbers, of .npz and IDX files, stay what they are; others
+    are the names of classes, which are sorted and numbered. Raises StdacError for an image that cannot be read, mixed
+    sizes without `size`, and more images than fit into memory.
+    """
+    stack = _ImageStack(source)
+    texts: list[str | None] = []
+    with closing(_decode_batches(source, size)) as decoded:
+        for batch, images in decoded:
+            texts += batch.label
+            if isinstance(images, np.ndarray):
+                stack.add(images, _place_of(batch, 0))
+                continue
+            for i, image in enumerate(images):
+                if isinstance(image, Unreadable):
+                    raise _refuse_image(batch, i, image.reason)
+                stack.add(image[None], _place_of(batch, i))
+    return PictureSet(stack.images(), *_number_labels(source, texts))
+
+
+def _decode_batches(
+    source: Source, size: Size | None
+) -> Generator[tuple[Batch, Pixels | list[Pixels | Unreadable]], None, None]:
+    """The batches of a source and their images, decoded in child processes."""
+
+    def decode(child: Child, batch: Batch) -> tuple[Batch, Pixels | list[Pixels | Unreadable]]:
+        return batch, decode_each_safely(child, batch, size)
+
+    with open_decoders("stdac.pictures.decode:decode_each") as pool:
+        yield from pool.map(decode, source.batches(), 0, lambda batch: batch.nbytes)
+
+
+def _refuse_image(batch: Batch, i: int, why: str) -> StdacError:
+    """The error for an image that cannot be read."""
+    name = batch.source[i]
+    if why.startswith(name):  # it tells the whole story already
+        return StdacError(why)
+    in_archive = batch.index[i] > 0 or isinstance(batch.content[i], bytes)
+    where = f"{name}, image {batch.index[i]}" if in_archive else name
+    return StdacError(f"cannot read {where}: {why}; repair or remove it")
+
+
+def _place_of(batch: Batch, i: int) -> str:
+    """The name of an image within its source, in a few words: the file's, or its number in an archive."""
+    return Path(batch.source[i]).name if isinstance(batch.content[i], str) else f"image {batch.index[i]}"
+
+
+class _ImageStack:
+    """Images of one size, put one after another into a buffer that grows in place, as copies of it may not fit."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._data = bytearray()
+        self._shape = (0, 0, 0)
+        self._first = ""
+
+    def add(self, images: Pixels, place: str) -> None:
+        """Add (n, C, H, W) uint8, the first of which is at `place`. Raises StdacError where the size is another one."""
+        channels, height, width = images.shape[1:]
+        try:
+            if not self._first:
+                self._first, self._shape = place, (channels, height, width)
+                self._check_memory(images[0].nbytes)
+            if (height, width) != self._shape[1:]:
+                raise self._mixed_sizes(place, height, width)
+            if channels > self._shape[0]:
+                self._data = bytearray(np.repeat(self.images(), channels, 1).data)
+                self._shape = (channels, height, width)
+            elif channels < self._shape[0]:
+                images = np.repeat(images, self._shape[0], 1)
+            self._data += np.ascontiguousarray(images).reshape(-1).data
+        except MemoryError as error:
+            raise StdacError(
+                f"the images of {self._source.name} take more memory than there is: pass a smaller image size "
+                "(--image-size 28), or leave some out"
+            ) from error
+
+    def images(self) -> Pixels:
+        """All of them, (N, C, H, W) uint8."""
+        return np.frombuffer(self._data, np.uint8).reshape(-1, *self._shape)
+
+    def _check_memory(self, nbytes: int) -> None:
+        """Raise MemoryError where the system would not give what so many images of that many bytes take."""
+        wanted = (self._source.count() or 1) * nbytes
+        if wanted > sys.maxsize:
+            raise MemoryError
+        np.empty(wanted, np.uint8)
+
+    def _mixed_sizes(self, place: str, height: int, width: int) -> StdacError:
+        return StdacError(
+            f"{self._source.name} holds images of mixed sizes, {self._first} has {self._shape[1]}x{self._shape[2]} "
+            f"pixels and {place} {height}x{width}: pass an image size to bring all to one (--image-size 28)"
+        )
+
+
+def _number_labels(source: Source, texts: list[str | None]) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+    """(N,) int64 and the names of the classes, from labels as text; None and no names unless every image has one."""
+    labels = [text for text in texts if text is not None]
+    if len(labels) < len(texts):
+        return None, ()
+    kind = source.label_type() if isinstance(source, ArrayFile) else None
+    if kind is not None and kind.kind in "iub":
+        values = [text == "True" for text in labels] if kind.kind == "b" else [int(text) for text in labels]
+        return np.array(values, kind).astype(np.int64), ()
+    names = sorted(set(labels))
+    number = {name: i for i, name in enumerate(names)}
+    return np.array([number[label] for label in labels], dtype=np.int64), tuple(names)

@@ -1,0 +1,58 @@
+"""Where images come from: what an input is, by its name and its content, as a source of batches."""
+
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from stdac.errors import StdacError
+from stdac.pictures.arrays import ArrayFile
+from stdac.pictures.batches import Source, escape_name, reason
+from stdac.pictures.folder import Folder, Picture
+from stdac.pictures.kinds import kind_of
+from stdac.pictures.listing import PictureList
+from stdac.pictures.parquet import ParquetFile
+from stdac.pictures.tar import TarFile
+
+KINDS: dict[str, Callable[[str], Source]] = {
+    "picture": Picture,
+    "array": ArrayFile,
+    "parquet": ParquetFile,
+    "tar": TarFile,
+}
+
+EXPECTED = "a folder of images, an image, an .npz, .npy, IDX, Parquet or tar file, or - for a list of images on stdin"
+
+
+def open_source(text: str, named: Mapping[str, Source] | None = None) -> Source:
+    """What an INPUT is: -, a name among `named` (./digits is a folder), a folder, or a file, which its content tells.
+
+    Raises StdacError as `open_path` does.
+    """
+    named = named or {}
+    if text == "-":
+        return PictureList()
+    if text in named:
+        return named[text]
+    return open_path(text, f"{EXPECTED}, or one of {', '.join(named)}" if named else EXPECTED)
+
+
+def open_path(text: str, expected: str = EXPECTED) -> Source:
+    """A folder or a file as a source; nothing is decoded yet.
+
+    expected: what the errors say that there could be. Raises StdacError for what is not there, a folder without images,
+    a Parquet file without a column of images, and what is neither a file nor a folder; a file that is damaged becomes a
+    row with an error.
+    """
+    path = str(Path(os.path.expanduser(text))) if text else ""  # noqa: PTH111  # Path.expanduser raises for ~$x.png
+    try:
+        about = os.stat(path)
+    except FileNotFoundError as error:
+        raise StdacError(f"{escape_name(path) or 'an empty name'} does not exist: expected {expected}") from error
+    except (OSError, ValueError) as error:
+        raise StdacError(f"cannot read {escape_name(path)}: {reason(error, path)}") from error
+    if stat.S_ISDIR(about.st_mode):
+        return Folder(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise StdacError(f"{escape_name(path)} is neither a file nor a folder: expected {expected}")
+    return KINDS[kind_of(path)](path)
