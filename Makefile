@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quick
+# Processes that test: more than two cores have, as those that start a cluster mostly wait for it.
+TESTERS ?= 4
 
 .PHONY: demo test test-slow test-cluster chaos web lint lock clean
 
@@ -18,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/stdac cluster $(RUN)/model.onnx digits -o $(RUN)/clusters.parquet
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m "slow and not cluster"

@@ -1,4 +1,4 @@
-"""What the tests share: small trials and their results."""
+"""What the tests share: small trials and their results, and which tests run side by side."""
 
 import signal
 from collections.abc import Callable
@@ -47,6 +47,28 @@ def results_of(folder: TrialFolder) -> tuple[pa.Table, Path]:
     assert done is not None
     path = folder.path / f"attempt-{done['attempt']}"
     return pq.read_table(path / "metrics.parquet").drop_columns(list(TIMINGS)), path
+
+
+LONGEST_FIRST = (
+    "cluster/test_slurm.py",
+    "cluster/test_ray.py",
+    "test_chaos.py",
+    "test_launch.py",
+)
+"""Files that wait more than they compute, then those that compute long: begun last, they would be waited for alone."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under make test, the tests of a file stay together with their fixtures, where no mark says with which others."""
+    if not hasattr(config, "workerinput"):  # a single process
+        return
+    folder = Path(__file__).parent
+    rank = {folder / name: i for i, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
 
 
 @pytest.fixture
