@@ -5,7 +5,7 @@ RUN := runs/quick
 # Processes that test: more than two cores have, as those that start a cluster mostly wait for it.
 TESTERS ?= 4
 
-.PHONY: demo test test-slow test-cluster chaos web lint lock clean
+.PHONY: demo test test-slow test-cluster chaos web lint lint-pages lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -41,10 +41,24 @@ chaos: .venv/installed
 web: .venv/installed
 	$(BIN)/python -m export.web fetch
 
-lint: .venv/installed
+lint: .venv/installed lint-pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# eslint and tsc for the JavaScript of the gallery and the page.
+lint-pages:
+	@if ! npm --version > /dev/null 2>&1; then \
+	    echo "there is no npm: the pages' JavaScript is not checked"; \
+	elif ! $(MAKE) --silent export/node_modules/installed; then \
+	    echo "npm could not install eslint and tsc (for Node.js 20.19 or newer): the pages' JavaScript is not checked"; \
+	else \
+	    npm --prefix export run --silent lint && npm --prefix export run --silent types; \
+	fi
+
+export/node_modules/installed: export/package.json export/package-lock.json
+	cd export && npm ci --loglevel=error --no-audit --no-fund --ignore-scripts
+	touch $@
 
 # Write constraints.txt anew from the newest versions that pyproject.toml allows.
 lock:
@@ -55,4 +69,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache export/node_modules
