@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quick
-# Processes that test: more than two cores have, as those that start a cluster mostly wait for it.
+# Processes that test: more than two cores have, as those that start a cluster mostly wait for it. A file is one's, with
+# its fixtures: there can be one SLURM at a time. (Under pytest 9.2, pytest-xdist 3.8 overlooks its own mark xdist_group.)
 TESTERS ?= 4
 
 .PHONY: demo test test-slow test-cluster chaos web lint lint-pages lock clean
@@ -20,7 +21,7 @@ demo: .venv/installed
 	$(BIN)/stdac cluster $(RUN)/model.onnx digits -o $(RUN)/clusters.parquet
 
 test: .venv/installed lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TESTERS) --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m "slow and not cluster"

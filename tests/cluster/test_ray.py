@@ -21,7 +21,6 @@ from tests.test_launch import command, outcome, run
 pytest.importorskip("ray.tune", reason="Ray is not installed")
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.xdist_group("ray"),  # four nodes at a time are enough
     pytest.mark.skipif(sys.platform != "linux", reason="four nodes on one machine need Linux's loopback addresses"),
 ]
 

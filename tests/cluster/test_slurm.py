@@ -14,7 +14,7 @@ from cluster_jobs.slurm_queue import end_states, job_name, jobs
 from tests.cluster.conftest import Lab, wait_for, with_and_without_accounting
 from tests.test_launch import command, outcome, run
 
-pytestmark = [pytest.mark.cluster, pytest.mark.xdist_group("slurm")]  # there can be one such cluster at a time
+pytestmark = pytest.mark.cluster
 
 LAUNCH = ("stdac-grid", "launch", "grid.toml", "--out", "run", "--backend", "slurm", "--nodes", "4")
 GRID = """
