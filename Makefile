@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := runs/quick
+# Processes that test: more than two cores have, as those that start a cluster mostly wait for it. A file is one's, with
+# its fixtures: there can be one SLURM at a time. (Under pytest 9.2, pytest-xdist 3.8 overlooks its own mark xdist_group.)
+TESTERS ?= 4
 
-.PHONY: demo test test-slow test-cluster chaos web graph lint lock clean
+.PHONY: demo test test-slow test-cluster chaos web graph lint lint-pages lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,7 +21,7 @@ demo: .venv/installed
 	$(BIN)/stdac cluster $(RUN)/model.onnx digits -o $(RUN)/clusters.parquet
 
 test: .venv/installed lint
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n $(TESTERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m "slow and not cluster"
@@ -43,10 +46,24 @@ web: .venv/installed
 graph: .venv/installed
 	$(BIN)/python -m docs.graph
 
-lint: .venv/installed
+lint: .venv/installed lint-pages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# eslint and tsc for the JavaScript of the gallery and the page.
+lint-pages:
+	@if ! npm --version > /dev/null 2>&1; then \
+	    echo "there is no npm: the pages' JavaScript is not checked"; \
+	elif ! $(MAKE) --silent export/node_modules/installed; then \
+	    echo "npm could not install eslint and tsc (for Node.js 20.19 or newer): the pages' JavaScript is not checked"; \
+	else \
+	    npm --prefix export run --silent lint && npm --prefix export run --silent types; \
+	fi
+
+export/node_modules/installed: export/package.json export/package-lock.json
+	cd export && npm ci --loglevel=error --no-audit --no-fund --ignore-scripts
+	touch $@
 
 # Write constraints.txt anew from the newest versions that pyproject.toml allows.
 lock:
@@ -57,4 +74,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache export/node_modules

@@ -1,4 +1,4 @@
-"""What the tests share: small trials and their results."""
+"""What the tests share: small trials and their results, and which tests run side by side."""
 
 import signal
 from collections.abc import Callable, Mapping
@@ -61,6 +61,28 @@ def results_of(folder: TrialFolder) -> tuple[pa.Table, Path]:
     path = folder.result()
     assert path is not None
     return pq.read_table(path / "metrics.parquet").drop_columns(list(TIMINGS)), path
+
+
+LONGEST_FIRST = (
+    "cluster/test_slurm.py",
+    "cluster/test_ray.py",
+    "test_chaos.py",
+    "test_export.py",
+    "test_launch.py",
+    "test_fuzz.py",
+    "test_cluster.py",
+    "test_page.py",
+    "test_gallery.py",
+)
+"""Files that wait for a cluster, then those that compute long: begun last, they would be waited for alone."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Under make test, which gives each of some processes a file after another in this order."""
+    if hasattr(config, "workerinput"):  # one of those processes
+        rank = {Path(__file__).parent / name: i for i, name in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: rank.get(item.path, len(rank)))
 
 
 @pytest.fixture

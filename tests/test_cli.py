@@ -2,13 +2,20 @@
 
 import json
 import pickle
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
+from cluster_jobs.cli import main as grid_main
 from PIL import Image
+from stdac.cli import main as stdac_main
 
+from stdac.methods.st_dac import STDACParams
 from tests.test_launch import run
+
+NO_MODEL = "is cut short or not a model file: expected a model.pt of stdac"
 
 
 class Trap:
@@ -37,56 +44,125 @@ def place(tmp_path: Path) -> Path:
 TRAIN = ("stdac", "train", "--device", "cpu", "--dataset")
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        ((*TRAIN, "mnits"), ["mnits", "clusters"]),
-        ((*TRAIN, "mnits", "--clusters", "3"), ["unknown data set 'mnits'", "digits, mnist, fashion-mnist"]),
-        ((*TRAIN, "digits", "--method", "dbc"), ["unknown method 'dbc'", "kmeans", "st-dac"]),
-        ((*TRAIN, "digits", "--set", "widht=2"), ["unknown parameter", "widht", "width"]),
-        ((*TRAIN, "digits", "--set", "width"), ["NAME=VALUE"]),
-        ((*TRAIN, "digits", "--clusters", "1"), ["n_clusters = 1", "at least 2"]),
-        ((*TRAIN, "few.npy", "--clusters", "6"), ["6 clusters for 5 images"]),
-        ((*TRAIN, "empty", "--clusters", "3"), ["holds no images"]),
-        ((*TRAIN, "mixed", "--clusters", "2"), ["mixed sizes", "28x28", "20x28", "--image-size"]),
-        ((*TRAIN, "broken", "--clusters", "2"), ["b.png"]),
-        ((*TRAIN, "lengths.npz", "--clusters", "2"), ["5 images but 4 labels"]),
-        (("stdac", "show", "pickle.pt"), ["pickle.pt", "not executed"]),
-        (("stdac", "show", "text.pt"), ["text.pt", "expected a model.pt"]),
-        (("stdac", "show", "nothing"), ["there is no nothing"]),
-        (("stdac", "export", "text.pt", "model.onnx"), ["text.pt"]),
-        (("stdac", "cluster", "text.pt", "mixed", "-o", "c.parquet"), ["text.pt"]),
-        (("stdac-grid", "status", "empty"), ["not a run folder"]),
-        (("stdac-grid", "results", "empty"), ["empty"]),
-        (("stdac-grid", "plan", "papre"), ["papre", "paper, quick"]),
-    ],
-)
-def test_bad_input_is_one_sentence(words: tuple[str, ...], said: list[str], place: Path) -> None:
-    done = run(*words, cwd=place)
-    assert done.returncode != 0
-    assert "Traceback" not in done.stderr and "unexpected" not in done.stderr
-    last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("Error: ") and all(word in last for word in said), done.stderr
+def ask(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: object) -> Result:
+    """A command of ours in this process, as if in a folder."""
+    monkeypatch.chdir(folder)
+    tool = {"stdac": stdac_main, "stdac-grid": grid_main}[str(words[0])]
+    return CliRunner().invoke(tool, [str(word) for word in words[1:]], prog_name=str(words[0]))
+
+
+def check_refusal(code: int, output: str, said: str, place: Path) -> None:
+    """One sentence at the end, exit code 1, and nothing run or written."""
+    assert code == 1
+    assert "Traceback" not in output and "unexpected" not in output
+    assert output.strip().splitlines()[-1] == f"Error: {said}"
     assert not {"executed", "model.onnx", "c.parquet"} & {p.name for p in place.iterdir()}
     assert not list(place.rglob("model.pt")) and not list(place.rglob("done.json"))
 
 
-def test_a_run_of_another_schema_version_is_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((*TRAIN, "mnits"), "the number of clusters of mnits is not known: pass n_clusters (--clusters)"),
+        (
+            (*TRAIN, "mnits", "--clusters", "3"),
+            "unknown data set 'mnits': expected one of digits, mnist, fashion-mnist, kmnist, qmnist, usps, cifar10, "
+            "or the path of a folder of images, an .npz, .npy or IDX file",
+        ),
+        (
+            (*TRAIN, "digits", "--method", "dbc"),
+            "unknown method 'dbc': expected one of kmeans, pca-kmeans, dec, dac-star, st-dac",
+        ),
+        (
+            (*TRAIN, "digits", "--set", "widht=2"),
+            "unknown parameter of STDAC 'widht': expected one of " + ", ".join(f.name for f in fields(STDACParams)),
+        ),
+        ((*TRAIN, "digits", "--set", "width"), "got --set width, expected NAME=VALUE, as in --set width=0.5"),
+        ((*TRAIN, "digits", "--clusters", "1"), "got n_clusters = 1, expected a whole number of at least 2"),
+        (
+            (*TRAIN, "few.npy", "--clusters", "6"),
+            "got 6 clusters for 5 images: expected at most one cluster an image",
+        ),
+        (
+            (*TRAIN, "empty", "--clusters", "3"),
+            "empty holds no images: expected files ending in .bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, .tiff, "
+            ".webp",
+        ),
+        (
+            (*TRAIN, "mixed", "--clusters", "2"),
+            "mixed holds images of mixed sizes, a.png has 28x28 pixels and b.png 20x28: pass an image size to bring "
+            "all to one (--image-size 28)",
+        ),
+        ((*TRAIN, "broken", "--clusters", "2"), "broken/b.png: not a readable image"),
+        (
+            (*TRAIN, "lengths.npz", "--clusters", "2"),
+            "lengths.npz has 5 images but 4 labels: expected one label an image",
+        ),
+        (
+            ("stdac", "show", "pickle.pt"),
+            "pickle.pt holds pickled objects, which are not executed: expected a model.pt of stdac",
+        ),
+        (("stdac", "show", "text.pt"), f"text.pt {NO_MODEL}"),
+        (("stdac", "show", "nothing"), "there is no nothing: expected a trial's folder, a model.pt or an ONNX file"),
+        (("stdac", "export", "text.pt", "model.onnx"), f"text.pt {NO_MODEL}"),
+        (
+            ("stdac", "cluster", "text.pt", "mixed", "-o", "c.parquet"),
+            "text.pt is not an ONNX file: expected the model.onnx that stdac export writes",
+        ),
+        (
+            ("stdac-grid", "status", "empty"),
+            "{place}/empty is not a run folder: it has no trials.parquet; stdac-grid launch makes one",
+        ),
+        (
+            ("stdac-grid", "results", "empty"),
+            "empty is not a run: expected a folder with trials/ or metrics.parquet; check the path",
+        ),
+        (("stdac-grid", "plan", "papre"), "unknown grid 'papre': expected one of paper, quick, or a TOML file"),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    words: tuple[str, ...], said: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = ask(monkeypatch, place, *words)
+    assert isinstance(done.exception, SystemExit)
+    check_refusal(done.exit_code, done.output, said.replace("{place}", str(place)), place)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            (*TRAIN, "digits", "--clusters", "1"),
+            "got n_clusters = 1, expected a whole number of at least 2",
+        ),
+        (
+            ("stdac-grid", "plan", "papre"),
+            "unknown grid 'papre': expected one of paper, quick, or a TOML file",
+        ),
+    ],
+)
+def test_a_process_of_its_own_says_it_on_stderr(words: tuple[str, ...], said: str, place: Path) -> None:
+    done = run(*words, cwd=place)
+    check_refusal(done.returncode, done.stderr, said, place)
+    assert done.stdout == ""
+
+
+def test_a_run_of_another_schema_version_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "runs" / "one" / "trials" / "0"
     folder.mkdir(parents=True)
     (folder / "trial.json").write_text(json.dumps({"schema_version": 99}))
-    done = run("stdac", "show", folder, cwd=tmp_path)
-    assert done.returncode == 1 and "schema version 99, this stdac reads 1" in done.stderr
+    done = ask(monkeypatch, tmp_path, "stdac", "show", folder)
+    assert done.exit_code == 1 and "schema version 99, this stdac reads 1" in done.output
 
 
-def test_train_show_and_train_again(tmp_path: Path) -> None:
+def test_train_show_and_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = (*TRAIN, "digits", "--stn", "1", "--limit", "150", "--epochs", "1", "--set", "width=0.1")
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert "cluster" in lines[0] and "ACC" in lines[0] and lines[-2].strip().startswith("deployed")
-    shown = run("stdac", "show", f"{lines[-1]}/model.pt", cwd=tmp_path)
-    assert "width=0.1" in shown.stdout and "(N, 1, 28, 28) uint8" in shown.stdout
-    assert "done in" in run("stdac", "show", Path(lines[-1]).parent, cwd=tmp_path).stdout
+    shown = ask(monkeypatch, tmp_path, "stdac", "show", f"{lines[-1]}/model.pt")
+    assert "width=0.1" in shown.output and "(N, 1, 28, 28) uint8" in shown.output
+    assert "done in" in ask(monkeypatch, tmp_path, "stdac", "show", Path(lines[-1]).parent).output
     again = run(*words, cwd=tmp_path)
     assert again.returncode == 0 and "already done" in again.stderr and again.stdout.splitlines() == [lines[-1]]

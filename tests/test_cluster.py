@@ -322,7 +322,9 @@ def test_resume_of_another_models_rows_is_one_sentence(model: Path, tmp_path: Pa
     before = out.read_bytes()
     export_model(model.with_suffix(".pt"), tmp_path / "m.onnx")
     resume = Settings(provider="cpu", resume=True)
-    with pytest.raises(StdacError, match="not written with this model"):
+    with pytest.raises(
+        StdacError, match=r"is damaged, or was not written with this model by this version of stdac: leave out --resume"
+    ):
         sort(tmp_path / "m.onnx", "digits", output=out, settings=resume)
     assert out.read_bytes() == before
 
@@ -334,7 +336,7 @@ def test_resume_of_a_damaged_output_is_one_sentence_and_leaves_nothing(model: Pa
     content = out.read_bytes()
     for damaged in (b"", b"no Parquet", content[:-9], content[:4] + bytes(3000) + content[3004:]):
         out.write_bytes(damaged)
-        with pytest.raises(StdacError, match="is damaged"):
+        with pytest.raises(StdacError, match=r"out\.parquet is damaged, or was not written with this model"):
             sort(model, "digits", output=out, settings=resume)
         assert out.read_bytes() == damaged
         assert [p.name for p in tmp_path.iterdir()] == ["out.parquet"]
@@ -400,15 +402,30 @@ def test_100_000_images_survive_kill_9_at_any_moment(model: Path, tmp_path: Path
     check_kills(model, tmp_path, images=100_000, kills=25, seed=1)
 
 
-@pytest.mark.parametrize("output", ["missing/out.parquet", "."])
-def test_an_output_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path, output: str) -> None:
-    with pytest.raises(StdacError, match="cannot write"):
+@pytest.mark.parametrize(
+    ("output", "why"),
+    [
+        ("missing/out.parquet", r"there is no folder .*/missing; create it or choose another place"),
+        (".", r"it is a folder; name a file, for example .*/clusters\.parquet"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_one_sentence(model: Path, tmp_path: Path, output: str, why: str) -> None:
+    with pytest.raises(StdacError, match=f"cannot write {tmp_path}.*: {why}$"):
         sort(model, "digits", output=tmp_path / output)
 
 
-@pytest.mark.parametrize("what", ["model", "input", "pipe", "device", "folder"])
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("model", "/model is read too, and would be overwritten: name another output"),
+        ("input", "/input is read too, and would be overwritten: name another output"),
+        ("pipe", "cannot write .*/pipe: it is a pipe, a socket or a device; name a file"),
+        ("device", f"cannot write {os.devnull}: it is a pipe, a socket or a device; name a file"),
+        ("folder", r"cannot write .*/folder: it is a folder; name a file, for example .*/folder/clusters\.parquet"),
+    ],
+)
 def test_an_output_that_is_something_else_is_one_sentence_and_stays(
-    model: Path, digits: Pixels, tmp_path: Path, what: str
+    model: Path, digits: Pixels, tmp_path: Path, what: str, why: str
 ) -> None:
     np.save(tmp_path / "input", digits)
     (tmp_path / "input.npy").rename(tmp_path / "input")
@@ -417,7 +434,7 @@ def test_an_output_that_is_something_else_is_one_sentence_and_stays(
     os.mkfifo(tmp_path / "pipe")
     output = Path(os.devnull) if what == "device" else tmp_path / what
     before = output.lstat()
-    with pytest.raises(StdacError, match=r"name (another output|a file)"):
+    with pytest.raises(StdacError, match=f"{why}$"):
         sort(tmp_path / "model", tmp_path / "input", output=output)
     assert output.lstat().st_mtime_ns == before.st_mtime_ns
     assert not list(tmp_path.glob("*.parts"))
@@ -444,9 +461,16 @@ def test_a_flipped_bit_in_a_part_is_noticed(model: Path, tmp_path: Path) -> None
     assert (summary.known, summary.images) == (0, 1797)
 
 
-@pytest.mark.parametrize("what", ["missing", "empty folder", "pipe"])
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("missing", "does not exist: expected a folder of images"),
+        ("empty folder", "holds no images: expected files ending in"),
+        ("pipe", "is neither a file nor a folder: expected a folder of images"),
+    ],
+)
 def test_an_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(
-    model: Path, tmp_path: Path, what: str
+    model: Path, tmp_path: Path, what: str, why: str
 ) -> None:
     path = tmp_path / what
     if what == "empty folder":
@@ -454,7 +478,7 @@ def test_an_input_that_cannot_be_used_is_one_sentence_and_writes_nothing(
         (path / "notes.txt").write_text("no picture")
     elif what == "pipe":
         os.mkfifo(path)
-    with pytest.raises(StdacError, match="expected"):
+    with pytest.raises(StdacError, match=f"{path} {why}"):
         sort(model, "digits", path, output=tmp_path / "out.parquet")
     assert not list(tmp_path.glob("*.parquet*"))
 

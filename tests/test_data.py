@@ -199,13 +199,13 @@ def test_a_broken_picture_is_named(tmp_path: Path, content: bytes | None) -> Non
     save_picture(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(StdacError, match=r"broken\.png"):
+    with pytest.raises(StdacError, match=r"/broken\.png: not a readable image$"):
         load(str(tmp_path))
 
 
 def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("nothing here")
-    with pytest.raises(StdacError, match=r"holds no images.*\.png"):
+    with pytest.raises(StdacError, match=r"holds no images: expected files ending in \.bmp, .*, \.webp$"):
         load(str(tmp_path))
 
 
@@ -251,7 +251,7 @@ def test_idx_finds_its_labels_beside_it(tmp_path: Path, suffix: str) -> None:
 def test_idx_labels_of_another_length_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "a-images-idx3-ubyte").write_bytes(idx(IMAGES))
     (tmp_path / "a-labels-idx1-ubyte").write_bytes(idx(LABELS[:4]))
-    with pytest.raises(StdacError, match="5 images but 4 labels"):
+    with pytest.raises(StdacError, match="-ubyte has 5 images but 4 labels: expected one label an image"):
         load(str(tmp_path / "a-images-idx3-ubyte"))
 
 
@@ -311,9 +311,9 @@ def test_a_bad_file_is_told_in_one_sentence(tmp_path: Path, name: str) -> None:
     content, message = BAD_FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(StdacError, match=message) as caught:
+    with pytest.raises(StdacError) as caught:
         load(str(path))
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(f"{path}{message}") and "\n" not in str(caught.value)
 
 
 class Bomb:
@@ -331,7 +331,7 @@ def test_nothing_is_ever_unpickled(tmp_path: Path, name: str) -> None:
     bombs = np.array([Bomb(tmp_path / "exploded")], dtype=object)
     content = {"hostile.npy": npy, "hostile.npz": lambda a: npz(images=a), "pickle.npy": pickle.dumps}[name](bombs)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(StdacError):
+    with pytest.raises(StdacError, match=f"{name} is not a plain NumPy file: "):
         load(str(tmp_path / name))
     assert not (tmp_path / "exploded").exists()
 

@@ -273,7 +273,9 @@ def test_another_model_may_have_fewer_clusters_than_the_earlier_one(tmp_path: Pa
 
 
 def test_another_model_without_common_images_cannot_be_compared(tmp_path: Path) -> None:
-    with pytest.raises(StdacError, match="cannot be compared"):
+    with pytest.raises(
+        StdacError, match=r"is of another model, and has 0 images in common with .*: they cannot be compared"
+    ):
         both(tmp_path, now={"model": "b"})
 
 
@@ -287,8 +289,12 @@ def test_files_that_are_no_runs_are_one_sentence(tmp_path: Path) -> None:
     new = write_run(tmp_path / "new.parquet", 1)
     (tmp_path / "text.parquet").write_text("hello")
     pq.write_table(pa.table({"cluster": [1]}), tmp_path / "few.parquet")
-    for name in ("text.parquet", "few.parquet", "missing.parquet"):
-        with pytest.raises(StdacError, match=r"clusters\.parquet") as caught:
+    for name, said in {
+        "text.parquet": r"cannot read .*/text\.parquet as clusters\.parquet \(Parquet file size is 5 bytes",
+        "few.parquet": r"cannot read .*/few\.parquet as clusters\.parquet \(it has no column source\): write it again",
+        "missing.parquet": r"there is no .*/missing\.parquet: expected a clusters\.parquet of an earlier stdac cluster",
+    }.items():
+        with pytest.raises(StdacError, match=said) as caught:
             compare(tmp_path / name, new)
         assert "\n" not in str(caught.value)
 

@@ -568,11 +568,21 @@ def test_junk_in_a_list_is_rows_and_the_others_keep_their_clusters(
 
 
 @pytest.mark.parametrize(
-    "text", ["", "~nobody-of-that-name/x", "~$x.png", "a" * 300, "/" + "a/" * 3000, "\udcff\x1b", "a\0b"]
+    ("text", "said"),
+    [
+        ("", "an empty name does not exist: expected a folder of images"),
+        ("~nobody-of-that-name/x", "~nobody-of-that-name/x does not exist: expected a folder of images"),
+        ("~$x.png", "~$x.png does not exist: expected a folder of images"),
+        ("a" * 300, "cannot read " + "a" * 300 + ": File name too long"),
+        ("/" + "a/" * 3000, "cannot read /" + "a/" * 3000),
+        ("\udcff\x1b", "\\xff\x1b does not exist: expected a folder of images"),
+        ("a\0b", "cannot read a\0b: embedded null"),
+    ],
 )
-def test_an_odd_argument_is_one_sentence(text: str) -> None:
-    with pytest.raises(StdacError):
+def test_an_odd_argument_is_one_sentence(text: str, said: str) -> None:
+    with pytest.raises(StdacError) as caught:
         open_input(text)
+    assert str(caught.value).startswith(said.rstrip("/"))
 
 
 def test_a_time_of_no_calendar_is_kept_as_one_that_64_bits_hold() -> None:

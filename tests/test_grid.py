@@ -79,24 +79,37 @@ def test_lists_are_axes_and_equal_trials_are_kept_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "said"),
     [
-        ("trials = 3", ["no trials", "[[trials]]"]),
-        ("[[trials]]\ndataset='mnist'\nmethod='x'", ["block 1", "'x'", "st-dac"]),
-        ("[[trials]]\ndataset='mnist'\nparams={stx=1}", ["stx", "stn"]),
-        ("[[trials]]\ndataset='mnist'\nseeds=0", ["seeds = 0"]),
-        ("[[trials]]\ndataset='mnist'\n[default]\nseed=1", ["'default'", "[defaults]"]),
-        ("[[trials", ["not TOML"]),
+        ("trials = 3", "{grid} has no trials: expected at least one [[trials]] block"),
+        (
+            "[[trials]]\ndataset='mnist'\nmethod='x'",
+            "{grid}, block 1 of [[trials]]: unknown method 'x': expected one of kmeans, pca-kmeans, ",
+        ),
+        (
+            "[[trials]]\ndataset='mnist'\nparams={stx=1}",
+            "{grid}, block 1 of [[trials]]: unknown parameter of STDAC 'stx': expected one of stn, ",
+        ),
+        (
+            "[[trials]]\ndataset='mnist'\nseeds=0",
+            "got seeds = 0, expected a whole number of at least 1, and no seed beside it",
+        ),
+        (
+            "[[trials]]\ndataset='mnist'\n[default]\nseed=1",
+            "{grid} has an unknown key 'default': expected name, about, [defaults], [slurm] and [[trials]]",
+        ),
+        ("[[trials", "{grid} is not TOML: "),
     ],
 )
-def test_a_bad_grid_says_what_is_wrong(tmp_path: Path, text: str, words: list[str]) -> None:
+def test_a_bad_grid_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
     with pytest.raises(StdacError) as caught:
-        load_grid(write(tmp_path, text))
-    assert all(word in str(caught.value) for word in words), caught.value
+        load_grid(path)
+    assert str(caught.value).startswith(said.replace("{grid}", path))
 
 
 def test_an_unknown_grid_names_the_presets() -> None:
-    with pytest.raises(StdacError, match=r"papre.*paper, quick"):
+    with pytest.raises(StdacError, match=r"^unknown grid 'papre': expected one of paper, quick, or a TOML file$"):
         load_grid("papre")
 
 
@@ -258,10 +271,12 @@ def test_a_run_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     pq.write_table(table.set_column(column, "schema_version", pa.array([99], pa.int32())), tmp_path / "trials.parquet")
     with pytest.raises(StdacError, match="schema version 99, this stdac reads 1"):
         Ledger(tmp_path).statuses()
-    with pytest.raises(StdacError, match="schema version 99"):
+    with pytest.raises(StdacError, match="schema version 99, this stdac reads 1: use the stdac that wrote it"):
         Ledger(tmp_path).plan([resolve(small("kmeans", seed=1))], "")
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StdacError, match="not a run folder"):
+    with pytest.raises(
+        StdacError, match=r"is not a run folder: it has no trials\.parquet; stdac-grid launch makes one"
+    ):
         Ledger(tmp_path).statuses()

@@ -284,12 +284,12 @@ def test_large_pictures_are_averaged_in_strips_as_small_ones_are_at_once(mode: s
 
 def test_a_jpeg_is_decoded_at_a_reduced_scale() -> None:
     data = encoded(photo(3000, 2000), "JPEG", quality=90)
-    began = time.perf_counter()
+    began = time.process_time()  # of the clock, what runs beside it takes a part
     small = read_image(data, 3, (28, 28)).astype(int)
-    reduced_s = time.perf_counter() - began
-    began = time.perf_counter()
+    reduced_s = time.process_time() - began
+    began = time.process_time()
     whole = read_image(data, 3)
-    whole_s = time.perf_counter() - began
+    whole_s = time.process_time() - began
     planes = [np.asarray(Image.fromarray(plane).resize((28, 28), Image.Resampling.BOX)) for plane in whole]
     assert np.abs(small - np.stack(planes)).max() <= 3
     assert reduced_s < whole_s / 2
@@ -313,7 +313,7 @@ def test_bombs_are_refused_before_they_are_decoded() -> None:
     bombs = [png(w, h, 8, 0, b"\0" * 10) for w, h in ((10_001, 10_000), (30_000, 30_000), (2**31 - 1, 2**31 - 1))]
     tracemalloc.start()
     for data in bombs:
-        with pytest.raises(StdacError, match=r"more than 100,000,000|not a readable image"):
+        with pytest.raises(StdacError, match=r"^it(s \d+ x \d+ pixels are| has) more than 100,000,000( pixels)?$"):
             read_image(data, 1, (28, 28))
     assert tracemalloc.get_traced_memory()[1] < 1e6
     tracemalloc.stop()
@@ -345,7 +345,7 @@ def test_memory_is_that_of_the_decoder(tmp_path: Path, format: str) -> None:
 def test_a_hostile_png_text_or_profile_is_no_bomb() -> None:
     zeros = zlib.compress(b"\0" * (300 << 20))
     for more in (chunk(b"zTXt", b"a\0\0" + zeros), chunk(b"iCCP", b"a\0\0" + zeros)):
-        with pytest.raises(StdacError):
+        with pytest.raises(StdacError, match=r"^damaged \(Decompressed data too large"):
             read_image(png(1, 1, 8, 0, b"\0\7", more))
 
 
@@ -357,9 +357,9 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
         for name in ("pipe", "socket", "/dev/zero"):
             with pytest.raises(StdacError, match="this is a pipe, a socket or a device, expected a picture file"):
                 read_image(tmp_path / name)
-    with pytest.raises(StdacError, match="this is a folder"):
+    with pytest.raises(StdacError, match="this is a folder, expected a picture file"):
         read_image(tmp_path)
-    with pytest.raises(StdacError, match=r"gone\.png: No such file"):
+    with pytest.raises(StdacError, match=r"gone\.png: No such file or directory$"):
         read_image(tmp_path / "gone.png")
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(MAX_BYTES + 1)
@@ -499,10 +499,10 @@ def test_a_small_png_costs_little_more_than_pillow_alone(tmp_path: Path) -> None
     def fastest(function: Callable[[], object]) -> float:
         times = []
         for _ in range(30):
-            began = time.perf_counter()
+            began = time.process_time()
             for _ in range(100):
                 function()
-            times.append(time.perf_counter() - began)
+            times.append(time.process_time() - began)
         return min(times)
 
     ratios = [fastest(lambda: read_image(path, 1, (28, 28))) / fastest(bare) for _ in range(3)]

@@ -139,7 +139,7 @@ def test_ctrl_c_ends_every_process_and_gives_the_leases_back(times: int, tmp_pat
     for _ in range(times):
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         time.sleep(0.1)
-    _, said = driver.communicate(timeout=60)
+    _, said = driver.communicate(timeout=120)
     assert driver.returncode == 1 and b"Traceback" not in said
     assert "running" not in {s.state for s in Ledger(tmp_path / "run").statuses()}
     with pytest.raises(ProcessLookupError):

@@ -52,37 +52,43 @@ def test_an_empty_name_is_no_name_and_a_missing_file_is_no_names(tmp_path: Path)
     assert load_names(tmp_path / "names.toml") == Names("m", {1: "one"})
 
 
+NO_NAMES = ' is no file of cluster names: expected model = "..." and a table [clusters], no more'
+NO_LINE = ' in [clusters], expected lines such as 0 = "name"'
+NO_ID = ", expected the id of a model: what stdac show calls its model_id"
+
+
 @pytest.mark.parametrize(
-    "text",
+    ("text", "said"),
     [
-        "",
-        "model",
-        'model = "m"',
-        "[clusters]",
-        'model = 1\n[clusters]\n0 = "a"',
-        'model = "../a"\n[clusters]\n0 = "a"',
-        'model = ""\n[clusters]\n0 = "a"',
-        'model = "m"\nclusters = 3',
-        'model = "m"\n[clusters]\n0 = 1',
-        'model = "m"\n[clusters]\n-1 = "a"',
-        'model = "m"\n[clusters]\n00 = "a"',
-        'model = "m"\n[clusters]\ncat = "a"',
-        'model = "m"\n[clusters]\n"٣" = "a"',
-        'model = "m"\n[clusters]\n' + "9" * 5000 + ' = "a"',
-        'model = "m"\n[clusters]\n[cluster]\n',
-        "a = " + "[" * 100_000,
-        'model = "m"\n[clusters]\n0 = "\udcff"',
+        ("", NO_NAMES),
+        ("model", " is not TOML (Expected '=' after a key"),
+        ('model = "m"', NO_NAMES),
+        ("[clusters]", NO_NAMES),
+        ('model = 1\n[clusters]\n0 = "a"', NO_NAMES),
+        ('model = "../a"\n[clusters]\n0 = "a"', f" has model = '../a'{NO_ID}"),
+        ('model = ""\n[clusters]\n0 = "a"', f" has model = ''{NO_ID}"),
+        ('model = "m"\nclusters = 3', NO_NAMES),
+        ('model = "m"\n[clusters]\n0 = 1', f" has 0 = 1{NO_LINE}"),
+        ('model = "m"\n[clusters]\n-1 = "a"', f" has -1 = 'a'{NO_LINE}"),
+        ('model = "m"\n[clusters]\n00 = "a"', f" has 00 = 'a'{NO_LINE}"),
+        ('model = "m"\n[clusters]\ncat = "a"', f" has cat = 'a'{NO_LINE}"),
+        ('model = "m"\n[clusters]\n"٣" = "a"', f" has ٣ = 'a'{NO_LINE}"),
+        ('model = "m"\n[clusters]\n' + "9" * 5000 + ' = "a"', f" has {'9' * 5000} = 'a'{NO_LINE}"),
+        ('model = "m"\n[clusters]\n[cluster]\n', NO_NAMES),
+        ("a = " + "[" * 100_000, " is not TOML ("),
+        ('model = "m"\n[clusters]\n0 = "\udcff"', " is not TOML ('utf-8' codec can't decode byte 0xff"),
     ],
 )
-def test_a_damaged_file_is_one_sentence(text: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "names.toml").write_bytes(text.encode("utf-8", "surrogateescape"))
-    with pytest.raises(StdacError, match=r"names\.toml") as caught:
+    with pytest.raises(StdacError) as caught:
         load_names(tmp_path / "names.toml")
+    assert str(caught.value).startswith(f"{tmp_path / 'names.toml'}{said}")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 6000
 
 
 def test_a_folder_is_no_names_file(tmp_path: Path) -> None:
-    with pytest.raises(StdacError, match="is not a file"):
+    with pytest.raises(StdacError, match=r"is not a file: expected a names\.toml, or none and it will be made"):
         load_names(tmp_path)
 
 
@@ -153,8 +159,13 @@ def test_without_overlap_no_name_is_carried_and_the_user_is_told_why(old: pa.Tab
 def test_files_that_are_no_runs_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.parquet").write_text("hello")
     pq.write_table(pa.table({"cluster": [1]}), tmp_path / "old.parquet")
-    for name in ("text.parquet", "old.parquet", "missing.parquet", "."):
-        with pytest.raises(StdacError, match=r"clusters\.parquet") as caught:
+    for name, said in {
+        "text.parquet": r"cannot read .*/text\.parquet as clusters\.parquet \(Parquet file size is 5 bytes",
+        "old.parquet": r"cannot read .*/old\.parquet as clusters\.parquet \(it has no column content_hash\): write",
+        "missing.parquet": r"there is no .*/missing\.parquet: expected a clusters\.parquet of an earlier stdac cluster",
+        ".": r"cannot read .* as clusters\.parquet \(.* is not a regular file\): write it again with stdac cluster",
+    }.items():
+        with pytest.raises(StdacError, match=said) as caught:
             match_clusters(tmp_path / name, run_table([0]))
         assert "\n" not in str(caught.value)
 

@@ -90,7 +90,9 @@ def test_what_is_no_address_does_not_answer(address: str) -> None:
 def test_a_dead_or_a_client_address_is_one_sentence() -> None:
     with pytest.raises(StdacError, match="nothing answers at RAY_ADDRESS="):
         check_address("127.0.0.1:1")
-    with pytest.raises(StdacError, match="Ray Client"):
+    with pytest.raises(
+        StdacError, match=r"got RAY_ADDRESS=ray://127\.0\.0\.1:10001, an address for Ray Client: launch on a node"
+    ):
         check_address("ray://127.0.0.1:10001")
 
 

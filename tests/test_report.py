@@ -186,7 +186,7 @@ def test_publishing_what_is_no_run_is_one_sentence(tmp_path: Path) -> None:
     assert result.exit_code == 1 and re.fullmatch(r"Error: .* is not a run: [^\n]*\n", result.output)
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
-    with pytest.raises(StdacError, match="is not a run"):
+    with pytest.raises(StdacError, match=r"is not a run: expected a folder with trials/ or metrics\.parquet"):
         publish(tmp_path, tmp_path / "file" / "out")
 
 

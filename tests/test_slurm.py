@@ -184,7 +184,8 @@ def test_where_there_is_no_slurm_nothing_is_asked_of_it(tmp_path: Path, monkeypa
     assert not slurm.is_available()
     assert slurm.describe_jobs(tmp_path) == ""
     assert slurm.cancel(tmp_path) == 0
-    with pytest.raises(StdacError, match="no SLURM here"):
+    said = "there is no SLURM here \\(sinfo is not on the PATH\\): launch on a login node"
+    with pytest.raises(StdacError, match=said):
         slurm.make_settings({}, {}, {}, "cpu")
 
 
@@ -370,7 +371,7 @@ def test_a_log_may_take_its_time_to_appear(cluster: Cluster, monkeypatch: pytest
     assert not driver.no_log_since
     log.unlink()
     monkeypatch.setattr("cluster_jobs.slurm.LOG_S", -1)
-    with pytest.raises(StdacError, match="does not share"):
+    with pytest.raises(StdacError, match=f"node n1 does not share {driver.run} with this machine, or cannot write it"):
         driver.check_folder()
 
 

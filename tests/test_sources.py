@@ -381,7 +381,7 @@ def test_what_cannot_be_a_source_is_one_sentence(tmp_path: Path) -> None:
             "/dev/zero": "is neither a file nor a folder: expected",
             "a" * 300: "cannot read a{300}: File name too long",
             "a\0b": "cannot read a.b: embedded null",
-            str(tmp_path / "gone\nline"): "does not exist",
+            str(tmp_path / "gone\nline"): "gone\nline does not exist: expected a folder of images",
         }.items():
             with pytest.raises(StdacError, match=why):
                 open_input(text)
@@ -779,9 +779,12 @@ def test_hugging_face_says_which_column_is_which() -> None:
             r"a\.parquet holds no images.*columns are source \(string\), cluster \(int64\)",
         ),
         ({"a": [b"x"], "b": [b"y"]}, r"several columns that could be the images.*a \(binary\), b \(binary\)"),
-        ({"image": [b"x"], "png": [b"y"]}, "several columns"),
-        ({"image": ["text"]}, "holds no images"),
-        ({"image": [[1, 2]]}, "holds no images"),
+        (
+            {"image": [b"x"], "png": [b"y"]},
+            r"several columns that could be the images.*image \(binary\), png \(binary\)$",
+        ),
+        ({"image": ["text"]}, r"a\.parquet holds no images: .*; its columns are image \(string\)$"),
+        ({"image": [[1, 2]]}, r"a\.parquet holds no images: .*; its columns are image \(list<.*>\)$"),
     ],
 )
 def test_parquet_without_a_clear_column_is_one_sentence(tmp_path: Path, columns: dict[str, Any], why: str) -> None:
@@ -976,31 +979,35 @@ def test_labels_in_the_order_of_the_inputs(tmp_path: Path, name: str) -> None:
         labels.check(2)
 
 
-BAD_LABELS = {
-    "l.csv": b"a,b\n1,2\n",
-    "empty.csv": b"",
-    "no-label.csv": b"path,thing\n1,2\n",
-    "ragged.csv": b"path,label\na,b,c\n",
-    "nul.csv": b'path,label\n"a' + b"x" * 200_000,
-    "floats.npy": npy(np.array([1.5])),
-    "wide.npy": npy(np.eye(3, dtype=int)),
-    "cut.npy": npy(np.arange(1000))[:-5],
-    "objects.npy": npy(np.array([{}], dtype=object)),
-    "images-idx": idx(IMAGES),
-    "text.npz": b"hello",
-    "a.npz": npz(images=IMAGES),
-    "text.parquet": b"PAR1 hello",
-    "images.parquet": parquet(pa.table({"image": PNGS})),
-    "index.csv": b"path,index,label\na,x,y\n",
+BAD_LABELS: dict[str, tuple[bytes, str]] = {
+    "l.csv": (b"a,b\n1,2\n", "{path} has the columns a, b: expected a CSV"),
+    "empty.csv": (b"", "{path} has the columns of an empty file: expected a CSV"),
+    "no-label.csv": (b"path,thing\n1,2\n", "{path} has the columns path, thing: expected a CSV"),
+    "ragged.csv": (b"path,label\na,b,c\n", "{path} has a row of 3 values, expected 2 as in its header: a"),
+    "nul.csv": (b'path,label\n"a' + b"x" * 200_000, "{path} is not a CSV file (field larger than field limit"),
+    "floats.npy": (npy(np.array([1.5])), "{path} holds an array of shape (1,) and type float64: expected a CSV"),
+    "wide.npy": (npy(np.eye(3, dtype=int)), "{path} holds an array of shape (3, 3) and type int64: expected a CSV"),
+    "cut.npy": (npy(np.arange(1000))[:-5], "{path} is cut short or damaged: 999 of its 1,000 labels are there"),
+    "objects.npy": (
+        npy(np.array([{}], dtype=object)),
+        "cannot read {path} (its header promises an array of shape (1,) and type object",
+    ),
+    "images-idx": (idx(IMAGES), "{path} holds an array of shape (150, 12, 10) and type uint8: expected a CSV"),
+    "text.npz": (b"hello", "{path} is not an IDX file: its first bytes are 68656c6c"),
+    "a.npz": (npz(images=IMAGES), "{path} is not an IDX file: its first bytes are 504b0304"),
+    "text.parquet": (b"PAR1 hello", "cannot read {path} (Parquet magic bytes not found in footer"),
+    "images.parquet": (parquet(pa.table({"image": PNGS})), "{path} has the columns "),
+    "index.csv": (b"path,index,label\na,x,y\n", "cannot read {path} (invalid literal for int()"),
 }
 
 
 @pytest.mark.parametrize("name", BAD_LABELS)
 def test_labels_that_cannot_be_understood_are_one_sentence(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(BAD_LABELS[name])
+    content, said = BAD_LABELS[name]
+    (tmp_path / name).write_bytes(content)
     with pytest.raises(StdacError) as caught:
         read_labels(tmp_path / name)
-    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(said.replace("{path}", str(tmp_path / name))) and "\n" not in str(caught.value)
     os.mkfifo(tmp_path / "pipe.csv")
     for other in ("gone.csv", "pipe.csv"):
         with pytest.raises(StdacError, match=f"{other}, which does not exist or is no regular file"):

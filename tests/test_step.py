@@ -165,7 +165,7 @@ def test_an_unknown_precision_is_told_with_the_known_ones() -> None:
     with pytest.raises(StdacError, match=r"got precision = 'fp8', expected one of .*float32.*tf32.*bfloat16"):
         check_precision("fp8")
     for method in ("st-dac", "dac-star"):
-        with pytest.raises(StdacError, match="precision"):
+        with pytest.raises(StdacError, match=r"^got precision = 'half', expected one of float32, tf32, bfloat16$"):
             resolve({"method": method, "dataset": "digits", "params": {"precision": "half"}})
 
 

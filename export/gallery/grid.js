@@ -1,28 +1,40 @@
+// @ts-check
 // Thumbnails and the section of each cluster. A section is filled when it comes near the window.
 
+/** @type {Map<string, Promise<ImageBitmap>>} */
 const images = new Map();
+/** @param {string} sheet */
 function imageOf(sheet) {
-  if (!images.has(sheet)) {
-    const image = new Image();
-    image.src = $(`sheet-${sheet}`).textContent;
-    images.set(
-      sheet,
-      image.decode().then(() => createImageBitmap(image)),
-    );
-  }
-  return images.get(sheet);
+  const known = images.get(sheet);
+  if (known) return known;
+  const image = new Image();
+  image.src = $(`sheet-${sheet}`).text;
+  const made = image.decode().then(() => createImageBitmap(image));
+  images.set(sheet, made);
+  return made;
 }
 
-// A thumbnail, cut from the sheet of its cluster.
+/**
+ * A thumbnail, cut from the sheet of its cluster.
+ * @param {number} row
+ */
 function picture(row) {
-  return cut(row, rows.cluster[row], tile[row]);
+  return cut(row, String(rows.cluster[row]), tile[row]);
 }
 
-// The most confident image of a cluster, cut from the sheet of these.
+/**
+ * The most confident image of a cluster, cut from the sheet of these.
+ * @param {number} cluster
+ */
 function face(cluster) {
   return cut(clusters[cluster].most[0], "faces", faceTile[cluster]);
 }
 
+/**
+ * @param {number | undefined} row
+ * @param {string} sheet
+ * @param {number} place
+ */
 function cut(row, sheet, place) {
   const canvas = el("canvas", { "aria-hidden": "true" });
   const [width, height] = row === undefined ? [0, 0] : rows.size[row];
@@ -39,10 +51,11 @@ function cut(row, sheet, place) {
   if (Math.max(width, height) <= SMALL) canvas.className = "pixelated";
   const x = (place % columns) * wide;
   const y = Math.floor(place / columns) * high;
-  imageOf(sheet).then((image) => canvas.getContext("2d").drawImage(image, x, y, width, height, 0, 0, width, height));
+  imageOf(sheet).then((image) => canvas.getContext("2d")?.drawImage(image, x, y, width, height, 0, 0, width, height));
   return canvas;
 }
 
+/** @param {number} row */
 function descriptionOf(row) {
   const label = labelOf(row);
   const parts = [`${plain(sourceOf(row))} #${rows.index[row]}`, `confidence ${decimal(rows.confidence[row])}`];
@@ -51,6 +64,7 @@ function descriptionOf(row) {
   return parts.join(", ");
 }
 
+/** @param {number} row */
 function thumbnail(row, canvas = picture(row)) {
   const description = descriptionOf(row);
   const button = el(
@@ -58,28 +72,32 @@ function thumbnail(row, canvas = picture(row)) {
     { type: "button", className: "thumb", tabIndex: -1, title: description, "aria-label": description },
     canvas,
   );
-  button.dataset.row = row;
+  button.dataset.row = String(row);
   if (mismatched(row)) button.classList.add("wrong");
   const bar = el("i", { "aria-hidden": "true" });
-  bar.style.setProperty("--confidence", rows.confidence[row]);
+  bar.style.setProperty("--confidence", String(rows.confidence[row]));
   button.append(bar);
   if (rows.copies[row] > 1)
     button.append(el("b", { "aria-hidden": "true", textContent: `×${count(rows.copies[row])}` }));
   return button;
 }
 
+/**
+ * @param {number[]} list
+ * @param {string} label
+ */
 function gridOf(list, label) {
-  const grid = el(
-    "div",
-    { className: "grid", role: "group", "aria-label": label },
-    ...list.map((row) => thumbnail(row)),
-  );
-  if (grid.firstChild) grid.firstChild.tabIndex = 0;
-  return grid;
+  const thumbnails = list.map((row) => thumbnail(row));
+  if (thumbnails.length) thumbnails[0].tabIndex = 0;
+  return el("div", { className: "grid", role: "group", "aria-label": label }, ...thumbnails);
 }
 
 const VIEWS = { sample: "a random sample", most: "the most confident", least: "the least confident" };
 
+/**
+ * @param {number} cluster
+ * @param {number[]} list
+ */
 function captionOf(cluster, list) {
   if (filtered())
     return `${count(list.length)} of the ${counted(held[cluster].length, "image")} that this page holds of it`;
@@ -90,12 +108,13 @@ function captionOf(cluster, list) {
     : `${VIEWS[state.view]} ${count(list.length)} of ${count(size)}`;
 }
 
+/** @param {number} cluster */
 function groupsOf(cluster) {
-  const { exact, exactGroups, near } = clusters[cluster];
-  if (exact.length + near.length === 0) return null;
+  const { exact, exactGroups, near: alike } = clusters[cluster];
+  if (exact.length + alike.length === 0) return null;
   const groups = [
     ...exact.map((row) => ({ text: `${count(rows.copies[row])} identical`, list: [row] })),
-    ...near.map((list) => ({ text: `${count(list.length)} alike`, list })),
+    ...alike.map((list) => ({ text: `${count(list.length)} alike`, list })),
   ];
   const more =
     exactGroups > exact.length ? ` (the ${count(exact.length)} largest of ${count(exactGroups)} identical groups)` : "";
@@ -112,22 +131,21 @@ function groupsOf(cluster) {
   return box;
 }
 
+/** @param {number} cluster */
 function factsOf(cluster) {
   const { size, mean } = clusters[cluster];
   const facts = [counted(size, "image"), percent(size, counts.clustered)];
   if (mean !== null) facts.push(`mean confidence ${decimal(mean)}`);
   const label = meantOf(cluster);
-  if (label !== null) {
+  if (truth !== null && label !== null) {
     const row = truth.confusion[cluster];
-    const share = percent(
-      row[meant[cluster]],
-      row.reduce((a, b) => a + b, 0),
-    );
+    const share = percent(row[meant[cluster]], sum(row));
     facts.push(`${truth.matching[cluster] < 0 ? "mostly " : ""}label ${plain(label)} (${share})`);
   }
   return facts.join(" · ");
 }
 
+/** @param {number} cluster */
 function sectionOf(cluster) {
   const { histogram: bins, most, size } = clusters[cluster];
   const input = el("input", {
@@ -138,7 +156,7 @@ function sectionOf(cluster) {
     autocomplete: "off",
     "aria-label": `Name of cluster ${cluster}`,
   });
-  input.dataset.cluster = cluster;
+  input.dataset.cluster = String(cluster);
   const title = el(
     "h2",
     { id: `title-${cluster}` },
@@ -155,7 +173,7 @@ function sectionOf(cluster) {
     { id: `cluster-${cluster}`, className: "cluster", "aria-label": `Cluster ${cluster}` },
     head,
   );
-  section.dataset.cluster = cluster;
+  section.dataset.cluster = String(cluster);
   if (size > 0) {
     const first = thumbnail(most[0], face(cluster));
     first.classList.add("representative");
@@ -180,9 +198,14 @@ function sectionOf(cluster) {
   return section;
 }
 
+/** @type {HTMLElement[]} */
 const sections = [];
+/** @type {Set<number>} */
 const stale = new Set(); // clusters whose section is not filled as the state asks
+/** @type {Set<number>} */
+const nearby = new Set(); // clusters whose section is near the window
 
+/** @param {number} cluster */
 function fill(cluster) {
   stale.delete(cluster);
   const body = sections[cluster].querySelector(".body");
@@ -192,8 +215,8 @@ function fill(cluster) {
   const focused = body.contains(document.activeElement);
   const caption = captionOf(cluster, list);
   const grid = gridOf(list.slice(0, PAGE), caption);
-  body.replaceChildren(...[groups, el("h3", {}, caption[0].toUpperCase() + caption.slice(1)), grid].filter(Boolean));
-  if (focused) grid.firstChild?.focus();
+  body.replaceChildren(...(groups ? [groups] : []), el("h3", {}, caption[0].toUpperCase() + caption.slice(1)), grid);
+  if (focused) within(grid, ".thumb")?.focus();
   if (list.length > PAGE) {
     const more = el("button", { type: "button", className: "more" });
     const grow = () => {
@@ -201,7 +224,7 @@ function fill(cluster) {
       grid.append(...list.slice(there, there + 2 * PAGE).map((row) => thumbnail(row)));
       more.textContent = `Show ${count(Math.min(2 * PAGE, list.length - grid.children.length))} more`;
       more.hidden = grid.children.length >= list.length;
-      return grid.children[there];
+      return childrenOf(grid)[there];
     };
     more.textContent = `Show ${count(Math.min(2 * PAGE, list.length - PAGE))} more`;
     more.addEventListener("click", () => focusThumbnail(grow()));
@@ -212,8 +235,9 @@ function fill(cluster) {
 const near = new IntersectionObserver(
   (entries) => {
     for (const { isIntersecting, target } of entries) {
-      target.near = isIntersecting;
-      const cluster = Number(target.dataset.cluster);
+      const cluster = Number(around(target, "section")?.dataset.cluster);
+      if (isIntersecting) nearby.add(cluster);
+      else nearby.delete(cluster);
       if (isIntersecting && stale.has(cluster)) fill(cluster);
     }
   },
@@ -229,9 +253,9 @@ function render() {
     section.hidden = state.errorsOnly || (filtered() && list.length === 0);
     if (!section.hidden) shown += list.length;
     stale.add(cluster);
-    if (section.near && !section.hidden) fill(cluster);
+    if (nearby.has(cluster) && !section.hidden) fill(cluster);
     else section.querySelector(".body")?.replaceChildren();
-    $("list").children.namedItem(`item-${cluster}`).hidden = section.hidden;
+    $(`item-${cluster}`).hidden = section.hidden;
   }
   $("page").classList.toggle("errors-only", state.errorsOnly);
   $("truth").hidden = state.errorsOnly || filtered() || (truth === null && data.note === "");
@@ -239,6 +263,7 @@ function render() {
   renderFilters(shown);
 }
 
+/** @param {number} shown */
 function renderFilters(shown) {
   const parts = [];
   if (state.cluster !== null) parts.push(`cluster ${numberAndName(state.cluster)}`);
@@ -257,22 +282,27 @@ function renderFilters(shown) {
   );
 }
 
+/** @param {HTMLElement | null | undefined} button */
 function focusThumbnail(button) {
   if (!button) return;
-  const grid = button.closest(".grid");
-  grid?.querySelectorAll('[tabindex="0"]').forEach((other) => (other.tabIndex = -1));
+  childrenOf(around(button, ".grid")).forEach((other) => (other.tabIndex = -1));
   button.tabIndex = 0;
   button.focus();
 }
 
-// The neighbour of a thumbnail in its grid, in the direction of an arrow key.
+/**
+ * The neighbour of a thumbnail in its grid, in the direction of an arrow key.
+ * @param {HTMLElement} button
+ * @param {string} key
+ */
 function neighbour(button, key) {
-  const all = [...button.parentElement.children];
+  const all = childrenOf(button.parentElement);
   const at = all.indexOf(button);
   const columns = all.findIndex((other) => other.offsetTop > all[0].offsetTop);
-  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
+  /** @type {Record<string, number>} */
+  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
   if (key === "Home") return all[0];
   if (key === "End") return all.at(-1);
   if (columns < 0 && key !== "ArrowLeft" && key !== "ArrowRight") return null;
-  return all[at + step] ?? null;
+  return all[at + steps[key]] ?? null;
 }

@@ -1,3 +1,4 @@
+// @ts-check
 // The page is put together, then listens.
 
 const KEYS = [
@@ -17,7 +18,8 @@ const KEYS = [
 ];
 
 function buildTotals() {
-  const total = (term, n, note = "") =>
+  /** @type {(term: string, n: number, note: string) => HTMLElement} */
+  const total = (term, n, note) =>
     el(
       "div",
       {},
@@ -60,9 +62,9 @@ function buildTotals() {
 
 function buildControls() {
   const all = Array.from({ length: clusters[0]?.histogram.length ?? 0 }, (_, bin) =>
-    clusters.reduce((sum, each) => sum + each.histogram[bin], 0),
+    sum(clusters.map((each) => each.histogram[bin])),
   );
-  $("range-histogram").append(histogram(all, "").firstChild);
+  $("range-histogram").append(...histogram(all, "").children);
   if (labels.length) {
     $("label-field").hidden = false;
     $("label").append(el("option", { value: "", textContent: "all" }));
@@ -71,7 +73,7 @@ function buildControls() {
   }
   $("errors-only-field").hidden = counts.errors === 0;
   const largest = rows.size.reduce((most, [width, height]) => Math.max(most, width, height), 0);
-  $("thumb").value = largest <= SMALL ? 56 : 96;
+  $("thumb").value = largest <= SMALL ? "56" : "96";
   resizeThumbnails();
   renderRange();
 }
@@ -80,8 +82,8 @@ const resizeThumbnails = () => document.documentElement.style.setProperty("--thu
 
 function renderRange() {
   $("range-text").textContent = `${decimal(state.low)} – ${decimal(state.high)}`;
-  $("low").parentElement.style.setProperty("--low", state.low);
-  $("low").parentElement.style.setProperty("--high", state.high);
+  $("low").parentElement?.style.setProperty("--low", String(state.low));
+  $("low").parentElement?.style.setProperty("--high", String(state.high));
 }
 
 function buildList() {
@@ -89,7 +91,7 @@ function buildList() {
   for (let cluster = 0; cluster < K; cluster++) {
     const { size } = clusters[cluster];
     const bar = el("span", { className: "share", "aria-hidden": "true" });
-    bar.style.setProperty("--share", size / largest);
+    bar.style.setProperty("--share", String(size / largest));
     const link = el(
       "a",
       { href: `#cluster-${cluster}`, title: factsOf(cluster) },
@@ -184,49 +186,54 @@ function buildKeys() {
 }
 
 function reorder() {
-  const by = {
+  /** @type {Record<State["order"], (a: number, b: number) => number>} */
+  const orders = {
     number: (a, b) => a - b,
     size: (a, b) => clusters[b].size - clusters[a].size || a - b,
     mean: (a, b) => (clusters[b].mean ?? -1) - (clusters[a].mean ?? -1) || a - b,
-  }[state.order];
-  const order = [...Array(K).keys()].sort(by);
+  };
+  const order = [...Array(K).keys()].sort(orders[state.order]);
   $("clusters").append(...order.map((cluster) => sections[cluster]));
-  $("list").append(...order.map((cluster) => $("list").children.namedItem(`item-${cluster}`)));
+  $("list").append(...order.map((cluster) => $(`item-${cluster}`)));
 }
 
 function clearFilters() {
   Object.assign(state, { text: "", low: 0, high: 1, label: "", cluster: null, errorsOnly: false });
   $("text").value = $("label").value = "";
-  $("low").value = 0;
-  $("high").value = 1;
+  $("low").value = "0";
+  $("high").value = "1";
   $("errors-only").checked = false;
   renderRange();
   render();
 }
 
-const visibleSections = () => [...$("clusters").children].filter((section) => !section.hidden);
-const top = () => $("bar").getBoundingClientRect().bottom + 8;
-const currentSection = () => visibleSections().find((section) => section.getBoundingClientRect().bottom > top() + 40);
+const visibleSections = () => childrenOf($("clusters")).filter((section) => !section.hidden);
+const underBar = () => $("bar").getBoundingClientRect().bottom + 8;
+const currentSection = () =>
+  visibleSections().find((section) => section.getBoundingClientRect().bottom > underBar() + 40);
 
+/** @param {number} step */
 function stepSection(step) {
   const all = visibleSections();
   const here = currentSection();
-  const begun = here && here.getBoundingClientRect().top <= top() + 8;
-  const at = all.indexOf(here) + (step > 0 && !begun ? 0 : step);
+  const begun = here && here.getBoundingClientRect().top <= underBar() + 8;
+  const at = (here ? all.indexOf(here) : -1) + (step > 0 && !begun ? 0 : step);
   all[Math.max(0, Math.min(all.length - 1, at))]?.scrollIntoView({ behavior: "instant" });
 }
 
+/** @param {HTMLElement | null} section */
 function nameNext(section) {
   const all = visibleSections();
-  const next = all[all.indexOf(section) + 1];
+  const next = all[(section ? all.indexOf(section) : -1) + 1];
   next?.scrollIntoView({ behavior: "instant" });
-  next?.querySelector(".name").focus({ preventScroll: true });
+  within(next, ".name")?.focus({ preventScroll: true });
 }
 
 function markCurrent() {
   const here = currentSection();
-  for (const item of $("list").children) {
+  for (const item of childrenOf($("list"))) {
     const link = item.firstChild;
+    if (!(link instanceof HTMLAnchorElement)) continue;
     const current = here !== undefined && link.hash === `#${here.id}`;
     if (current === link.hasAttribute("aria-current")) continue;
     if (!current) {
@@ -234,22 +241,26 @@ function markCurrent() {
       continue;
     }
     link.setAttribute("aria-current", "true");
-    $("list").parentElement.scrollTo({ top: item.offsetTop - 120 });
+    $("list").parentElement?.scrollTo({ top: item.offsetTop - 120 });
   }
 }
 
+/** @param {State["view"]} view */
 function setView(view) {
   state.view = view;
-  document.querySelector(`#view input[value=${view}]`).checked = true;
+  const radio = within($("view"), `input[value=${view}]`);
+  if (radio instanceof HTMLInputElement) radio.checked = true;
   render();
 }
 
+/** @param {boolean} on */
 function toggleErrors(on) {
   state.errorsOnly = on && counts.errors > 0;
   $("errors-only").checked = state.errorsOnly;
   render();
 }
 
+/** @type {Record<string, () => void>} */
 const SHORTCUTS = {
   "/": () => $("text").focus(),
   1: () => setView("sample"),
@@ -257,10 +268,12 @@ const SHORTCUTS = {
   3: () => setView("least"),
   j: () => stepSection(1),
   k: () => stepSection(-1),
-  n: () => currentSection()?.querySelector(".name").focus(),
+  n: () => within(currentSection(), ".name")?.focus(),
   s: saveNames,
   e: () => toggleErrors(!state.errorsOnly),
-  m: () => truth && setLabel(state.label === MISMATCHED ? "" : MISMATCHED),
+  m: () => {
+    if (truth) setLabel(state.label === MISMATCHED ? "" : MISMATCHED);
+  },
   "+": () => ($("thumb").stepUp(2), resizeThumbnails()),
   "=": () => ($("thumb").stepUp(2), resizeThumbnails()),
   "-": () => ($("thumb").stepDown(2), resizeThumbnails()),
@@ -268,12 +281,14 @@ const SHORTCUTS = {
   Escape: clearFilters,
 };
 
+/** @param {string} label */
 function setLabel(label) {
   state.label = label;
   $("label").value = label;
   render();
 }
 
+/** @param {KeyboardEvent} event */
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const { target, key } = event;
@@ -282,10 +297,10 @@ function onKey(event) {
     if (step) (stepZoom(step), event.preventDefault());
     return;
   }
-  if ($("keys").open) return;
+  if ($("keys").open || !(target instanceof HTMLElement)) return;
   const typing = target.matches("input:not([type=range], [type=radio], [type=checkbox]), select");
   if (typing && key === "Escape") return target.blur();
-  if (target.matches(".name") && key === "Enter") return nameNext(target.closest(".cluster"));
+  if (target.matches(".name") && key === "Enter") return nameNext(around(target, ".cluster"));
   if (typing || (target.matches("input") && key.startsWith("Arrow"))) return;
   if (target.matches(".grid .thumb") && /^(Arrow|Home|End)/.test(key)) {
     focusThumbnail(neighbour(target, key));
@@ -303,6 +318,7 @@ function onKey(event) {
 }
 
 function listen() {
+  /** @param {() => void} act */
   const later = (act) => {
     let waiting = 0;
     return () => {
@@ -311,13 +327,14 @@ function listen() {
     };
   };
   const renderSoon = later(render);
+  /** @type {(id: keyof Ids, type: string, act: (event: Event) => void) => void} */
   const on = (id, type, act) => $(id).addEventListener(type, act);
   on("text", "input", () => ((state.text = $("text").value.trim()), renderSoon()));
   on("label", "change", () => setLabel($("label").value));
-  for (const [id, other] of [
+  for (const [id, other] of /** @type {const} */ ([
     ["low", "high"],
     ["high", "low"],
-  ]) {
+  ])) {
     on(id, "input", () => {
       if (Number($("low").value) > Number($("high").value)) $(id).value = $(other).value;
       state[id] = Number($(id).value);
@@ -325,23 +342,32 @@ function listen() {
       renderSoon();
     });
   }
-  on("view", "change", (event) => setView(event.target.value));
-  on("order", "change", () => ((state.order = $("order").value), reorder()));
+  on("view", "change", ({ target }) => {
+    if (target instanceof HTMLInputElement) setView(/** @type {State["view"]} */ (target.value));
+  });
+  on("order", "change", () => {
+    state.order = /** @type {State["order"]} */ ($("order").value);
+    reorder();
+  });
   on("thumb", "input", resizeThumbnails);
   on("errors-only", "change", () => toggleErrors($("errors-only").checked));
   on("save", "click", saveNames);
   on("help", "click", () => $("keys").showModal());
   on("bar", "submit", (event) => event.preventDefault());
   on("zoom", "close", closeZoom);
-  on("clusters", "input", (event) => event.target.matches(".name") && editName(event.target));
+  on("clusters", "input", ({ target }) => {
+    if (target instanceof HTMLInputElement && target.matches(".name")) editName(target);
+  });
   document.addEventListener("click", ({ target }) => {
-    const thumb = target.closest(".thumb");
-    const cell = target.closest("td[data-label]");
+    const thumb = around(target, ".thumb");
+    const cell = around(target, "td[data-label]");
     if (thumb) openZoom(thumb);
     else if (cell) openCell(Number(cell.dataset.cluster), Number(cell.dataset.label));
-    else if (target.matches("dialog")) target.close();
+    else if (target instanceof HTMLDialogElement) target.close();
   });
-  on("truth", "pointerover", ({ target }) => target.matches("td[data-label]") && describeCell(target));
+  on("truth", "pointerover", ({ target }) => {
+    if (target instanceof HTMLElement && target.matches("td[data-label]")) describeCell(target);
+  });
   document.addEventListener("keydown", onKey);
   document.addEventListener("scroll", later(markCurrent), { passive: true });
   new ResizeObserver(() =>

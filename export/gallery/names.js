@@ -1,16 +1,19 @@
+// @ts-check
 // Names of clusters, edited here and saved as names.toml.
 
 let saved = [...names];
+/** @type {FileSystemFileHandle | null | undefined} */
 let fileHandle = null;
 const WHERE = "put names.toml beside clusters.parquet: the next stdac cluster reads it";
 
 const changedNames = () => names.filter((name, cluster) => name !== saved[cluster]).length;
 
+/** @param {HTMLInputElement} input */
 function editName(input) {
   const cluster = Number(input.dataset.cluster);
   names[cluster] = input.value;
-  const item = $("list").children.namedItem(`item-${cluster}`);
-  item.querySelector(".item-name").textContent = titleOf(cluster);
+  const item = within($(`item-${cluster}`), ".item-name");
+  if (item) item.textContent = titleOf(cluster);
   for (const title of document.querySelectorAll(`.heat th[data-cluster="${cluster}"]`))
     title.textContent = numberAndName(cluster);
   renderSave();
@@ -22,14 +25,17 @@ function renderSave() {
   $("save").classList.toggle("changed", n > 0);
 }
 
-// A basic string of TOML: JSON's, but for the control character DEL.
+/**
+ * A basic string of TOML: JSON's, but for the control character DEL.
+ * @param {string} text
+ */
 const tomlString = (text) => JSON.stringify(text.toWellFormed?.() ?? text).replaceAll("\u007f", "\\u007f");
 
 function namesToml() {
   const lines = names
-    .map((name, cluster) => [name, cluster])
-    .filter(([name]) => name !== "")
-    .map(([name, cluster]) => `${cluster} = ${tomlString(name)}`);
+    .map((name, cluster) => ({ name, cluster }))
+    .filter(({ name }) => name !== "")
+    .map(({ name, cluster }) => `${cluster} = ${tomlString(name)}`);
   return [`model = ${tomlString(data.model)}`, "", "[clusters]", ...lines, ""].join("\n");
 }
 
@@ -39,7 +45,7 @@ async function saveNames() {
     if (window.showSaveFilePicker) await saveToFile(text);
     else download(text);
   } catch (error) {
-    if (error.name === "AbortError") return;
+    if (error instanceof DOMException && error.name === "AbortError") return;
     fileHandle = null;
     download(text);
   }
@@ -48,16 +54,19 @@ async function saveNames() {
   say(`Saved: ${WHERE}.`);
 }
 
+/** @param {string} text */
 async function saveToFile(text) {
-  fileHandle ??= await window.showSaveFilePicker({
+  fileHandle ??= await window.showSaveFilePicker?.({
     suggestedName: "names.toml",
     types: [{ description: "TOML", accept: { "application/toml": [".toml"] } }],
   });
+  if (!fileHandle) return;
   const file = await fileHandle.createWritable();
   await file.write(text);
   await file.close();
 }
 
+/** @param {string} text */
 function download(text) {
   const address = URL.createObjectURL(new Blob([text], { type: "application/toml" }));
   el("a", { href: address, download: "names.toml" }).click();

@@ -1,3 +1,4 @@
+// @ts-check
 // Scores against ground truth, and the confusion matrix as a heat map: a cell shows its images.
 
 function buildTruth() {
@@ -24,25 +25,28 @@ function buildTruth() {
   box.append(
     el("div", { className: "truth-head" }, el("h2", { id: "truth-title", textContent: "Clusters and labels" }), scores),
     el("p", { className: "quiet", textContent: note }),
-    el("div", { className: "truth-body" }, el("div", { className: "scroll" }, heatMap()), mistakes()),
+    el("div", { className: "truth-body" }, el("div", { className: "scroll" }, heatMap(truth)), mistakes(truth)),
   );
 }
 
-// The cells off the matching with the most images.
-function mistakes() {
-  const cells = truth.confusion.flatMap((row, cluster) => row.map((n, label) => ({ n, cluster, label })));
+/**
+ * The cells off the matching with the most images.
+ * @param {Truth} scored
+ */
+function mistakes(scored) {
+  const cells = scored.confusion.flatMap((row, cluster) => row.map((n, label) => ({ n, cluster, label })));
   const largest = cells
     .filter(({ n, cluster, label }) => n > 0 && meant[cluster] !== label)
     .sort((a, b) => b.n - a.n)
     .slice(0, 6);
   if (largest.length === 0) return null;
   const items = largest.map(({ n, cluster, label }) => {
-    const where = names[cluster] ? numberAndName(cluster) : `cluster ${cluster} (label ${plain(meantOf(cluster))})`;
+    const where = names[cluster] ? numberAndName(cluster) : `cluster ${cluster} (label ${plain(meantOf(cluster) ?? "none")})`;
     const note = el("span", { className: "quiet", textContent: `in ${where}` });
     const button = el(
       "button",
       { type: "button", className: "link" },
-      `${count(n)} × label ${plain(truth.labels[label])} `,
+      `${count(n)} × label ${plain(scored.labels[label])} `,
       note,
     );
     button.addEventListener("click", () => openCell(cluster, label));
@@ -51,21 +55,22 @@ function mistakes() {
   return el("div", { className: "mistakes" }, el("h3", { textContent: "Most confused" }), el("ol", {}, ...items));
 }
 
-function heatMap() {
-  const order = [...Array(K).keys()].sort(
-    (a, b) => (truth.matching[a] < 0) - (truth.matching[b] < 0) || meant[a] - meant[b] || a - b,
-  );
+/** @param {Truth} scored */
+function heatMap(scored) {
+  /** @param {number} cluster */
+  const last = (cluster) => Number(scored.matching[cluster] < 0);
+  const order = [...Array(K).keys()].sort((a, b) => last(a) - last(b) || meant[a] - meant[b] || a - b);
   const head = el(
     "tr",
     {},
     el("td", { className: "quiet", textContent: "cluster \\ label" }),
-    ...truth.labels.map((label) => el("th", { scope: "col", title: plain(label), textContent: plain(label) })),
+    ...scored.labels.map((label) => el("th", { scope: "col", title: plain(label), textContent: plain(label) })),
     el("th", { scope: "col", className: "sum", textContent: "images" }),
   );
   const table = el(
     "table",
     {
-      className: "heat" + (K * truth.labels.length > 900 ? " dense" : ""),
+      className: "heat" + (K * scored.labels.length > 900 ? " dense" : ""),
       role: "grid",
       "aria-label": "Confusion matrix",
     },
@@ -73,65 +78,85 @@ function heatMap() {
   );
   const body = el("tbody");
   for (const cluster of order) {
-    const sum = truth.confusion[cluster].reduce((a, b) => a + b, 0);
-    const cells = truth.confusion[cluster].map((n, label) => heatCell(cluster, label, n, sum));
+    const images = sum(scored.confusion[cluster]);
+    const cells = scored.confusion[cluster].map((n, label) =>
+      heatCell(n, n / Math.max(images, 1), cluster, label, scored.matching[cluster] === label),
+    );
     const title = el("th", { scope: "row", textContent: numberAndName(cluster) });
-    title.dataset.cluster = cluster;
-    body.append(el("tr", {}, title, ...cells, el("td", { className: "sum", textContent: count(sum) })));
+    title.dataset.cluster = String(cluster);
+    body.append(el("tr", {}, title, ...cells, el("td", { className: "sum", textContent: count(images) })));
   }
   table.append(body);
-  const first = body.querySelector("td[data-cluster]");
+  const first = within(body, "td[data-cluster]");
   if (first) first.tabIndex = 0;
   return table;
 }
 
-function heatCell(cluster, label, n, sum) {
-  const share = n / Math.max(sum, 1);
+/**
+ * @param {number} n
+ * @param {number} share of the cluster
+ * @param {number} cluster
+ * @param {number} label
+ * @param {boolean} matched
+ */
+function heatCell(n, share, cluster, label, matched) {
   const cell = document.createElement("td");
-  cell.dataset.cluster = cluster;
-  cell.dataset.label = label;
+  cell.dataset.cluster = String(cluster);
+  cell.dataset.label = String(label);
   if (n > 0) {
     cell.textContent = count(n);
-    cell.style.setProperty("--share", 0.06 + 0.94 * share);
+    cell.style.setProperty("--share", String(0.06 + 0.94 * share));
   }
   if (share > 0.69) cell.className = "full";
-  if (truth.matching[cluster] === label) cell.classList.add("matched");
+  if (matched) cell.classList.add("matched");
   return cell;
 }
 
-// Said on demand: a large matrix has ten thousand cells.
+/**
+ * Said on demand: a large matrix has ten thousand cells.
+ * @param {HTMLElement} cell
+ */
 function describeCell(cell) {
+  if (truth === null) return;
   const [cluster, label] = [Number(cell.dataset.cluster), Number(cell.dataset.label)];
   const row = truth.confusion[cluster];
   cell.title =
     `cluster ${numberAndName(cluster)}, label ${plain(truth.labels[label])}: ${counted(row[label], "image")}, ` +
-    `${percent(
-      row[label],
-      row.reduce((a, b) => a + b, 0),
-    )} of the cluster`;
+    `${percent(row[label], sum(row))} of the cluster`;
 }
 
+/**
+ * @param {number} cluster
+ * @param {number} label
+ */
 function openCell(cluster, label) {
+  if (truth === null) return;
   state.cluster = cluster;
   state.label = `=${truth.labels[label]}`;
   $("label").value = state.label;
   render();
   fill(cluster);
-  focusThumbnail(sections[state.cluster].querySelector(".grid .thumb"));
+  focusThumbnail(within(sections[cluster], ".grid .thumb"));
   window.scrollTo({ top: 0 });
-  if (listOf(state.cluster).length === 0) say("The page holds none of these images.");
+  if (listOf(cluster).length === 0) say("The page holds none of these images.");
 }
 
+/**
+ * @param {HTMLElement} cell
+ * @param {string} key
+ */
 function stepCell(cell, key) {
   const row = cell.parentElement;
-  const at = [...row.children].indexOf(cell);
-  const next = {
+  const at = childrenOf(row).indexOf(cell);
+  /** @type {Record<string, Element | null | undefined>} */
+  const neighbours = {
     ArrowLeft: cell.previousElementSibling,
     ArrowRight: cell.nextElementSibling,
-    ArrowUp: row.previousElementSibling?.children[at],
-    ArrowDown: row.nextElementSibling?.children[at],
-  }[key];
-  if (!next?.dataset.label) return;
+    ArrowUp: row?.previousElementSibling?.children[at],
+    ArrowDown: row?.nextElementSibling?.children[at],
+  };
+  const next = neighbours[key];
+  if (!(next instanceof HTMLElement) || !next.dataset.label) return;
   cell.tabIndex = -1;
   next.tabIndex = 0;
   describeCell(next);

@@ -1,20 +1,25 @@
+// @ts-check
 // One image, large, with all that is known of it; arrow keys go on to its neighbours.
 
+/** @type {{ list: number[], at: number, from: HTMLElement | null }} */
 let zoomed = { list: [], at: 0, from: null };
 
+/** @param {HTMLElement} button */
 function openZoom(button) {
   const row = Number(button.dataset.row);
-  const section = button.closest(".cluster");
-  const group = button.closest(".groups figure, .representative");
+  const section = around(button, ".cluster");
+  const group = around(button, ".groups figure, .representative");
+  const grid = around(button, ".grid");
   const list =
     group || !section
-      ? [...(button.closest(".grid")?.children ?? [button])].map((b) => Number(b.dataset.row))
+      ? (grid ? childrenOf(grid) : [button]).map((b) => Number(b.dataset.row))
       : listOf(Number(section.dataset.cluster));
   zoomed = { list, at: Math.max(0, list.indexOf(row)), from: button };
   renderZoom();
   $("zoom").showModal();
 }
 
+/** @param {number} step */
 function stepZoom(step) {
   const at = zoomed.at + step;
   if (at < 0 || at >= zoomed.list.length) return;
@@ -22,6 +27,7 @@ function stepZoom(step) {
   renderZoom();
 }
 
+/** @param {number} row */
 function copiesOf(row) {
   if (rows.copies[row] < 2) return [];
   const others = data.copies[row] ?? [];
@@ -42,13 +48,13 @@ function renderZoom() {
     ["Cluster", numberAndName(cluster)],
     ["Confidence", rows.confidence[row].toFixed(3)],
   ];
-  if (rows.runnerUp[row] !== null)
-    facts.push(["Runner-up", `${numberAndName(rows.runnerUp[row])}, behind by ${rows.margin[row].toFixed(3)}`]);
-  if (labelOf(row) !== null)
+  const [runnerUp, margin, label] = [rows.runnerUp[row], rows.margin[row], labelOf(row)];
+  if (runnerUp !== null && margin !== null)
+    facts.push(["Runner-up", `${numberAndName(runnerUp)}, behind by ${margin.toFixed(3)}`]);
+  if (label !== null)
     facts.push([
       "Label",
-      plain(labelOf(row)) +
-        (mismatched(row) ? ` (the cluster’s: ${meantOf(cluster) === null ? "none" : plain(meantOf(cluster))})` : ""),
+      plain(label) + (mismatched(row) ? ` (the cluster’s: ${plain(meantOf(cluster) ?? "none")})` : ""),
     ]);
   if (width > 0) facts.push(["Thumbnail", `${width} × ${height} pixels`]);
   const copies = copiesOf(row);
@@ -57,6 +63,7 @@ function renderZoom() {
   canvas.removeAttribute("aria-hidden");
   canvas.setAttribute("role", "img");
   canvas.setAttribute("aria-label", descriptionOf(row));
+  /** @type {(text: string, title: string, act: () => void) => HTMLButtonElement} */
   const button = (text, title, act) => {
     const made = el("button", { type: "button", textContent: text, title, "aria-label": title });
     made.addEventListener("click", act);
@@ -66,7 +73,7 @@ function renderZoom() {
   const next = button("→", "Next image", () => stepZoom(1));
   previous.disabled = zoomed.at === 0;
   next.disabled = zoomed.at === zoomed.list.length - 1;
-  const pressed = document.activeElement?.closest("#zoom") ? document.activeElement.title : "";
+  const pressed = around(document.activeElement, "#zoom button")?.title ?? "";
   $("zoom").replaceChildren(
     el("div", { className: "stage" }, canvas),
     el(
@@ -90,14 +97,15 @@ function renderZoom() {
     ),
   );
   const again = [...$("zoom").querySelectorAll("button")].find((b) => b.title === pressed && !b.disabled);
-  (again ?? $("zoom").querySelector("button:not([disabled])")).focus();
+  (again ?? within($("zoom"), "button:not([disabled])"))?.focus();
 }
 
 async function copySource() {
   const source = sourceOf(zoomed.list[zoomed.at]);
   try {
     await navigator.clipboard.writeText(source);
-    $("zoom").querySelector(".told .buttons").lastChild.previousSibling.textContent = "Copied";
+    const copy = childrenOf(within($("zoom"), ".told .buttons")).at(-2);
+    if (copy) copy.textContent = "Copied";
   } catch {
     say("The browser does not let this page write to the clipboard.");
   }
@@ -105,6 +113,6 @@ async function copySource() {
 
 function closeZoom() {
   const row = zoomed.list[zoomed.at];
-  const grid = zoomed.from?.closest(".grid");
-  focusThumbnail([...(grid?.children ?? [])].find((b) => Number(b.dataset.row) === row) ?? zoomed.from);
+  const thumbnails = childrenOf(around(zoomed.from, ".grid"));
+  focusThumbnail(thumbnails.find((b) => Number(b.dataset.row) === row) ?? zoomed.from);
 }

@@ -1,5 +1,5 @@
+// @ts-check
 // Runs the model in workers: the first is checked against onnxruntime's own answers before any picture is taken.
-
 
 const CHUNK = 64; // files that a worker gets at once
 const MAX_WORKERS = 4;
@@ -7,31 +7,41 @@ const MODEL_BYTES = 400 << 20; // of the model, in all workers together
 
 /** A worker that answers one message after another. */
 class Sorter {
+  /** @param {string} source */
   constructor(source) {
     const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
     this.worker = new Worker(url);
     URL.revokeObjectURL(url);
+    /** @type {Map<number, (reply: Reply) => void>} */
     this.waiting = new Map();
     this.asked = 0;
-    this.worker.onmessage = ({ data }) => this.settle(data.id, data);
+    this.worker.onmessage = ({ data }) => this.settle(data);
     this.worker.onerror = (event) => {
       event.preventDefault();
-      for (const id of [...this.waiting.keys()]) this.settle(id, { failed: event.message || "the worker ended" });
+      for (const id of [...this.waiting.keys()]) this.settle({ id, failed: event.message || "the worker ended" });
     };
   }
 
-  settle(id, answer) {
-    const { resolve, reject } = this.waiting.get(id);
-    this.waiting.delete(id);
-    if (answer.failed) reject(new Error(answer.failed));
-    else resolve(answer);
+  /** @param {Reply} reply */
+  settle(reply) {
+    this.waiting.get(reply.id)?.(reply);
+    this.waiting.delete(reply.id);
   }
 
-  ask(message, transfer = []) {
+  /**
+   * @template {Kind} K
+   * @param {K} kind
+   * @param {Questions[K]} question
+   * @returns {Promise<Answers[K]>}
+   */
+  ask(kind, question) {
     const id = this.asked++;
     return new Promise((resolve, reject) => {
-      this.waiting.set(id, { resolve, reject });
-      this.worker.postMessage({ id, ...message }, transfer);
+      this.waiting.set(id, (reply) => {
+        if (reply.failed !== undefined) reject(new Error(reply.failed));
+        else resolve(/** @type {Answers[K]} */ (reply.answer));
+      });
+      this.worker.postMessage({ id, kind, question });
     });
   }
 
@@ -42,35 +52,62 @@ class Sorter {
 
 /** The model, ready to sort. provider: "webgpu" or "wasm"; difference: to onnxruntime's scores on the check images. */
 class Engine {
+  /**
+   * @param {Provider} provider
+   * @param {Sorter} sorter
+   * @param {number} difference
+   */
   constructor(provider, sorter, difference) {
-    Object.assign(this, { provider, sorters: [sorter], difference, onJoin: () => {} });
+    this.provider = provider;
+    this.sorters = [sorter];
+    this.difference = difference;
+    /** @type {(sorter: Sorter) => void} */
+    this.onJoin = () => {};
   }
 
-  /** Take in one more worker, into the run at hand too. */
+  /**
+   * Take in one more worker, into the run at hand too.
+   * @param {Sorter} sorter
+   */
   join(sorter) {
     this.sorters.push(sorter);
     this.onJoin(sorter);
   }
 
-  /** Sort files; onRows(start, rows) is called as each chunk is done. signal: stops it after the chunks at hand. */
+  /**
+   * Sort files; onRows(start, rows) is called as each chunk is done. signal: stops it after the chunks at hand.
+   * @param {File[]} files
+   * @param {(start: number, rows: Row[]) => void} onRows
+   * @param {AbortSignal} signal
+   */
   async sort(files, onRows, signal) {
     let next = 0;
+    /** @param {Sorter} sorter */
     const work = async (sorter) => {
       while (next < files.length && !signal.aborted) {
         const start = next;
         const chunk = files.slice(start, (next += CHUNK));
-        const { rows } = await sorter.ask({ kind: "sort", files: chunk });
+        const { rows } = await sorter.ask("sort", { files: chunk });
         if (!signal.aborted) onRows(start, rows);
       }
     };
     const jobs = this.sorters.map(work);
-    this.onJoin = (sorter) => jobs.push(work(sorter));
+    this.onJoin = (sorter) => {
+      jobs.push(work(sorter));
+    };
     for (let i = 0; i < jobs.length; i++) await jobs[i];
     this.onJoin = () => {};
   }
 }
 
-/** Load all parts that a provider needs, start it and check it. say(text, share): where it is, share in [0, 1]. */
+/** @typedef {(text: string, share: number) => void} Say where it is, in words and as a share in [0, 1] */
+
+/**
+ * Load all parts that a provider needs, start it and check it.
+ * @param {PageModel} page
+ * @param {string} source
+ * @param {Say} say
+ */
 async function startEngine(page, source, say) {
   const { files } = page;
   const model = await loadModel(files.model, say);
@@ -83,23 +120,36 @@ async function startEngine(page, source, say) {
       const binary = await loadFile(files[`${provider}binary`]);
       return await startProvider(provider, { program, binary, model, shape: page.shape }, page, source, check);
     } catch (error) {
-      failures.push(`${PROVIDERS[provider]}: ${error.message}`);
+      failures.push(`${PROVIDERS[provider]}: ${messageOf(error)}`);
     }
   }
   throw new Error(failures.join("; "));
 }
 
+/** @param {unknown} error */
+const messageOf = (error) => (error instanceof Error ? error.message : String(error));
+
+/** @type {Record<Provider, string>} */
 const PROVIDERS = { webgpu: "WebGPU", wasm: "WebAssembly" };
 
-/** WebGPU where there is a GPU, then WebAssembly; ?provider=wasm in the address leaves no choice. */
+/**
+ * WebGPU where there is a GPU, then WebAssembly; ?provider=wasm in the address leaves no choice.
+ * @param {PageModel} page
+ * @returns {Promise<Provider[]>}
+ */
 async function providersToTry(page) {
   const wish = new URLSearchParams(location.search).get("provider");
-  if (wish in PROVIDERS) return [wish];
+  if (wish === "webgpu" || wish === "wasm") return [wish];
   const adapter = page.precision === "int8" ? null : await navigator.gpu?.requestAdapter().catch(() => null);
-  const serves = adapter && !adapter.info?.isFallbackAdapter && (page.precision !== "fp16" || adapter.features.has("shader-f16"));
+  const computes = adapter && !adapter.info?.isFallbackAdapter;
+  const serves = computes && (page.precision !== "fp16" || adapter.features.has("shader-f16"));
   return serves ? ["webgpu", "wasm"] : ["wasm"];
 }
 
+/**
+ * @param {PartFile} file
+ * @param {Say} say
+ */
 async function loadModel(file, say) {
   let done = 0;
   const all = (file.bytes / 1e6).toFixed(1);
@@ -109,14 +159,16 @@ async function loadModel(file, say) {
   });
 }
 
+/** @type {(provider: Provider, parts: Parts, page: PageModel, source: string, check: ArrayBuffer) => Promise<Engine>} */
 async function startProvider(provider, parts, page, source, check) {
   const first = new Sorter(source);
   try {
-    await first.ask({ kind: "start", provider, ...parts });
-    const { scores } = await first.ask({ kind: "score", images: check, n: page.scores.length });
+    await first.ask("start", { provider, ...parts });
+    const { scores } = await first.ask("score", { images: check, n: page.scores.length });
     const expected = page.scores.flat();
     const difference = Math.max(...expected.map((x, i) => Math.abs(x - scores[i])));
-    if (!(difference <= page.tolerance)) throw new Error(`its scores differ from onnxruntime's by ${difference.toPrecision(2)}`);
+    if (!(difference <= page.tolerance))
+      throw new Error(`its scores differ from onnxruntime's by ${difference.toPrecision(2)}`);
     const engine = new Engine(provider, first, difference);
     startMore(engine, parts, source);
     return engine;
@@ -126,7 +178,12 @@ async function startProvider(provider, parts, page, source, check) {
   }
 }
 
-/** Start more workers, as the processor and the memory allow; a GPU is kept busy by one. */
+/**
+ * Start more workers, as the processor and the memory allow; a GPU is kept busy by one.
+ * @param {Engine} engine
+ * @param {Parts} parts
+ * @param {string} source
+ */
 async function startMore(engine, parts, source) {
   const { provider } = engine;
   const room = Math.floor(MODEL_BYTES / parts.model.byteLength);
@@ -135,7 +192,7 @@ async function startMore(engine, parts, source) {
   while (engine.sorters.length < count) {
     const sorter = new Sorter(source);
     try {
-      await sorter.ask({ kind: "start", provider, ...parts });
+      await sorter.ask("start", { provider, ...parts });
     } catch {
       sorter.end(); // no memory for it: those that run do
       return;

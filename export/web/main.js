@@ -1,11 +1,16 @@
+// @ts-check
 // The page: takes pictures in, has them sorted, keeps the view up to date.
 
-
-const page = JSON.parse($("page").textContent);
+/** @type {PageModel} */
+const page = JSON.parse($("page").text);
 const view = new View(page.names);
-const items = []; // { file, source, place, row }: row as worker.js makes it, or undefined until it is sorted
+/** @type {Item[]} */
+const items = [];
+/** @type {Engine | null} */
 let engine = null;
+/** @type {Item[]} */
 let queue = []; // items that wait for the engine
+/** @type {AbortController | null} */
 let stopper = null; // stops the run at hand
 let sorted = 0; // items that have a row
 let shownUntil = 0; // before this time the view is not brought up to date again
@@ -16,16 +21,24 @@ view.onChange = () => view.update(items);
 function aboutText() {
   const [channels, height, width] = page.shape;
   const precision = page.precision === "fp32" ? [] : [page.precision];
-  return [page.model, page.method, `${width} × ${height} ${channels === 1 ? "gray" : "RGB"}`, ...precision].filter(Boolean).join(" · ");
+  const pixels = `${width} × ${height} ${channels === 1 ? "gray" : "RGB"}`;
+  return [page.model, page.method, pixels, ...precision].filter(Boolean).join(" · ");
 }
 
+/**
+ * @param {"loading" | "ready" | "failed"} state
+ * @param {string} text
+ */
 function tell(state, text) {
   $("engine").dataset.state = state;
   $("engine").ariaBusy = String(state === "loading"); // not every step is to be read aloud
-  $("engine").firstElementChild.textContent = text;
+  within($("engine"), "span").textContent = text;
 }
 
-/** Say something about what was given; nothing, to take it back. */
+/**
+ * Say something about what was given; nothing, to take it back.
+ * @param {string} text
+ */
 function notice(text) {
   $("notice").textContent = text;
   $("notice").hidden = !text;
@@ -35,9 +48,10 @@ async function start() {
   $("about").textContent = aboutText();
   $("about").title = `SHA-256 ${page.sha256}`;
   try {
-    engine = await startEngine(page, $("worker").textContent, (text) => tell("loading", text));
+    engine = await startEngine(page, $("worker").text, (text) => tell("loading", text));
   } catch (error) {
-    tell("failed", `The model did not start in this browser (${error.message}). Try a current Chrome, Edge, Firefox or Safari.`);
+    const advice = "Try a current Chrome, Edge, Firefox or Safari.";
+    tell("failed", `The model did not start in this browser (${messageOf(error)}). ${advice}`);
     $("engine").setAttribute("role", "alert");
     return;
   }
@@ -46,7 +60,10 @@ async function start() {
   run();
 }
 
-/** Take pictures in, and sort them as soon as the engine is ready. */
+/**
+ * Take pictures in, and sort them as soon as the engine is ready.
+ * @param {Item[]} found
+ */
 function add(found) {
   notice(found.length ? "" : "There are no pictures in there.");
   if (!found.length) return;
@@ -70,8 +87,9 @@ async function run() {
   while (queue.length && !stop.signal.aborted) {
     const batch = queue;
     queue = [];
-    const onRows = (start, rows) => {
-      rows.forEach((row, i) => (batch[start + i].row = row));
+    /** @type {(first: number, rows: Row[]) => void} */
+    const onRows = (first, rows) => {
+      rows.forEach((row, i) => (batch[first + i].row = row));
       done += rows.length;
       sorted += rows.length;
       showProgress(done, began);
@@ -81,7 +99,7 @@ async function run() {
       await engine.sort(batch.map((x) => x.file), onRows, stop.signal);
     } catch (error) {
       stop.abort();
-      notice(`Sorting ended with an error (${error.message}). Reload the page and try fewer pictures.`);
+      notice(`Sorting ended with an error (${messageOf(error)}). Reload the page and try fewer pictures.`);
     }
   }
   if (stopper !== stop) return; // cleared meanwhile
@@ -105,7 +123,8 @@ function showProgress(done = 0, began = 0) {
   $("progress").value = sorted;
   const rate = done / ((performance.now() - began) / 1000);
   const left = done ? Math.ceil((items.length - sorted) / rate) : 0;
-  const pace = done ? `, ${Math.round(rate).toLocaleString("en")} a second, ${left} s left` : engine ? "" : ", waiting for the model";
+  const waiting = engine ? "" : ", waiting for the model";
+  const pace = done ? `, ${Math.round(rate).toLocaleString("en")} a second, ${left} s left` : waiting;
   $("pace").textContent = `${sorted.toLocaleString("en")} of ${items.length.toLocaleString("en")}${pace}`;
 }
 
@@ -119,7 +138,7 @@ function showSoon() {
 
 function show() {
   $("result").hidden = !items.some((x) => x.row);
-  view.order = $("order").value;
+  view.order = /** @type {Order} */ ($("order").value);
   view.update(items);
 }
 
@@ -139,14 +158,16 @@ const COLUMNS = ["source", "cluster", "name", "confidence", "runner_up", "margin
 
 /** The result as CSV, a line an image in the order given, with columns of clusters.parquet. */
 function csv() {
+  /** @param {string} text */
   const quoted = (text) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text);
-  const lines = items.filter((x) => x.row).map(({ source, row }) => {
-    const { cluster, confidence, runnerUp, margin, error } = row;
-    const values = error
-      ? [source, "", "", "", "", "", error]
-      : [source, cluster, page.names[cluster], confidence.toPrecision(7), runnerUp ?? "", margin.toPrecision(7), ""];
-    return values.map((value) => quoted(String(value))).join(",");
-  });
+  /** @type {(source: string, row: Row) => (string | number)[]} */
+  const valuesOf = (source, row) => {
+    if (row.error !== undefined) return [source, "", "", "", "", "", row.error];
+    const { cluster, confidence, runnerUp, margin } = row;
+    return [source, cluster, page.names[cluster], confidence.toPrecision(7), runnerUp ?? "", margin.toPrecision(7), ""];
+  };
+  const rows = items.flatMap(({ source, row }) => (row ? [valuesOf(source, row)] : []));
+  const lines = rows.map((values) => values.map((value) => quoted(String(value))).join(","));
   return [COLUMNS.join(","), ...lines, ""].join("\r\n");
 }
 
@@ -156,10 +177,13 @@ function save() {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-for (const [button, input] of [["choose-files", "files"], ["choose-folder", "folder"]]) {
+for (const [button, input] of /** @type {const} */ ([
+  ["choose-files", "files"],
+  ["choose-folder", "folder"],
+])) {
   $(button).onclick = () => $(input).click();
   $(input).onchange = () => {
-    add(itemsOfFiles($(input).files));
+    add(itemsOfFiles($(input).files ?? []));
     $(input).value = "";
   };
 }
@@ -177,9 +201,10 @@ addEventListener("drop", async (event) => {
   document.body.classList.remove("over");
   over = 0;
   try {
-    add(await itemsOfDrop(event.dataTransfer, (n) => notice(`${counted(n, "picture")} found`)));
+    if (event.dataTransfer)
+      add(await itemsOfDrop(event.dataTransfer, (n) => notice(`${counted(n, "picture")} found`)));
   } catch (error) {
-    notice(`The folder could not be read (${error.message}): use Choose a folder.`);
+    notice(`The folder could not be read (${messageOf(error)}): use Choose a folder.`);
   }
 });
 addEventListener("paste", (event) => {

@@ -1,15 +1,24 @@
+// @ts-check
 // Reads the files of parts/: scripts, as a page opened from a disk may load nothing else.
 "use strict";
 
 const AT_ONCE = 4;
+/** @type {Map<string, Uint8Array<ArrayBuffer>>} */
 const received = new Map();
 
-/** Called by each script of parts/. */
+/**
+ * Called by each script of parts/.
+ * @param {string} name
+ * @param {string} text
+ */
 function receive(name, text) {
   received.set(name, bytesOf(text));
 }
 
-/** The bytes of a base64 text. */
+/**
+ * The bytes of a base64 text.
+ * @param {string} text
+ */
 function bytesOf(text) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
   const binary = atob(text);
@@ -18,7 +27,11 @@ function bytesOf(text) {
   return bytes;
 }
 
-/** Load one script of parts/: its bytes. */
+/**
+ * Load one script of parts/: its bytes.
+ * @param {string} name
+ * @returns {Promise<Uint8Array<ArrayBuffer>>}
+ */
 function loadPart(name) {
   return new Promise((resolve, reject) => {
     const script = document.createElement("script");
@@ -35,8 +48,13 @@ function loadPart(name) {
   });
 }
 
-/** Load a file from its parts: an ArrayBuffer. onPart is called with the bytes of each part as it comes in. */
+/**
+ * Load a file from its parts: an ArrayBuffer. onPart is called with the bytes of each part as it comes in.
+ * @param {PartFile} file
+ * @param {(bytes: number) => void} onPart
+ */
 async function loadFile({ parts, gzip }, onPart = () => {}) {
+  /** @type {Uint8Array<ArrayBuffer>[]} */
   const pieces = [];
   let next = 0;
   const loadSome = async () => {

@@ -1,3 +1,4 @@
+// @ts-check
 // Pictures to the model's pixels, as `stdac cluster` makes them: Pillow's gray and Pillow's resize, digit for digit. (Of
 // tall pictures Pillow 13 resamples the columns first, and here it is always the rows: at most one gray level.)
 "use strict";
@@ -6,10 +7,20 @@ const PRECISION = 22; // bits of Pillow's fixed-point weights
 const STRIP_PIXELS = 1 << 20; // pixels of a picture that are in memory at once
 const MAX_PIXELS = 100_000_000;
 
+/** @typedef {{ support: number, weight: (x: number) => number }} Filter */
+/** @typedef {ReturnType<typeof weightsOf>} Kernel */
+
+/** @type {Filter} */
 const BOX = { support: 0.5, weight: (x) => (x > -0.5 && x <= 0.5 ? 1 : 0) };
+/** @type {Filter} */
 const BILINEAR = { support: 1, weight: (x) => Math.max(0, 1 - Math.abs(x)) };
 
-/** For each of `to` output pixels: its first of `from` input pixels, their number, and their weights. */
+/**
+ * For each of `to` output pixels: its first of `from` input pixels, their number, and their weights.
+ * @param {number} from
+ * @param {number} to
+ * @param {Filter} filter
+ */
 function weightsOf(from, to, filter) {
   const scale = from / to;
   const stretch = Math.max(scale, 1);
@@ -29,7 +40,11 @@ function weightsOf(from, to, filter) {
   return { first, count, weights, size };
 }
 
-/** Resample one line of `to` pixels: every `step`th byte of `source` from `start`, into every `outStep`th of `out`. */
+/**
+ * Resample one line of `to` pixels: every `step`th byte of `source` from `start`, into every `outStep`th of `out`.
+ * @type {(source: Uint8Array, start: number, step: number, out: Uint8Array, outStart: number, outStep: number,
+ *   kernel: Kernel) => void}
+ */
 function resampleLine(source, start, step, out, outStart, outStep, kernel) {
   const { first, count, weights, size } = kernel;
   for (let i = 0; i < first.length; i++) {
@@ -39,7 +54,11 @@ function resampleLine(source, start, step, out, outStart, outStep, kernel) {
   }
 }
 
-/** RGBA bytes to lines of gray or RGB bytes, one channel after the other. */
+/**
+ * RGBA bytes to lines of gray or RGB bytes, one channel after the other.
+ * @param {Uint8ClampedArray} rgba
+ * @param {number} channels
+ */
 function channelsOf(rgba, channels) {
   const n = rgba.length / 4;
   const out = new Uint8Array(channels * n);
@@ -55,6 +74,8 @@ function channelsOf(rgba, channels) {
 /**
  * Resize a picture that is read in strips: (C, H, W) bytes.
  * strip(top, rows): the RGBA bytes of some rows of a picture of `height` rows of `width` pixels.
+ * @type {(width: number, height: number, strip: (top: number, rows: number) => Uint8ClampedArray, shape: Shape)
+ *   => Uint8Array}
  */
 function resample(width, height, strip, [channels, toHeight, toWidth]) {
   const filter = width >= toWidth && height >= toHeight ? BOX : BILINEAR;

@@ -140,7 +140,7 @@ def nothing_is_left(folder: Path, seconds: float = 30) -> None:
 def test_four_nodes_give_the_same_rows_as_one_machine(local: dict[str, object], tmp_path: Path) -> None:
     assert go_on(tmp_path, "--simulate", "--nodes", "4") == local
     assert sum(any(log.read_text().split()) for log in tmp_path.glob("run/logs/[0-9]*.log")) == 4
-    nothing_is_left(tmp_path, 1)
+    nothing_is_left(tmp_path, 5)
 
 
 def test_alone_it_listens_on_the_loopback_only(local: dict[str, object], tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_alone_it_listens_on_the_loopback_only(local: dict[str, object], tmp_pat
         assert ours and not [address for address in ours if "127.0.0.1" not in address]
         assert driver.wait(300) == 0
     assert outcome(tmp_path / "run") == local
-    nothing_is_left(tmp_path, 1)
+    nothing_is_left(tmp_path, 5)
 
 
 def test_a_raylet_that_is_killed_costs_no_row(local: dict[str, object], tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_raylet_that_is_killed_costs_no_row(local: dict[str, object], tmp_path
         victim.signal(signal.SIGKILL)
         assert driver.wait(300) == 0, said(tmp_path)
     assert outcome(tmp_path / "run") == local
-    nothing_is_left(tmp_path, 1)
+    nothing_is_left(tmp_path, 5)
 
 
 @pytest.mark.parametrize("role", ["launch", pytest.param("ray driver", marks=pytest.mark.slow)])
@@ -174,7 +174,7 @@ def test_a_killed_driver_leaves_nothing_and_the_next_launch_goes_on(
         victims = [driver.pid] if role == "launch" else [process.pid for process in of_role(tmp_path, role)]
         for pid in victims:
             os.kill(pid, signal.SIGKILL)
-        assert driver.wait(60) != 0
+        assert driver.wait(120) != 0
         nothing_is_left(tmp_path, 150)  # an agent that was still starting looks for its dead head for over a minute
     assert "running" not in {status.state for status in Ledger(tmp_path / "run").statuses()}
     assert go_on(tmp_path, "--simulate", "--nodes", "2") == local
@@ -186,7 +186,7 @@ def test_a_head_that_dies_is_told_in_one_sentence(local: dict[str, object], tmp_
         wait_for(lambda: checkpoints(tmp_path))
         for head in of_role(tmp_path, "head"):
             head.signal(signal.SIGKILL)
-        assert driver.wait(60) == 1
+        assert driver.wait(120) == 1
     assert re.search(r"the Ray head at 127\.0\.0\.2:\d+ is gone: start it again and launch again", said(tmp_path))
     assert "Traceback" not in said(tmp_path)
     nothing_is_left(tmp_path)
@@ -202,7 +202,7 @@ def test_ctrl_c_ends_all_and_gives_the_leases_back(times: int, tmp_path: Path) -
             driver.send_signal(signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
                 driver.wait(0.5)
-        assert driver.wait(60) == 1
+        assert driver.wait(120) == 1
         nothing_is_left(tmp_path, 10)
     assert "Traceback" not in said(tmp_path)
     assert "running" not in {status.state for status in Ledger(tmp_path / "run").statuses()}

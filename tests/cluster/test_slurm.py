@@ -100,7 +100,7 @@ def test_a_grid_comes_to_the_same_as_locally_and_leaves_nothing(
     said = end(begin(tmp_path, *LAUNCH))
     assert "submitted SLURM job" in said and "running on n1" in said
     assert outcome(tmp_path / "run") == local
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 10)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
 
 
 def test_a_killed_driver_leaves_its_jobs_and_the_next_finds_them(
@@ -114,7 +114,7 @@ def test_a_killed_driver_leaves_its_jobs_and_the_next_finds_them(
     said = end(begin(tmp_path, *LAUNCH))
     assert "in SLURM's queue already" in said and "submitted SLURM job" not in said
     assert outcome(tmp_path / "run") == local
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 10)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
 
 
 @pytest.mark.parametrize("presses", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -125,16 +125,16 @@ def test_ctrl_c_cancels_the_jobs_and_the_next_launch_goes_on(
     wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")))
     for _ in range(presses):
         os.killpg(driver.pid, signal.SIGINT)
-    _, said = driver.communicate(timeout=60)
+    _, said = driver.communicate(timeout=120)
     assert driver.returncode == 1 and re.search(r"SLURM jobs cancelled: \d", said) and "Traceback" not in said
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 20)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
     assert "running" not in {status.state for status in Ledger(tmp_path / "run").statuses()}
     end(begin(tmp_path, *LAUNCH))
     assert outcome(tmp_path / "run") == local
 
 
 def test_detached_it_goes_on_alone_and_cancel_ends_it_from_anywhere(slurm: Lab, tmp_path: Path) -> None:
-    said = end(begin(tmp_path, *LAUNCH, "--detach", grid=LONG), 60)
+    said = end(begin(tmp_path, *LAUNCH, "--detach", grid=LONG), 120)
     assert "stdac-grid status" in said and "stdac-grid cancel" in said
     wait_for(lambda: trials_begun(tmp_path / "run"))
     status = run("stdac-grid", "status", tmp_path / "run", cwd=Path("/"))
@@ -142,7 +142,7 @@ def test_detached_it_goes_on_alone_and_cancel_ends_it_from_anywhere(slurm: Lab, 
     cancelled = run("stdac-grid", "cancel", tmp_path / "run", cwd=Path("/"))
     assert cancelled.returncode == 0 and "2 SLURM jobs cancelled" in cancelled.stdout, cancelled.stderr
     name = name_jobs(tmp_path / "run")
-    wait_for(lambda: not any(name in job for job in slurm.queue()) and not processes_of(tmp_path / "run"), 20)
+    wait_for(lambda: not any(name in job for job in slurm.queue()) and not processes_of(tmp_path / "run"), 30)
 
 
 def test_a_wrong_partition_is_told_with_those_that_are(slurm: Lab, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_folder_that_nodes_do_not_share_is_told_with_node_and_job(unshared: st
     done = run(*LAUNCH, cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(rf"node n\d does not share {tmp_path}/run .* \(job \d+_\d left nothing there\)", done.stderr)
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 20)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
 
 
 @with_and_without_accounting
@@ -217,7 +217,7 @@ def test_a_time_limit_of_two_minutes_is_survived(slurm: Lab, tmp_path: Path) -> 
     assert max(attempts) > 1 and said.count("submitted SLURM job") == 1  # requeued, not submitted again
     (tmp_path / "local").mkdir()
     assert outcome(tmp_path / "run") == local_outcome(tmp_path / "local", LONG)
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 10)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
 
 
 @pytest.mark.slow
