@@ -3,7 +3,7 @@
 import json
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import pyarrow as pa
@@ -11,12 +11,8 @@ import pyarrow as pa
 from analysis.intervals import Interval, difference_interval, mean_interval
 from analysis.published import Published, comparable, published, published_curve
 from analysis.runs import SETTINGS
-
-NAMES = {"kmeans": "k-means", "pca-kmeans": "PCA + k-means", "dec": "DEC", "dac-star": "DAC*", "st-dac": "ST-DAC"}
-"""The tables' names of the methods, in the tables' order: the floor first."""
-
-TELLING = ("preset", "architecture", "width", *SETTINGS)
-"""What tells two rows of one method apart, tried before the other parameters."""
+from stdac.methods import METHODS, fill_params, fill_title
+from stdac.trial import choose_telling
 
 SCORES = ("acc", "nmi", "ari")
 
@@ -29,12 +25,12 @@ Trial = dict[tuple[str, int], dict[str, Any]]
 class Cell:
     """One method on one data set with one setting of its parameters, over seeds; all scores in [0, 1].
 
-    label: unique within the data set. settings: parameters and SETTINGS. seeds: ascending, and trial_ids with them.
-    epoch: None where all seeds are finished; else the last epoch that all seeds have, where scores and curves end.
-    done: the number of finished seeds. scores: for "acc", "nmi", "ari" (protocol, last epoch), "acc_best" (protocol,
-    best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one
-    protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable; of an
-    unfinished cell the value after the same epoch.
+    label: unique within the data set. settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with
+    them. epoch: None where all seeds are finished; else the last epoch that all seeds have, where scores and curves
+    end. done: the number of finished seeds. scores: for "acc", "nmi", "ari", "noise" (protocol, last epoch), "acc_best"
+    (protocol, best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by
+    epoch one protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable;
+    of an unfinished cell the value after the same epoch.
     """
 
     dataset: str
@@ -67,7 +63,7 @@ class Cell:
     @property
     def published_curve(self) -> dict[int, float]:
         """The published mean ACC by epoch, where comparable."""
-        return published_curve(system(self.method, self.settings), self.dataset) if self.published else {}
+        return published_curve(fill_title(self.method, self.settings), self.dataset) if self.published else {}
 
     @property
     def difference(self) -> float | None:
@@ -116,13 +112,14 @@ def results(rows: pa.Table) -> list[Cell]:
 
 
 def settings_of(row: Mapping[str, Any]) -> Settings:
-    """Parameters and SETTINGS of a row's trial: all that it may differ in from others of its method, but the seed."""
-    return dict(json.loads(row["params"])) | {name: row[name] for name in SETTINGS}
+    """All that a row's trial may differ in from others of its method, but the seed: parameters, SETTINGS, source."""
+    params = fill_params(row["method"], json.loads(row["params"]))
+    return params | {name: row[name] for name in (*SETTINGS, "source")}
 
 
 def clustered(trial: Trial) -> list[int]:
-    """The epochs of the clustering phase that a trial has rows of."""
-    return [epoch for phase, epoch in trial if phase == "cluster"]
+    """The epochs of the main phase that a trial has rows of."""
+    return [epoch for (_, epoch), row in trial.items() if row["main"]]
 
 
 def make_cell(trials: list[Trial]) -> Cell:
@@ -132,7 +129,7 @@ def make_cell(trials: list[Trial]) -> Cell:
     if epoch is not None:
         trials = [until(trial, epoch) for trial in trials]
     settings = settings_of(first)
-    label = system(first["method"], settings)
+    label = fill_title(first["method"], settings)
     metrics = SCORES if comparable(first) else ()
     values = {metric: published(label, first["dataset"], metric, epoch) for metric in metrics}
     return Cell(
@@ -150,11 +147,6 @@ def make_cell(trials: list[Trial]) -> Cell:
     )
 
 
-def system(method: str, settings: Settings) -> str:
-    """What the paper's tables call a method: ST-DAC, 2 STN."""
-    return NAMES.get(method, method) + (f", {settings['stn']} STN" if "stn" in settings else "")
-
-
 def first_row(trial: Trial) -> dict[str, Any]:
     """Any row of a trial, for what all of them share."""
     return next(iter(trial.values()))
@@ -166,15 +158,15 @@ def common_epoch(trials: list[Trial]) -> int | None:
 
 
 def until(trial: Trial, epoch: int) -> Trial:
-    """The rows of the clustering phase up to an epoch."""
-    return {key: row for key, row in trial.items() if key[0] == "cluster" and key[1] <= epoch}
+    """The rows of the main phase up to an epoch."""
+    return {key: row for key, row in trial.items() if row["main"] and key[1] <= epoch}
 
 
 def trial_scores(trial: Trial) -> dict[str, float | None]:
     """The scores of one trial as Cell.scores names them; None without ground truth."""
-    epochs = {epoch: row for (phase, epoch), row in trial.items() if phase == "cluster"}
+    epochs = {epoch: row for (_, epoch), row in trial.items() if row["main"]}
     last = epochs[max(epochs)]
-    scores = {metric: last[metric] for metric in SCORES}
+    scores = {metric: last[metric] for metric in (*SCORES, "noise")}
     accs = [row["acc"] for row in epochs.values() if row["acc"] is not None]
     scores["acc_best"] = max(accs) if len(accs) > 1 else None
     scores["acc_deployed"] = next((row["acc"] for (phase, _), row in trial.items() if phase == "deployed"), None)
@@ -189,7 +181,7 @@ def by_name(scores: list[dict[str, float | None]]) -> dict[str, list[float]]:
 
 def by_epoch(trials: list[Trial]) -> dict[int, list[float]]:
     """Protocol ACC by epoch, one value a trial; one that stopped early keeps its last. Empty without ground truth."""
-    curves = [{epoch: row["acc"] for (phase, epoch), row in t.items() if phase == "cluster"} for t in trials]
+    curves = [{epoch: row["acc"] for (_, epoch), row in trial.items() if row["main"]} for trial in trials]
     if any(acc is None for curve in curves for acc in curve.values()):
         return {}
     epochs = sorted(set().union(*curves))
@@ -197,10 +189,10 @@ def by_epoch(trials: list[Trial]) -> dict[int, list[float]]:
 
 
 def rank(cell: Cell) -> tuple[Any, ...]:
-    """The sort key of a cell: data set, method, STN layers, then settings."""
-    method = list(NAMES).index(cell.method) if cell.method in NAMES else len(NAMES)
-    rest = json.dumps([cell.settings.get(name) for name in TELLING]) + json.dumps(cell.settings, sort_keys=True)
-    return (dataset_rank(cell.dataset), method, cell.method, cell.settings.get("stn", 0), rest)
+    """The sort key of a cell: data set, method as in METHODS, title, then settings."""
+    method = list(METHODS).index(cell.method) if cell.method in METHODS else len(METHODS)
+    settings = json.dumps([cell.settings.get(name) for name in order_settings(cell.method, cell.settings)])
+    return (dataset_rank(cell.dataset), method, cell.method, fill_title(cell.method, cell.settings), settings)
 
 
 def dataset_rank(name: str) -> tuple[int, str]:
@@ -218,26 +210,20 @@ def distinguish(cells: list[Cell]) -> Iterator[Cell]:
     """The cells of one data set, their labels lengthened by the settings that tell equal ones apart."""
     for cell in cells:
         twins = [c.settings for c in cells if c.label == cell.label]
-        told = "".join(f", {name} {show_setting(cell.settings.get(name))}" for name in telling(twins))
+        names = choose_telling(twins, order_settings(cell.method, *twins))
+        told = "".join(f", {name} {show_setting(cell.settings.get(name))}" for name in names)
         yield replace(cell, label=cell.label + told)
 
 
-def telling(settings: list[Settings]) -> list[str]:
-    """The fewest settings, taken greedily, by which all of `settings` differ."""
-    names = [*TELLING, *sorted({name for s in settings for name in s} - set(TELLING))]
-    chosen: list[str] = []
-    for name in names:
-        more = [*chosen, name]
-        if distinct(settings, more) > distinct(settings, chosen):
-            chosen = more
-    return chosen
-
-
-def distinct(settings: list[Settings], names: list[str]) -> int:
-    """How many different values `settings` have in `names`."""
-    return len({json.dumps([s.get(name) for name in names]) for s in settings})
+def order_settings(method: str, *settings: Settings) -> list[str]:
+    """The names of settings, those first by which a person tells variants of a method apart: its parameters in the
+    order of their dataclass, then SETTINGS and source, then what this version does not know."""
+    known = [f.name for f in fields(METHODS[method].params)] if method in METHODS else []
+    return list(dict.fromkeys([*known, *SETTINGS, "source", *sorted(name for s in settings for name in s)]))
 
 
 def show_setting(value: Any) -> str:
     """A setting's value in a label."""
+    if isinstance(value, list | tuple):
+        return "-".join(map(show_setting, value))
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,7 @@
 """The figures of a run: accuracy by epoch, and what the spatial transformers do to images."""
 
 import re
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -12,23 +13,19 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from analysis.cells import Cell, datasets, results
-from analysis.runs import finished, read_metrics, trial_id
-from analysis.table import show
+from analysis.runs import finished, read_metrics
+from analysis.table import is_floor, show
 from stdac.errors import StdacError
 from stdac.files import whole
+from stdac.methods import METHODS
+from stdac.record import FIGURES
+from stdac.trial import make_id
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
-    "ST-DAC, 0 STN": "#0072B2",
-    "ST-DAC, 1 STN": "#D55E00",
-    "ST-DAC, 2 STN": "#009E73",
-    "ST-DAC, 3 STN": "#882255",
-    "DAC*": "#444444",
-    "DEC": "#997700",
-}
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#882255", "#444444", "#997700")
 """Told apart with every kind of colour vision, and dark enough for text."""
 
 SPARE = ("#56B4E9", "#CC6677", "#44AA99", "#AA4499", "#332288", "#6699CC")
@@ -60,12 +57,23 @@ def write_figures(run: Path, out: Path, *, unfinished: bool = False) -> list[Pat
 
 def traces(run: Path, cells: Sequence[Cell]) -> Iterator[tuple[Cell, int, Path]]:
     """(cell, seed, its stn.npz) of the first finished seed with one, of every cell of a run that has one."""
-    attempts = {trial_id(trial): attempt for trial, attempt in finished(run)}
+    attempts = {make_id(trial): attempt for trial, attempt in finished(run)}
     for cell in cells:
         seeds = zip(cell.trial_ids, cell.seeds, strict=True)
-        found = ((seed, attempts[name] / "stn.npz") for name, seed in seeds if name in attempts)
-        for seed, trace in islice((pair for pair in found if pair[1].exists()), 1):
+        found = ((seed, attempts[name] / FIGURES) for name, seed in seeds if name in attempts)
+        for seed, trace in islice((pair for pair in found if has_trace(pair[1])), 1):
             yield cell, seed, trace
+
+
+def has_trace(path: Path) -> bool:
+    """Whether there are figures' data at a path that are of transformers, or damaged, which `read_trace` says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "theta_mean.npy" in archive.namelist()
+    except FileNotFoundError:
+        return False
+    except (OSError, zipfile.BadZipFile):
+        return True
 
 
 def trained(cell: Cell) -> bool:
@@ -108,7 +116,7 @@ def draw_panel(axes: "Axes", cells: list[Cell]) -> None:
         paper = cell.published_curve
         axes.plot(list(paper), list(paper.values()), "--", color=colour, linewidth=1)
         dashed = dashed or bool(paper)
-    floor = next((cell for cell in cells if cell.method == "kmeans" and "acc" in cell.scores), None)
+    floor = next((cell for cell in cells if is_floor(cell) and "acc" in cell.scores), None)
     if floor is not None:
         acc = float(np.mean(floor.scores["acc"]))
         axes.axhline(acc, color=GREY, linewidth=1.5, zorder=0)
@@ -138,9 +146,10 @@ def finish_panel(axes: "Axes", cells: list[Cell], ends: list[tuple[float, str, s
 
 
 def colours(cells: Sequence[Cell]) -> list[str]:
-    """A colour a cell, the same in every panel for the methods in COLOURS."""
+    """A colour a cell, the same in every panel where its method says one."""
     spare = iter(SPARE * len(cells))
-    return [COLOURS.get(cell.label) or next(spare) for cell in cells]
+    known = [METHODS[cell.method].colours if cell.method in METHODS else {} for cell in cells]
+    return [of_method.get(cell.label) or next(spare) for of_method, cell in zip(known, cells, strict=True)]
 
 
 def spread_out(heights: Sequence[float], least: float) -> list[float]:
@@ -162,7 +171,7 @@ def stn_pictures(trace: Path, path: Path, *, title: str = "") -> Path:
     trace: an attempt's folder or its stn.npz. path: .png, .svg or .pdf. Below, the mean scale theta_11 and theta_22 of
     each transformer by epoch. Raises StdacError where there is no trace, as in a trial without transformers.
     """
-    arrays = read_trace(trace / "stn.npz" if trace.is_dir() else trace)
+    arrays = read_trace(trace / FIGURES if trace.is_dir() else trace)
     last = len(arrays["straightened"]) - 1
     chosen = np.linspace(0, len(arrays["images"]) - 1, min(SHOWN, len(arrays["images"]))).round().astype(int)
     named = [("original", arrays["images"]), ("untrained", arrays["straightened"][0])]
@@ -204,7 +213,7 @@ def draw_scales(axes: "Axes", theta_mean: NDArray[np.float32]) -> None:
     """Mean theta_11 (solid) and theta_22 (dashed) by epoch, theta_mean (E + 1, S, 6), one colour a transformer."""
     from matplotlib.ticker import MaxNLocator
 
-    for number, colour in zip(range(theta_mean.shape[1]), list(COLOURS.values())[1:], strict=False):
+    for number, colour in zip(range(theta_mean.shape[1]), PALETTE[1:], strict=False):
         for entry, style, name in ((0, "-", "11"), (4, "--", "22")):
             label = rf"STN {number + 1}, $\theta_{{{name}}}$"
             axes.plot(theta_mean[:, number, entry], style, color=colour, linewidth=2, label=label)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.figures import COLOURS, GREY, figure
+from analysis.figures import GREY, PALETTE, figure
 from analysis.k_study import Scores, Suggestion, listed
 from analysis.table import show, text_table
 
@@ -71,9 +71,7 @@ def draw_study(curves: Sequence[Scores], suggestion: Suggestion, path: Path, *, 
     panels = [panel for panel in PANELS if any(getattr(scores, panel[0]) for scores in curves)]
     with figure(path, (4.4 * len(panels), 3.9)) as fig:
         fig.suptitle(f"{title}: {heading(suggestion)}", x=0.01, ha="left", fontweight="bold", fontsize=12)
-        for axes, panel, colour in zip(
-            fig.subplots(1, len(panels), squeeze=False)[0], panels, list(COLOURS.values()), strict=False
-        ):
+        for axes, panel, colour in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, PALETTE, strict=False):
             draw_curve(axes, curves, suggestion, panel, colour)
     return path
 

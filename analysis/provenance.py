@@ -71,7 +71,7 @@ def derived_grid(rows: pa.Table) -> str:
     """A grid of exactly the trials of a ROWS table, a block for those that differ in their seed only."""
     blocks: dict[str, list[int]] = {}
     for trial in {row["trial_id"]: row for row in rows.to_pylist()}.values():
-        spec = {name: trial[name] for name in ("dataset", "method", *SETTINGS)}
+        spec = {name: trial[name] for name in ("dataset", "method", *SETTINGS, "source")}
         spec = shortest(spec | {"params": json.loads(trial["params"])})
         blocks.setdefault(json.dumps(spec), []).append(trial["seed"])
     texts = ["# Worked out from the trials, which were started one by one.\n"]
@@ -84,15 +84,16 @@ def derived_grid(rows: pa.Table) -> str:
 
 
 def shortest(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """A trial's specification without what `stdac.methods.resolve` fills in by itself; the number of STN stays."""
-    from stdac.methods import resolve
+    """A trial's specification without what `stdac.methods.resolve` fills in by itself; what its title names stays."""
+    from stdac.methods import METHODS, resolve
 
     short = {name: value for name, value in spec.items() if value is not None}
+    told = METHODS[spec["method"]].title_params if spec["method"] in METHODS else ()
     short["params"] = dict(sorted(short["params"].items()))
     with suppress(StdacError):  # of a method or parameter that this version does not know: everything stays
         wanted = resolve(short)
         for holder, names in ((short, SETTINGS), (short["params"], sorted(short["params"]))):
-            for name in [name for name in names if name in holder and name != "stn"]:
+            for name in [name for name in names if name in holder and name not in told]:
                 value = holder.pop(name)
                 if not resolves(short, wanted):
                     holder[name] = value

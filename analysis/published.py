@@ -9,13 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stdac.errors import StdacError
+from stdac.methods import METHODS, fill_params, resolve
 
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 """The data sets of ours that have published values, and what the papers call them."""
-
-READINGS = ("stn", "preset", "architecture", "precision")
-"""Parameters that may differ from the defaults in a trial that is still compared with the paper: the cell, and the
-readings of an unclear text."""
 
 
 class Published(NamedTuple):
@@ -66,18 +63,19 @@ def comparable(row: Mapping[str, Any]) -> bool:
     """Whether the trial of a row of `analysis.runs.ROWS` follows the paper, so that its values stand beside ours.
 
     That is: a data set of the paper, whole and at its own size, ten clusters, and the method's default epochs and
-    parameters (which are the paper's), but for READINGS.
+    parameters (which are the paper's), but for `Method.readings`.
     """
     if row["dataset"] not in DATASETS or row["limit"] is not None or row["image_size"] is not None:
         return False
-    from stdac.methods import resolve  # needs torch: only where there is something to compare
-
-    params = json.loads(row["params"])
-    reading = {name: params[name] for name in READINGS if name in params}
+    if row["method"] not in METHODS:
+        return False
+    params = fill_params(row["method"], json.loads(row["params"]))
+    reading = {name: params[name] for name in METHODS[row["method"]].readings if name in params}
     try:
         usual = resolve({"method": row["method"], "dataset": row["dataset"], "params": reading}).to_json()
     except StdacError:
         return False
+    usual["params"] = fill_params(row["method"], usual["params"])
     same = all(usual["params"].get(name) == value for name, value in params.items())
     return same and (usual["n_clusters"], usual["epochs"]) == (row["n_clusters"], row["epochs"])
 

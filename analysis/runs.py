@@ -1,8 +1,7 @@
 """The rows of a run: from a run folder, one trial's folder or a collected metrics.parquet to one table."""
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
-from stdac.record import METRICS, TrialFolder, metrics_table
-from stdac.trial import SCHEMA_VERSION, canonical_json
+from stdac.record import METRICS, TrialFolder, conform_metrics, metrics_table
+from stdac.trial import SCHEMA_VERSION, make_id
 
 SETTINGS = ("n_clusters", "epochs", "limit", "image_size")
 """What of a Trial is not a column of METRICS."""
 
-ROWS = pa.schema([*METRICS, *((name, pa.int64()) for name in SETTINGS), ("finished", pa.bool_())])
-"""METRICS, SETTINGS (limit and image_size are null where the trial has none, n_clusters is null where unknown), and
-whether the row's trial is finished."""
+ROWS = pa.schema(
+    [*METRICS, *((name, pa.int64()) for name in SETTINGS), ("finished", pa.bool_()), ("source", pa.string())]
+)
+"""METRICS, SETTINGS (limit and image_size are null where the trial has none, n_clusters is null where unknown), whether
+the row's trial is finished, and its labelled data set. A table has the further terms of its methods after them."""
 
 
 def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
@@ -33,7 +34,7 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
     folders = [] if path.is_file() else trial_folders(path)
     if folders:
         tables = (read_trial(folder, folder.trial(), unfinished=unfinished) for folder in folders)
-        table = pa.concat_tables([ROWS.empty_table(), *(rows for rows in tables if rows is not None)])
+        table = concat_rows(rows for rows in tables if rows is not None)
     elif collected.is_file():
         table = read_collected(collected)
         table = table if unfinished else table.filter(table["finished"])
@@ -71,7 +72,7 @@ def read_trial(folder: TrialFolder, trial: Mapping[str, Any], *, unfinished: boo
     done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
     if done is not None:
         return with_settings(read_rows(folder.path / f"attempt-{done['attempt']}" / "metrics.parquet"), trial, True)
-    return with_settings(metrics_table(rows), trial, False) if rows else None
+    return with_settings(conform_metrics(metrics_table(rows)), trial, False) if rows else None
 
 
 def checkpoint_rows(folder: TrialFolder) -> list[dict[str, Any]]:
@@ -84,8 +85,17 @@ def checkpoint_rows(folder: TrialFolder) -> list[dict[str, Any]]:
     return []
 
 
+def concat_rows(tables: Iterable[pa.Table]) -> pa.Table:
+    """ROWS tables as one; a term that only some of them have is null in the others."""
+    return pa.concat_tables([ROWS.empty_table(), *tables], promote_options="default")
+
+
 def read_rows(path: Path) -> pa.Table:
-    """A METRICS table from a Parquet file. Raises StdacError where it is missing, not ours or of another version."""
+    """A METRICS table from a Parquet file, with the columns of ROWS that it has.
+
+    Files of other versions are read too, see `conform_metrics`. Raises StdacError where it is missing, not ours or of
+    another schema version.
+    """
     try:
         table = pq.ParquetFile(path).read()
     except (OSError, pa.ArrowInvalid) as error:
@@ -94,51 +104,60 @@ def read_rows(path: Path) -> pa.Table:
             f"cannot read {path} as Parquet ({reason}): run that trial again, or check the path"
         ) from error
     names = set(table.column_names)
-    versions = set(table["schema_version"].to_pylist()) if "schema_version" in names else {None}
+    versions = set(table["schema_version"].unique().to_pylist()) if "schema_version" in names else {None}
     if versions - {SCHEMA_VERSION}:
         got = ", ".join(sorted(map(str, versions)))
         raise StdacError(
             f"{path} has rows of schema version {got}, expected {SCHEMA_VERSION}: use the stdac that wrote it"
         )
-    missing = [name for name in METRICS.names if name not in names]
-    if missing:
-        raise StdacError(f"{path} lacks the columns {', '.join(missing)}: expected a file that stdac wrote")
-    schema = pa.schema([field for field in ROWS if field.name in names])
-    return table.select(schema.names).cast(schema)
+    try:
+        rows = conform_metrics(table)
+    except StdacError as error:
+        raise StdacError(f"cannot use {path}, as {error}") from error
+    for field in ROWS:
+        if field.name in names and field.name not in METRICS.names:
+            rows = rows.append_column(field, table[field.name].cast(field.type))
+    return rows
+
+
+def read_main_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a trial's main phase from its metrics.parquet, by epoch. Raises StdacError as `read_rows` does."""
+    rows = read_rows(path)
+    return sorted(rows.filter(rows["main"]).to_pylist(), key=lambda row: row["epoch"])
 
 
 def read_collected(path: Path) -> pa.Table:
     """A ROWS table from a collected file; one of METRICS alone is of finished trials, whose settings are restored."""
     table = read_rows(path)
+    if "source" not in table.column_names:
+        table = table.append_column(ROWS.field("source"), pa.nulls(len(table), pa.string()))
     if "finished" not in table.column_names:
         table = table.append_column(ROWS.field("finished"), pa.array([True] * len(table), pa.bool_()))
     if set(SETTINGS) <= set(table.column_names):
-        return table.select(ROWS.names)
-    rows = table.to_pylist()
+        return concat_rows([table])
     trials: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
+    for row in table.to_pylist():
         trials.setdefault(row["trial_id"], []).append(row)
     restored = {name: restore_settings(of_trial) for name, of_trial in trials.items()}
-    return pa.Table.from_pylist([row | restored[row["trial_id"]] for row in rows], schema=ROWS)
+    ids = table["trial_id"].to_pylist()
+    for name in SETTINGS:
+        table = table.append_column(ROWS.field(name), pa.array([restored[i][name] for i in ids], pa.int64()))
+    return concat_rows([table])
 
 
 def restore_settings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     """SETTINGS of a trial from its rows: the usual ones where the trial's id, a hash, confirms them; else unknown."""
-    epochs = max((row["epoch"] for row in rows if row["phase"] == "cluster"), default=0)
+    epochs = max((row["epoch"] for row in rows if row["main"]), default=0)
     settings = {"n_clusters": 10, "epochs": epochs, "limit": None, "image_size": None}
     trial = {name: rows[0][name] for name in ("method", "dataset", "seed", "schema_version")} | settings
-    if trial_id(trial | {"params": json.loads(rows[0]["params"])}) == rows[0]["trial_id"]:
+    if make_id(trial | {"params": json.loads(rows[0]["params"])}) == rows[0]["trial_id"]:
         return settings
     return settings | {"n_clusters": None}
 
 
-def trial_id(trial: Mapping[str, Any]) -> str:
-    """The id of a trial from its trial.json, as `stdac.trial.Trial.id`."""
-    return hashlib.sha256(canonical_json(trial).encode()).hexdigest()[:16]
-
-
 def with_settings(table: pa.Table, trial: Mapping[str, Any], finished: bool) -> pa.Table:
     """A METRICS table of one trial as a ROWS table."""
-    for name, value in {**{name: trial[name] for name in SETTINGS}, "finished": finished}.items():
+    values = {name: trial[name] for name in SETTINGS} | {"finished": finished, "source": trial.get("source")}
+    for name, value in values.items():
         table = table.append_column(ROWS.field(name), pa.array([value] * len(table), ROWS.field(name).type))
     return table

@@ -18,10 +18,10 @@ from benchmarks import plain
 from stdac.data import load
 from stdac.machine import Machine
 from stdac.methods import resolve
-from stdac.methods.pairwise import Deployed, LabelPass, pixel_mean, standardized
+from stdac.methods.pairwise import CleanPass, Deployed, mean_pixel, standardize
 from stdac.methods.st_dac import loss, network
 from stdac.step import multiplying
-from stdac.train import Run
+from stdac.train import Trainer
 
 BATCH, MACRO_BATCH, CHUNKS = 32, 992, 20
 CONTENDERS = {"ours": "ours", "a": "(a) eager", "b": "(b) eager, channels last, fused Adam"}
@@ -62,26 +62,26 @@ class Ours:
         device = machine.torch_device()
         spec = {"dataset": "mnist", "params": {"stn": setting.stn, "precision": setting.precision}}
         params: Any = resolve(spec).params
-        run = Run(0, 1, Silent(), device, machine.compiles(device, 0), machine.graphs(device))
+        trainer = Trainer(0, 1, Silent(), device, machine.compiles(device, 0), machine.graphs(device))
         images = setting.images()
-        self.mean = pixel_mean(images)
+        self.mean = mean_pixel(images)
         net = network(10, (1, 28, 28), params)
         Deployed(net).prepare(self.mean, device)
-        optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True, capturable=run.graphs)
-        self.label_pass = LabelPass(net, params.eval_batch, run)
-        self.step = run.training_step(partial(loss, net, params), optimizer)
+        optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True, capturable=trainer.graphs)
+        self.clean_pass = CleanPass(net, params.eval_batch, trainer)
+        self.step = trainer.training_step(partial(loss, net, params), optimizer)
         self.tau = torch.tensor(0.9, device=device)
         self.chunks = cycle(images.split(MACRO_BATCH))
 
     def label(self) -> None:
-        self.clean = standardized(next(self.chunks), self.mean)
-        self.labels = self.label_pass(self.clean)
+        self.clean = standardize(next(self.chunks), self.mean)
+        self.y_clean = self.clean_pass(self.clean)
 
     def steps(self, n: int) -> None:
-        self.label_pass.net.train()
+        self.clean_pass.net.train()
         passes = (torch.randperm(MACRO_BATCH, device=self.clean.device).split(BATCH) for _ in count())
         for index in islice(chain.from_iterable(passes), n):
-            self.step(index, self.clean, self.labels, self.tau)
+            self.step(index, self.clean, self.y_clean, self.tau)
 
 
 class Silent:

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from stdac.cost import forward_macs
 from stdac.machine import Machine, cpu_name
 from stdac.methods import METHODS, resolve
 from stdac.methods.dec import hidden
+from stdac.methods.method import count_forward
 from stdac.networks import mlp
 
 IMAGES, SHAPE, K = 70_000, (1, 28, 28), 10  # MNIST and Fashion-MNIST
@@ -126,7 +126,7 @@ def pairwise_cost(method: str, name: str, params: dict[str, Any], *, drop_last: 
     p: Any = trial.params
     build = METHODS[method].build
     assert build is not None
-    macs, parameters = forward_macs(method, K, SHAPE, p), size(build(K, SHAPE, p))
+    macs, parameters = count_forward(build(K, SHAPE, p), SHAPE), size(build(K, SHAPE, p))
     chunk_steps = p.macro_batch // p.batch if drop_last else -(-p.macro_batch // p.batch)
     batch = p.batch if drop_last else p.macro_batch / chunk_steps
     chunks = IMAGES // p.macro_batch
@@ -149,7 +149,7 @@ def dec() -> tuple[Cost, Cost]:
     p: Any = trial.params
     build = METHODS["dec"].build
     assert build is not None
-    encoder, macs = size(build(K, SHAPE, p)), forward_macs("dec", K, SHAPE, p)
+    encoder, macs = size(build(K, SHAPE, p)), count_forward(build(K, SHAPE, p), SHAPE)
     both = encoder + size(mlp([p.dimensions, *reversed(hidden(p)), SHAPE[1] * SHAPE[2]]))
     update = OPTIMIZER_BYTES["dec"]
     label = forward_work(macs, encoder, 1000)

@@ -71,9 +71,9 @@ class Model:
         from export.convert.half import halve
         from export.convert.quantize import quantize
         from export.convert.to_onnx import Graph, convert, quiet
-        from stdac.cost import forward_macs
         from stdac.data import load
         from stdac.methods import resolve
+        from stdac.methods.method import count_forward
         from stdac.model_file import ModelConfig
         from stdac.networks import calibrate
 
@@ -84,7 +84,7 @@ class Model:
         self.images = load("digits").images
         calibrate(net, [torch.from_numpy(self.images[:1000]).float() / 255])
         self.graph = Graph(net).eval()
-        self.macs = forward_macs(trial.method, trial.n_clusters, config.shape, trial.params)
+        self.macs = count_forward(config.build(), config.shape)
         self.parameters = sum(p.numel() for p in net.parameters())
         fp32 = convert(self.graph, config)
         with quiet():

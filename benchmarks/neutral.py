@@ -11,6 +11,7 @@ the confidence interval of the mean difference says how large an effect could ha
 import json
 import statistics
 import tempfile
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from scipy import stats
 
 from stdac.machine import Machine, provenance
 from stdac.methods import resolve
+from stdac.observer import Observer
 from stdac.record import TrialFolder
 from stdac.run import run_trial
 
@@ -61,12 +63,23 @@ def parse(text: str) -> dict[str, Any]:
     return dict(parse_setting(part) for part in text.split(",") if part)
 
 
+class Keep(Observer):
+    """Keeps the rows of a trial."""
+
+    def __init__(self, rows: list[Mapping[str, Any]]) -> None:
+        self.rows = rows
+
+    def on_score(self, row: Mapping[str, Any]) -> None:
+        """Keep it."""
+        self.rows.append(row)
+
+
 def accuracy(spec: dict[str, Any], machine: Machine) -> float:
     """ACC of a trial after its last epoch, by the protocol."""
     trial, rows = resolve(spec), []
     with tempfile.TemporaryDirectory() as folder:
-        run_trial(trial, TrialFolder(Path(folder) / trial.id), machine=machine, keep="metrics", on_score=rows.append)
-    return float([row["acc"] for row in rows if row["phase"] == "cluster"][-1])
+        run_trial(trial, TrialFolder(Path(folder) / trial.id), machine=machine, keep="metrics", observer=Keep(rows))
+    return float([row["acc"] for row in rows if row["main"]][-1])
 
 
 def summary(values: list[float], reference: list[float]) -> dict[str, float]:

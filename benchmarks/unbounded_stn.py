@@ -23,7 +23,7 @@ from stdac.methods.pairwise import Deployed
 from stdac.networks import AllConvNet, BatchNorm
 from stdac.run import Scorer, seed_everything
 from stdac.stn import SpatialTransformer
-from stdac.train import Run
+from stdac.train import Trainer
 
 
 class UnboundedLocalisation(nn.Module):
@@ -76,11 +76,11 @@ def trial(dataset: Dataset, epochs: int, seed: int, *, bounded: bool, lr: float)
     with torch.random.fork_rng():
         seed_everything(seed)
         net = Straightened((1, 28, 28), bounded)
-        fit_model(Deployed(net), images, description.params, Run(seed, epochs, scorer))  # type: ignore[arg-type]
+        fit_model(Deployed(net), images, description.params, Trainer(seed, epochs, scorer))  # type: ignore[arg-type]
     with torch.no_grad():
         sample = images[:500].float() / 255
         shown = net.eval().stn(sample - sample.mean())
-    accuracies = [row["acc"] for row in scorer.rows if row["phase"] == "cluster"]
+    accuracies = [row["acc"] for row in scorer.rows if row["main"]]
     return {"acc": accuracies, "variance_left": float(shown.var(0).mean() / sample.var(0).mean())}
 
 

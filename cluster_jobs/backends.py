@@ -13,7 +13,7 @@ import click
 
 from cluster_jobs import local, ray_tune, slurm
 from cluster_jobs.display import Display
-from cluster_jobs.ledger import Ledger
+from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.worker import Options
 from stdac.errors import StdacError
 
@@ -160,12 +160,12 @@ def drive(ledger: Ledger, backend: Backend, display: Display) -> None:
     """Run workers until every trial is done or failed, or the run is cancelled; wait for those that others are at."""
     while not ledger.cancelled():
         backend.start(display.tick, display.say)
-        while "running" in (states := set(ledger.states().values())):
+        while {"running", "blocked"} & (states := set(ledger.states().values())):
             if "waiting" in states or ledger.cancelled():
                 break
             display.tick()
             time.sleep(1)
-        if not {"waiting", "running"} & states:
+        if not states.intersection(LEFT):
             return
 
 
@@ -188,14 +188,14 @@ def detach(run: Path) -> None:
 
 def cancel(ledger: Ledger) -> str:
     """Stop every worker of a run, and wait until they have given their leases back; what was done, in a sentence."""
-    if not ledger.count("waiting", "running"):
+    if not ledger.count(*LEFT):
         return f"nothing to cancel: no trial of {ledger.path} is left"
     ledger.cancel()
     jobs = slurm.cancel(ledger.path)
     deadline = time.monotonic() + CANCEL_S
     while (running := ledger.count("running")) and time.monotonic() < deadline:
         time.sleep(0.5)
-    open_trials = ledger.count("waiting", "running")
+    open_trials = ledger.count(*LEFT)
     words = [f"{jobs} SLURM jobs cancelled"] if jobs else []
     words += [f"{running} trials still run and will stop at their next step"] if running else []
     words += [f"{open_trials} trials are left: stdac-grid launch goes on with them"]

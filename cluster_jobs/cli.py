@@ -37,13 +37,14 @@ def main() -> None:
 @click.option("--device", default="auto", help="auto, cpu or cuda: what the estimate is for.")
 def plan(grid: str, device: str) -> None:
     """Print the trials of GRID, their number and what they will cost; run nothing."""
-    from cluster_jobs.display import label
+    from cluster_jobs.display import Labels
     from cluster_jobs.grid import load_grid
     from cluster_jobs.local import default_workers, uses_gpu
     from stdac.words import duration
 
     loaded = load_grid(grid)
     gpu, workers = uses_gpu(device), default_workers(device)
+    label = Labels(trial.to_json() for trial in loaded.trials)
     for trial in loaded.trials:
         click.echo(f"{trial.id}  {label(trial.to_json()):<44} {duration(estimate(trial, gpu)):>14}")
     total = grid_estimate(loaded, gpu, workers)
@@ -57,9 +58,9 @@ def device_word(gpu: bool) -> str:
 
 def estimate(trial: Any, gpu: bool) -> float:
     """A rough guess of one trial's seconds, from its multiply-adds and the rate one core reached when measured."""
-    from stdac.cost import trial_seconds
+    from stdac.cost import estimate_seconds
 
-    return trial_seconds(trial, gpu=gpu)
+    return estimate_seconds(trial, gpu=gpu)
 
 
 def grid_estimate(grid: "Grid", gpu: bool, workers: int) -> float:
@@ -167,10 +168,12 @@ def absolute(path: Path | None) -> Path | None:
 
 def finish(ledger: Any) -> None:
     """Collect the rows, say what failed, and set the exit code."""
+    from cluster_jobs.ledger import LEFT
+
     ledger.collect()
     states = ledger.states()
     failed = [ledger.status(trial_id) for trial_id, state in states.items() if state == "failed"]
-    left = sum(state in ("waiting", "running") for state in states.values())
+    left = sum(state in LEFT for state in states.values())
     click.echo(f"results: stdac-grid results {ledger.path}", err=True)
     if ledger.cancelled():
         raise StdacError(f"the run was cancelled, {left} trials did not end: launch again to go on")
@@ -208,7 +211,7 @@ def work(
     trial reach its next checkpoint first and, inside a SLURM job, requeues the job.
     """
     from cluster_jobs.grid import load_grid
-    from cluster_jobs.ledger import Ledger
+    from cluster_jobs.ledger import LEFT, Ledger
     from cluster_jobs.local import work_here
     from cluster_jobs.worker import Options
 
@@ -220,7 +223,7 @@ def work(
         raise StdacError(f"{run} was cancelled: `stdac-grid retry {run}` lets workers take its trials again")
     options = Options(device, threads, absolute(data_dir), keep, pause_after)
     done, failed = work_here(ledger, workers, options, grace)
-    if not ledger.count("waiting", "running"):
+    if not ledger.count(*LEFT):
         ledger.collect()
     click.echo(f"{done} trials done here, {failed} failed")
     if failed:

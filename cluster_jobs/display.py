@@ -1,5 +1,6 @@
 """Where a grid stands, as a person likes to watch it: a live table on a terminal, plain lines elsewhere."""
 
+import json
 import sys
 import time
 from collections import Counter, defaultdict
@@ -8,10 +9,11 @@ from datetime import datetime
 from typing import Any
 
 import click
-import pyarrow.parquet as pq
 
-from cluster_jobs.ledger import Ledger, State, Status
+from analysis.runs import read_main_rows
+from cluster_jobs.ledger import LEFT, Ledger, State, Status
 from stdac.record import RENEW_S
+from stdac.trial import canonical_json, choose_telling, count_distinct
 from stdac.words import duration
 
 PLAIN_EVERY_S = 60.0
@@ -20,11 +22,27 @@ LOOK_S = 1.0
 LISTED = 60
 
 
-def label(trial: dict[str, Any]) -> str:
-    """A trial in a few words: "st-dac stn=2 on digits, K 10, seed 0"."""
-    stn = trial["params"].get("stn")
-    what = f"{trial['method']}{'' if stn is None else f' stn={stn}'} on {trial['dataset']}"
-    return f"{what}, K {trial['n_clusters']}, seed {trial['seed']}"
+class Labels:
+    """What trials are called in a line: "st-dac stn=2 on digits, K 10, seed 0", with the parameters by which those of
+    their method on their data set differ."""
+
+    def __init__(self, trials: Iterable[Mapping[str, Any]]) -> None:
+        settings: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+        for trial in trials:
+            settings[trial["method"], trial["dataset"]][canonical_json(trial["params"])] = None
+        self.swept = {key: find_swept([json.loads(text) for text in texts]) for key, texts in settings.items()}
+
+    def __call__(self, trial: Mapping[str, Any]) -> str:
+        swept = self.swept.get((trial["method"], trial["dataset"]), [])
+        params = [f"{name}={trial['params'].get(name)}" for name in swept]
+        what = " ".join([trial["method"], *params])
+        return f"{what} on {trial['dataset']}, K {trial['n_clusters']}, seed {trial['seed']}"
+
+
+def find_swept(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The parameters that differ, those with most values first, without those that follow from others."""
+    names = sorted({name for params in settings for name in params})
+    return choose_telling(settings, sorted(names, key=lambda name: -count_distinct(settings, [name])))
 
 
 def elapsed(status: Status) -> float:
@@ -35,7 +53,7 @@ def elapsed(status: Status) -> float:
 
 def kind(trial: dict[str, Any]) -> str:
     """Trials of one kind take about equally long."""
-    return f"{trial['method']} {trial['dataset']} {trial['params'].get('stn')} {trial['epochs']}"
+    return canonical_json({name: value for name, value in trial.items() if name not in ("seed", "needs")})
 
 
 class Pace:
@@ -76,8 +94,10 @@ def summary(states: Iterable[State], pace: Pace, running: Sequence[Status]) -> s
     """One line: how many trials are in which state, and the time left."""
     counts = Counter(states)
     words = [f"{counts['done']} of {counts.total()} done"]
-    words += [f"{counts[state]} {state}" for state in ("running", "failed", "waiting", "paused") if counts[state]]
-    going_on = (counts["running"] or counts["waiting"]) and not counts["paused"]
+    words += [
+        f"{counts[state]} {state}" for state in ("running", "failed", "waiting", "blocked", "paused") if counts[state]
+    ]
+    going_on = any(counts[state] for state in LEFT) and not counts["paused"]
     eta = pace.seconds_left(running) if going_on else None
     return ", ".join(words) + (f", about {duration(eta)} left" if eta is not None else "")
 
@@ -90,6 +110,8 @@ def where(status: Status) -> str:
         return f"{duration(detail['seconds'])} on {host}{detail['device']}{interruptions(status)}"
     if status.state == "failed":
         return f"{detail['reason']} ({detail['log']})"
+    if status.state == "blocked":
+        return f"waiting for {' '.join(detail['for'])}"
     if status.state in ("waiting", "paused"):
         return f"after epoch {detail['epoch']}/{detail['epochs']}" if detail else ""
     progress = detail["progress"]
@@ -117,6 +139,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
     from cluster_jobs.slurm_queue import summary as slurm_summary
 
     trials, statuses = ledger.trials(), ledger.statuses()
+    label = Labels(trials.values())
     pace, running = Pace(), [status for status in statuses if status.state == "running"]
     for status in statuses:
         pace.add(status.trial_id, trials[status.trial_id])
@@ -141,7 +164,7 @@ def watch_report(ledger: Ledger, show_all: bool = False) -> None:
         click.clear()
         click.echo(report(ledger, show_all))
         states = set(ledger.states().values())
-        if not states & {"running", "waiting"} or (ledger.cancelled() and "running" not in states):
+        if not states.intersection(LEFT) or (ledger.cancelled() and "running" not in states):
             return
         time.sleep(WATCH_EVERY_S)
 
@@ -149,14 +172,14 @@ def watch_report(ledger: Ledger, show_all: bool = False) -> None:
 def final_accuracy(ledger: Ledger, status: Status) -> float | None:
     """ACC by the protocol at the last epoch of a done trial."""
     path = ledger.folder(status.trial_id).path / f"attempt-{status.detail['attempt']}" / "metrics.parquet"
-    rows = pq.read_table(path, columns=["phase", "epoch", "acc"]).to_pylist()
-    return max((r for r in rows if r["phase"] == "cluster"), key=lambda r: r["epoch"])["acc"]  # type: ignore[no-any-return]
+    accuracy: float | None = read_main_rows(path)[-1]["acc"]
+    return accuracy
 
 
 class Display:
     """Call `tick` now and then while a run goes on. Of a trial it keeps what `label` calls it and its kind, no more."""
 
-    def __init__(self, ledger: Ledger, label: Callable[[dict[str, Any]], str] = label) -> None:
+    def __init__(self, ledger: Ledger, label: Callable[[dict[str, Any]], str] | None = None) -> None:
         self.ledger, self.label = ledger, label
         self.labels: dict[str, str] = {}
         self.pace = Pace()
@@ -186,9 +209,11 @@ class Display:
         """The states of all trials, of which another launch may have added some."""
         states = self.ledger.states()
         if len(states) > len(self.labels):
-            for trial_id, trial in self.ledger.trials().items():
+            trials = self.ledger.trials()
+            label = self.label or Labels(trials.values())
+            for trial_id, trial in trials.items():
                 if trial_id not in self.labels:
-                    self.labels[trial_id] = self.label(trial)
+                    self.labels[trial_id] = label(trial)
                     self.pace.add(trial_id, trial)
         return states
 

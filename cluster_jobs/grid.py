@@ -31,11 +31,12 @@ def load_grid(name: str) -> Grid:
 
     The file has `[defaults]`, perhaps `[slurm]` (see `cluster_jobs.slurm.settings`), and any number of `[[trials]]`
     blocks with the keys of a Trial; `params` is a table of the method's hyperparameters. A list is an axis: a block is
-    the product of its axes. `seeds = 10` is short for `seed = [0, ..., 9]`. Equal trials are kept once, in the order of
-    the file. Raises StdacError for an unknown preset (the known ones are named), a file that is not TOML, or a trial
-    that `stdac.methods.resolve` refuses.
+    the product of its axes; of a parameter that is a tuple a list is one value, and a list of lists an axis.
+    `seeds = 10` is short for `seed = [0, ..., 9]`. Equal trials are kept once, in the order of the file, each after
+    those that it needs, which are added. Raises StdacError for an unknown preset (the known ones are named), a file
+    that is not TOML, or a trial that `stdac.methods.resolve` refuses.
     """
-    from stdac.methods import resolve
+    from stdac.methods import add_needs, resolve
 
     path = PRESETS / f"{name}.toml" if name in preset_names() else Path(name)
     if not path.is_file():
@@ -47,15 +48,14 @@ def load_grid(name: str) -> Grid:
         raise StdacError(f"{path} is not TOML: {error}") from error
     check_keys(path, spec)
     defaults = spec.get("defaults", {})
-    trials: dict[str, Trial] = {}
+    trials: list[Trial] = []
     for number, block in enumerate(spec["trials"], 1):
         for cell in expand(merge(defaults, block)):
             try:
-                trial = resolve(cell)
+                trials.append(resolve(cell))
             except StdacError as error:
                 raise StdacError(f"{path}, block {number} of [[trials]]: {error}") from error
-            trials.setdefault(trial.id, trial)
-    return Grid(str(spec.get("name", path.stem)), list(trials.values()), text, spec.get("slurm", {}))
+    return Grid(str(spec.get("name", path.stem)), add_needs(trials), text, spec.get("slurm", {}))
 
 
 def check_keys(path: Path, spec: Mapping[str, Any]) -> None:
@@ -76,6 +76,18 @@ def merge(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, An
     return {**defaults, **block, **({"params": params} if params else {})}
 
 
+def read_tuples(method: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a block, lists that are one value of a tuple turned into tuples: all other lists are axes."""
+    from stdac.methods import tuple_params
+
+    names = tuple_params(method if isinstance(method, list) else [method or "st-dac"])
+    wrapped: dict[str, Any] = {n: value for n, value in params.items() if n in names and isinstance(value, list)}
+    for name, value in wrapped.items():
+        is_axis = bool(value) and all(isinstance(item, list) for item in value)
+        wrapped[name] = [tuple(item) for item in value] if is_axis else tuple(value)
+    return {**params, **wrapped}
+
+
 def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """The product of a block's lists, the last key varying fastest and the seed slowest."""
     block = dict(block)
@@ -87,7 +99,7 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     params = block.pop("params", {})
     axes: dict[tuple[str, ...], Any] = {("seed",): block.pop("seed", 0)}
     axes |= {(key,): value for key, value in block.items()}
-    axes |= {("params", key): value for key, value in params.items()}
+    axes |= {("params", key): value for key, value in read_tuples(block.get("method"), params).items()}
     for values in itertools.product(*(v if isinstance(v, list) else [v] for v in axes.values())):
         cell: dict[str, Any] = {"params": {}}
         for key, value in zip(axes, values, strict=True):

@@ -12,18 +12,25 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.runs import ROWS, read_trial
+from analysis.runs import ROWS, concat_rows, read_main_rows, read_trial
 from stdac.errors import StdacError
 from stdac.files import file_system_time, link_once, read_json, whole
 from stdac.record import TrialFolder
+from stdac.results import Result
 from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
 
-State = Literal["done", "running", "failed", "waiting", "paused"]
+State = Literal["done", "running", "failed", "waiting", "blocked", "paused"]
+"""waiting: may be claimed now; blocked: waits for a trial that it needs."""
+
+LEFT: tuple[State, ...] = ("waiting", "blocked", "running")
+"""The states of a trial that is not over."""
+
 AT_ONCE = 500  # trials whose rows are in memory at the same time
 
 TRIALS = pa.schema(
@@ -39,13 +46,14 @@ TRIALS = pa.schema(
 """trials*.parquet: one row a planned trial, in the grid's order; `trial` is its JSON."""
 
 PART = re.compile(r"trials(?:-(\d+))?\.parquet")
+NEEDS = '"needs":['  # in the canonical JSON of a trial that needs others
 
 
 class Status(NamedTuple):
     """Where one trial stands.
 
-    detail: done.json, the running attempt's lease and progress, the failure's reason, or of what waits or is paused the
-    epoch that its checkpoint holds, if any.
+    detail: done.json, the running attempt's lease and progress, the failure's reason, the trials that a blocked one
+    waits for, or of what waits or is paused the epoch that its checkpoint holds, if any.
     """
 
     trial_id: str
@@ -81,6 +89,7 @@ class Ledger:
         self.path, self.pause_after = path, pause_after
         self._done: set[str] = set()
         self._ids: dict[str, None] = {}
+        self._needs: dict[str, tuple[str, ...]] = {}  # of the trials that need others
         self._parts: set[Path] = set()
 
     def exists(self) -> bool:
@@ -123,9 +132,29 @@ class Ledger:
         """The planned trials' ids, in order. Raises StdacError for a folder that is no run of this version."""
         for path in self._found_parts():
             if path not in self._parts:
-                self._ids |= dict.fromkeys(read_part(path, "trial_id")[0])
+                ids, texts = read_part(path, "trial_id", "trial")
+                self._ids |= dict.fromkeys(ids)
+                self._needs |= {i: tuple(json.loads(t)["needs"]) for i, t in zip(ids, texts, strict=True) if NEEDS in t}
                 self._parts.add(path)
         return list(self._ids)
+
+    def needers(self) -> set[str]:
+        """The planned trials that need others."""
+        self.ids()
+        return set(self._needs)
+
+    def needed(self) -> set[str]:
+        """The trials that planned ones need."""
+        self.ids()
+        return {needed for needs in self._needs.values() for needed in needs}
+
+    def result(self, trial_id: str) -> Result:
+        """What a done trial hands to those that need it. Raises StdacError where it is not done."""
+        folder = self.folder(trial_id)
+        done = folder.done()
+        if done is None:
+            raise StdacError(f"trial {trial_id} is not done: it is needed first")
+        return Result(folder.trial(), folder.path / f"attempt-{done['attempt']}", str(done.get("fingerprint", "")))
 
     def trials(self) -> Planned:
         """The planned trials, as they are now. Raises StdacError as `ids` does."""
@@ -138,8 +167,8 @@ class Ledger:
             raise StdacError(f"{self.path} is not a run folder: it has no trials.parquet; stdac-grid launch makes one")
         return found
 
-    def status(self, trial_id: str) -> Status:
-        """Where one trial stands."""
+    def status(self, trial_id: str, known: Mapping[str, State] = MappingProxyType({})) -> Status:
+        """Where one trial stands. known: the states of others, where they were looked up just now."""
         folder = self.folder(trial_id)
         done = folder.done()
         if done is not None:
@@ -152,30 +181,58 @@ class Ledger:
         if error is not None:
             reason = error.partition("\n")[0]
             return Status(trial_id, "failed", {"reason": reason, "log": str(folder.path / "error.txt")})
+        held_up = self._look_at_needs(trial_id, known)
+        if held_up is not None:
+            return held_up
         saved = saved_epoch(folder)
         paused = self.pause_after is not None and saved.get("epoch", 0) >= self.pause_after
         return Status(trial_id, "paused" if paused else "waiting", saved)
+
+    def _look_at_needs(self, trial_id: str, known: Mapping[str, State]) -> Status | None:
+        """Where a trial stands that cannot run because of those that it needs; None where all of them are done."""
+        if trial_id not in self._ids:
+            self.ids()
+        waits: list[str] = []
+        for needed in self._needs.get(trial_id, ()):
+            state = known.get(needed) or (self.state(needed, known) if needed in self._ids else None)
+            if state is None:
+                reason = f"not run: it needs trial {needed}, which no grid of this run has planned"
+                return Status(trial_id, "failed", {"reason": reason, "log": str(self.path / "trials.parquet")})
+            if state == "failed":
+                reason = f"not run: trial {needed}, which it needs, failed"
+                return Status(trial_id, "failed", {"reason": reason, "log": self.status(needed).detail["log"]})
+            if state == "paused":
+                return Status(trial_id, "paused", {})
+            if state != "done":
+                waits.append(needed)
+        return Status(trial_id, "blocked", {"for": waits}) if waits else None
 
     def statuses(self) -> list[Status]:
         """Where every trial stands, in order."""
         return [self.status(trial_id) for trial_id in self.ids()]
 
-    def state(self, trial_id: str) -> State:
-        """In which state one trial is; that it is done is remembered."""
+    def state(self, trial_id: str, known: Mapping[str, State] = MappingProxyType({})) -> State:
+        """In which state one trial is; that it is done is remembered. known: see `status`."""
         if trial_id in self._done:
             return "done"
-        state = self.status(trial_id).state
+        state = self.status(trial_id, known).state
         if state == "done":
             self._done.add(trial_id)
         return state
 
     def states(self) -> dict[str, State]:
-        """In which state every trial is, in order. Of thousands only those are looked at that were begun, not done."""
+        """In which state every trial is, in order.
+
+        Of thousands only those are looked at that were begun and not done, or that need others.
+        """
         begun: set[str] = set()
         with suppress(OSError), os.scandir(self.path / "trials") as folders:
             begun = {folder.name for folder in folders if folder.name not in self._done}
-        known = ((trial_id, trial_id in self._done or trial_id in begun) for trial_id in self.ids())
-        return {trial_id: self.state(trial_id) if found else "waiting" for trial_id, found in known}
+        looked_at = {*begun, *self._done, *self._needs} if self.ids() else begun
+        states: dict[str, State] = {}
+        for trial_id in self._ids:
+            states[trial_id] = self.state(trial_id, states) if trial_id in looked_at else "waiting"
+        return states
 
     def count(self, *states: State) -> int:
         """How many trials are in one of these states."""
@@ -207,8 +264,7 @@ class Ledger:
             done = self.folder(trial_id).done()
             if done is not None and trial["method"] == method:
                 path = self.folder(trial_id).path / f"attempt-{done['attempt']}"
-                rows = pq.read_table(path / "metrics.parquet", columns=["phase", "epoch", "loss"]).to_pylist()
-                last = max((r for r in rows if r["phase"] == "cluster"), key=lambda r: r["epoch"])
+                last = read_main_rows(path / "metrics.parquet")[-1]
                 if last["loss"] is not None and (path / "model.pt").exists():
                     losses[path / "model.pt"] = last["loss"]
         if not losses:
@@ -223,11 +279,22 @@ class Ledger:
         trials = self.trials()
         tables = (read_trial(self.folder(name), trials[name], unfinished=unfinished) for name in sorted(trials))
         found = (rows for rows in tables if rows is not None)
+        groups = [pack_rows(concat_rows(group)) for group in iter(lambda: list(islice(found, AT_ONCE)), [])]
+        schema = pa.unify_schemas([ROWS, *(pa.ipc.open_stream(group).schema for group in groups)])
         out = self.path / "metrics.parquet"
-        with whole(out) as file, pq.ParquetWriter(file, ROWS, compression="zstd") as writer:
-            while group := list(islice(found, AT_ONCE)):
-                writer.write_table(pa.concat_tables(group))
+        with whole(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for group in groups:
+                rows = pa.ipc.open_stream(group).read_all()
+                writer.write_table(pa.concat_tables([schema.empty_table(), rows], promote_options="default"))
         return out
+
+
+def pack_rows(rows: pa.Table) -> pa.Buffer:
+    """A table compressed in memory: which columns a collected file has is known once all of them are read."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(rows)
+    return sink.getvalue()
 
 
 def saved_epoch(folder: TrialFolder) -> dict[str, Any]:

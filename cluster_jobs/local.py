@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from cluster_jobs.ledger import Ledger
+from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.worker import Options, interrupt
 from stdac.errors import StdacError
 from stdac.files import refusal
@@ -83,7 +83,8 @@ class Workers:
             self.stop()
 
     def supervise(self) -> bool:
-        """Start a worker in each slot that has work left. False when all is over."""
+        """Start a worker in each slot that has work left. False when all is over here, and no trial may be freed by
+        those that it needs."""
         for slot, process in list(self.processes.items()):
             if process.poll() is not None:
                 del self.processes[slot]
@@ -93,7 +94,8 @@ class Workers:
         if free and not self.leaving and not self.ledger.cancelled():
             for slot in free[: self.ledger.count("waiting")]:
                 self.start(slot)
-        return bool(self.processes)
+        ending = self.leaving or self.ledger.cancelled()
+        return bool(self.processes) or (not ending and self.ledger.count("blocked") > 0)
 
     def note_end(self, slot: int, code: int) -> None:
         """Tell a worker that died at its trial, which is replaced, from one that cannot run at all."""
@@ -156,7 +158,7 @@ def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) ->
     def tick() -> None:
         if leave.is_set() and not supervisor.leaving:
             supervisor.leave(grace_s)
-            if os.environ.get("SLURM_JOB_ID") and ledger.count("waiting", "running"):
+            if os.environ.get("SLURM_JOB_ID") and ledger.count(*LEFT):
                 signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which SLURM ends what is queued again
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
 

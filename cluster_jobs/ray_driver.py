@@ -26,7 +26,7 @@ from ray.cluster_utils import Cluster
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from cluster_jobs.ledger import Ledger, State
+from cluster_jobs.ledger import LEFT, Ledger, State
 from cluster_jobs.local import Workers, cores
 from cluster_jobs.ray_tune import Job, answers, remove
 from cluster_jobs.worker import end_with_parent
@@ -208,14 +208,14 @@ class Units(Searcher):  # type: ignore[misc]
                     f"got --device {self.options.device}, but no node of the Ray cluster has a GPU: leave it out"
                 )
         ended = self.stop.is_set() or self.error is not None or self.ledger.cancelled()
-        return ended or not self.count("waiting", "running")
+        return ended or not self.count(*LEFT)
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """A further unit; None while none is needed; FINISHED when all is over."""
         if self.over():
             return str(Searcher.FINISHED)
         room = self.places() + (self.job.workers is None) - len(self._units)
-        unattended = self.count("waiting", "running") - len(self._units) * self.processes()
+        unattended = self.count(*LEFT) - len(self._units) * self.processes()
         if not self.count("waiting") or room <= 0 or unattended <= 0:
             return None
         self._units[trial_id] = None
@@ -242,7 +242,7 @@ class Units(Searcher):  # type: ignore[misc]
         progress = self.progress()
         self._losses = 1 if progress - self._progress else self._losses + 1
         self._progress |= progress
-        places = max(1, min(self.places(), self.count("waiting", "running")))
+        places = max(1, min(self.places(), self.count(*LEFT)))
         if len(self._faulty) >= places or self._losses > LOSSES + places:
             self.error = f"the workers cannot run: {reason}"
         elif reason not in self._said:

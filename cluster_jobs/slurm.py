@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster_jobs.ledger import Ledger
+from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.slurm_array import (
     NOT_OUR_FOLDER,
     Node,
@@ -149,7 +149,7 @@ class Driver:
 
     def submit(self) -> None:
         """Submit the array; where the controller does not answer, the next look decides."""
-        waiting = self.ledger.count("waiting", "running")
+        waiting = self.ledger.count(*LEFT)
         tasks = min(self.tasks, math.ceil(waiting / self.node.processes), max_array_size())
         self.seen, self.absent, self.submitted = {}, 0, time.monotonic()
         with self.interrupts.held():

@@ -18,7 +18,7 @@ from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
 
-from cluster_jobs.ledger import Ledger
+from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.local import Workers
 from cluster_jobs.slurm_queue import answer, job_name
 from cluster_jobs.slurm_settings import TIME_MIN, Settings, read_partitions, submission_environment
@@ -241,4 +241,4 @@ def job_id() -> str:
 
 def is_over(ledger: Ledger) -> bool:
     """Whether nothing is left to do: every trial is done, failed or paused, or the run was cancelled."""
-    return ledger.cancelled() or not ledger.count("waiting", "running")
+    return ledger.cancelled() or not ledger.count(*LEFT)

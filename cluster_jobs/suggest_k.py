@@ -22,13 +22,6 @@ if TYPE_CHECKING:
     from cluster_jobs.grid import Grid
     from cluster_jobs.ledger import Ledger
 
-SMALL: dict[str, dict[str, Any]] = {
-    "st-dac": {"stn": 0, "width": 0.25, "macro_batch": 500, "passes": 2, "lr": 3e-4},
-    "dac-star": {"width": 0.25, "macro_batch": 500},
-    "dec": {"width": 0.25, "pretrain_epochs": 50},
-}
-"""Each method's parameters for a trial of seconds; --set goes over them."""
-
 RANGE = re.compile(r"(\d{1,6})\.\.(\d{1,6})(?:\.\.(\d{1,6}))?")
 LEAST_SEEDS = 3  # fewer have no standard error
 
@@ -92,8 +85,10 @@ def suggest_k_command(
     from cluster_jobs.backends import Request, on_this_machine
     from cluster_jobs.worker import Options
     from stdac.command import parse_setting
+    from stdac.methods import METHODS, check_names
 
-    params = SMALL.get(method, {}) | dict(map(parse_setting, settings))
+    check_names({method}, METHODS, "method")
+    params = dict(METHODS[method].small) | dict(map(parse_setting, settings))
     asked = Study(absolute(input_), method, epochs, limit, image_size, params)
     run = (out or asked.folder()).resolve()
     numbers = parse_ks(ks)
@@ -174,9 +169,8 @@ def make_grid(asked: Study, run: Path, numbers: list[int], seeds: int, n: int) -
     from dataclasses import asdict
 
     from cluster_jobs.grid import Grid, expand
-    from stdac.methods import METHODS, resolve, resolve_params, unknown
+    from stdac.methods import METHODS, resolve, resolve_params
 
-    unknown({asked.method}, METHODS, "method")
     if numbers[-1] > n:
         raise StdacError(f"got --k up to {numbers[-1]} for {n} images: expected at most one cluster an image")
     params = asdict(resolve_params(METHODS[asked.method].params, asked.params).resolved(asked.input))
@@ -248,9 +242,9 @@ def estimate(trial: Any, images: "NDArray[np.uint8]", gpu: bool) -> float:
     """A rough guess of one trial's seconds."""
     from dataclasses import replace
 
-    from stdac.cost import trial_seconds
+    from stdac.cost import estimate_seconds
 
-    return trial_seconds(replace(trial, limit=len(images), image_size=max(images.shape[2:])), gpu=gpu)
+    return estimate_seconds(replace(trial, limit=len(images), image_size=max(images.shape[2:])), gpu=gpu)
 
 
 def study_display(ledger: "Ledger") -> Any:

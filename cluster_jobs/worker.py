@@ -15,6 +15,7 @@ import click
 
 from cluster_jobs.ledger import Ledger
 from stdac.errors import DiskFull, StdacError
+from stdac.observer import Observer
 from stdac.record import RENEW_S
 
 if TYPE_CHECKING:
@@ -48,12 +49,13 @@ class Paused(BaseException):
     """A trial has come as far as it is to come now. No Exception: it is no failure of the trial's."""
 
 
-class Worker:
+class Worker(Observer):
     """Runs trials of one run folder until none is left to claim, or until it is told to leave.
 
     One process runs many trials, so that torch is imported once. A trial that fails leaves error.txt and is not tried
     again before `retry` or the next launch. Its log has a section for every attempt, from "trial ID attempt N on HOST"
-    to "trial ID attempt N done", which `stdac-grid logs` finds again.
+    to "trial ID attempt N done", which `stdac-grid logs` finds again. It observes the trial that it runs: its steps are
+    where it looks up whether it is to leave.
     """
 
     def __init__(self, run: Path, options: Options) -> None:
@@ -62,6 +64,7 @@ class Worker:
         self.settled: set[str] = set()  # done, failed or paused: never looked at again
         self.leaving = False
         self.safe = True  # whether nothing would be lost by leaving now
+        self._section = ""  # of the log: the attempt that runs
         self._looked = time.monotonic()
 
     def work(self) -> None:
@@ -71,7 +74,7 @@ class Worker:
         machine = Machine(self.options.device, threads=self.options.threads)
         while not self.leaving and not self.ledger.cancelled():
             if not self.run_next(machine):
-                if not self.takeover_is_near():
+                if not self.has_to_wait():
                     return
                 time.sleep(RENEW_S)
 
@@ -96,38 +99,31 @@ class Worker:
             self.planned = self.ledger.trials()
         return self.planned[trial_id]
 
-    def takeover_is_near(self) -> bool:
-        """Whether a trial is held by an attempt that has fallen silent: it is worth waiting until it may be claimed."""
-        running = (self.ledger.status(t) for t in self.ledger.ids() if t not in self.settled)
-        return any(status.state == "running" and status.detail["silence"] > 3 * RENEW_S for status in running)
+    def has_to_wait(self) -> bool:
+        """Whether a trial may soon be claimed: one that another frees by its end, or one whose attempt has fallen
+        silent."""
+        left = [self.ledger.status(t) for t in self.ledger.ids() if t not in self.settled]
+        silent = [s for s in left if s.state == "running" and s.detail["silence"] > 3 * RENEW_S]
+        freed = self.ledger.needers()
+        return bool(silent) or any(s.state == "blocked" or (s.state == "waiting" and s.trial_id in freed) for s in left)
 
     def run(self, trial_id: str, trial: dict[str, Any], machine: "Machine") -> bool:
         """Run one trial; False where another worker was faster."""
-        from cluster_jobs.display import label
         from stdac.methods import resolve
         from stdac.run import run_trial
 
         folder, options, began = self.ledger.folder(trial_id), self.options, time.monotonic()
-        attempts: list[str] = []
         ending = "stopped: its worker was told to leave"
-
-        def claimed(attempt: "Attempt") -> None:
-            self.safe = True
-            lease = folder.lease(attempt.number)
-            attempts.append(f"trial {trial_id} attempt {attempt.number}")
-            say(f"{attempts[0]} on {lease['host']} at {lease['began']}: {label(trial)}")
-
+        self._section = ""
         try:
             run_trial(
                 resolve(trial),
                 folder,
                 machine=machine,
                 data_dir=options.data_dir,
-                keep=options.keep,
-                on_claim=claimed,
-                on_progress=self.look_up,
-                on_score=lambda row: say(score_line(row)),
-                must_save=self.must_save,
+                keep="all" if trial_id in self.ledger.needed() else options.keep,
+                needed=[self.ledger.result(needed) for needed in trial.get("needs", ())],
+                observer=self,
             )
             done = folder.done() is not None
             ending = f"done in {time.monotonic() - began:.1f} s" if done else "superseded: another attempt took over"
@@ -138,20 +134,34 @@ class Worker:
             self.settled.add(trial_id)
         except Exception as error:  # noqa: BLE001 - whatever it was, error.txt has it and the grid goes on
             ending = f"failed: {error}"
-            if not attempts:
+            if not self._section:
                 folder.fail(f"trial {trial_id} cannot be run: {error}")
             self.settled.add(trial_id)
         finally:
-            for attempt in attempts:
-                say(f"{attempt} {ending}")
-        return bool(attempts)
+            if self._section:
+                say(f"{self._section} {ending}")
+        return bool(self._section)
+
+    def on_claim(self, attempt: "Attempt") -> None:
+        """Begin the attempt's section of the log."""
+        from cluster_jobs.display import Labels
+
+        trial_id, lease = attempt.folder.path.name, attempt.folder.lease(attempt.number)
+        self.safe = True
+        self._section = f"trial {trial_id} attempt {attempt.number}"
+        label = Labels(self.planned.values())
+        say(f"{self._section} on {lease['host']} at {lease['began']}: {label(self.trial(trial_id))}")
+
+    def on_score(self, row: Mapping[str, Any]) -> None:
+        """Log it."""
+        say(score_line(row))
 
     def must_save(self, epoch: int) -> bool:
         """Whether the checkpoint of an epoch is needed because the trial is left there."""
         self.safe = self.leaving or epoch == self.options.pause_after
         return self.safe
 
-    def look_up(self, progress: "Progress") -> None:
+    def on_progress(self, progress: "Progress") -> None:
         """After a step: leave where that was asked for; by SIGUSR2 only once a checkpoint is written that it asked for.
 
         Raises Paused in the first step after the checkpoint that ends this trial for now: none was lost but that step.
@@ -160,7 +170,7 @@ class Worker:
             raise KeyboardInterrupt
         self.safe = False
         last = self.options.pause_after
-        if last is not None and progress.phase == "cluster" and progress.epoch > last:
+        if last is not None and progress.main and progress.epoch > last:
             raise Paused
         if time.monotonic() - self._looked > RENEW_S:
             self._looked = time.monotonic()

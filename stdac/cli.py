@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,13 @@ from export.cli import cluster_command, export_command
 from export.web.page import page_command
 from stdac.command import Commands, parse_setting
 from stdac.errors import StdacError
+from stdac.observer import Observer
 
 if TYPE_CHECKING:
+    from stdac.machine import Machine
+    from stdac.results import Result
     from stdac.train import Progress
+    from stdac.trial import Trial
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -34,6 +39,7 @@ for command in (export_command, cluster_command, page_command, suggest_k_command
 @click.option("--dataset", required=True, help="A name (digits, mnist, fashion-mnist, ...) or a path to images.")
 @click.option("--method", default="st-dac", help="Clustering method.")
 @click.option("--stn", type=int, help="Number of spatial transformers, 0 to 3 (short for --set stn=N).")
+@click.option("--source", help="A labelled data set, of a method that learns from one; as --dataset.")
 @click.option("--seed", type=int, default=0, help="Seed of every random number.")
 @click.option("--epochs", type=int, help="Epochs of the main phase; the method's own number if not given.")
 @click.option("--clusters", type=int, help="Number of clusters; 10 for data sets that have a name.")
@@ -49,6 +55,7 @@ def train(
     dataset: str,
     method: str,
     stn: int | None,
+    source: str | None,
     seed: int,
     epochs: int | None,
     clusters: int | None,
@@ -66,34 +73,44 @@ def train(
     Writes OUT/trials/ID with the scores of every epoch, the cluster of every image, and model.pt.
     """
     from stdac.machine import Machine
-    from stdac.methods import resolve
-    from stdac.record import TrialFolder
-    from stdac.run import run_trial
+    from stdac.methods import add_needs, resolve
 
     params = dict(parse_setting(text) for text in settings) | ({} if stn is None else {"stn": stn})
     spec = {"dataset": dataset, "method": method, "seed": seed, "epochs": epochs, "n_clusters": clusters}
-    trial = resolve(spec | {"limit": limit, "image_size": image_size, "params": params})
+    trial = resolve(spec | {"limit": limit, "image_size": image_size, "source": source, "params": params})
+    results: dict[str, Result] = {}
+    for each in add_needs([trial]):
+        what = f"{each.method} on {each.dataset}, {each.n_clusters} clusters, seed {each.seed}"
+        click.echo(f"trial {each.id}: {what}{'' if each == trial else f', which {trial.id} needs'}", err=True)
+        results[each.id] = train_one(each, out, Machine(device, compile_, threads), data_dir, results)
+    click.echo(results[trial.id].path)
+
+
+def train_one(
+    trial: "Trial", out: Path, machine: "Machine", data_dir: Path | None, results: Mapping[str, "Result"]
+) -> "Result":
+    """Run one trial in OUT, or go on with it. Raises StdacError where another process is at it, or a trial that it
+    needs is not among the results."""
+    from stdac.record import TrialFolder
+    from stdac.results import Result
+    from stdac.run import run_trial
+
+    missing = [needed for needed in trial.needs if needed not in results]
+    if missing:
+        raise StdacError(f"trial {trial.id} needs trial {missing[0]}: run both in one grid with stdac-grid launch")
     folder = TrialFolder(out / "trials" / trial.id)
-    click.echo(f"trial {trial.id}: {method} on {dataset}, {trial.n_clusters} clusters, seed {seed}", err=True)
-    display = TrainDisplay()
-    with display:
-        ran = run_trial(
-            trial,
-            folder,
-            machine=Machine(device, compile_, threads),
-            data_dir=data_dir,
-            on_progress=display.progress,
-            on_score=display.score,
-        )
+    needed = [results[needed] for needed in trial.needs]
+    with TrainDisplay() as display:
+        ran = run_trial(trial, folder, machine=machine, data_dir=data_dir, needed=needed, observer=display)
     done = folder.done()
     if done is None:
         raise StdacError(f"{folder.path} is being written by another process: wait for it, or choose another --out")
     if not ran:
         click.echo("already done: nothing to do", err=True)
-    click.echo(folder.path / f"attempt-{done['attempt']}")
+    return Result(trial.to_json(), folder.path / f"attempt-{done['attempt']}", str(done.get("fingerprint", "")))
 
 
-class TrainDisplay:
+class TrainDisplay(Observer):
     """Scores as lines on stdout and, on a terminal, a bar on stderr that shows the epoch in progress."""
 
     def __init__(self) -> None:
@@ -115,7 +132,7 @@ class TrainDisplay:
         if self.bar is not None:
             self.bar.stop()
 
-    def progress(self, p: "Progress") -> None:
+    def on_progress(self, p: "Progress") -> None:
         """Move the bar, at most ten times a second."""
         if self.bar is None or time.monotonic() - self.shown < 0.1:
             return
@@ -125,7 +142,7 @@ class TrainDisplay:
         text = f"{p.phase} {p.epoch}/{p.epochs}"
         self.bar.update(self.task, description=text, completed=p.step, total=p.steps or None, rate=p.images_per_s)
 
-    def score(self, row: Any) -> None:
+    def on_score(self, row: Mapping[str, Any]) -> None:
         """Print one row of scores."""
         names = (("ACC", "acc"), ("NMI", "nmi"), ("ARI", "ari"))
         scores = "  ".join(f"{name} {row[key]:.4f}" for name, key in names if row.get(key) is not None)

@@ -1,12 +1,11 @@
-"""What a trial costs: multiply-adds, and a rough guess of seconds."""
+"""What a trial costs: what its method says it computes, and a rough guess of seconds."""
 
 from functools import cache
 
 import torch
-from torch import Tensor, nn
 
 from stdac.methods import METHODS
-from stdac.methods.method import Shape
+from stdac.methods.method import Cost, Shape, Task, count_forward
 from stdac.trial import Params, Trial
 
 # Multiply-adds a second that training reached: ST-DAC at batch 32 on one Zen 4 core, compiled (0.25 s a step).
@@ -18,45 +17,36 @@ IMAGES = {"digits": 1797}
 NAMED_IMAGES = 70_000
 
 
+def estimate_cost(trial: Trial, shape: Shape, n: int) -> Cost:
+    """What a trial on n images of that shape (C, H, W) computes. Raises StdacError where its network is too large for
+    them; the random state is left as it was."""
+    return _cost_of(trial.method, trial.n_clusters, shape, n, trial.params, trial.epochs)
+
+
+def count_main_macs(trial: Trial, shape: Shape, n: int) -> float:
+    """Multiply-adds of a trial's epochs by a rule of thumb: three forward passes' worth an image and pass, one a label
+    pass, one an evaluation. It decides whether a trial is compiled, so it stays as it is: a trial that another version
+    has begun goes on with the same arithmetic."""
+    forward = _forward_of(trial.method, trial.n_clusters, shape, trial.params) if trial.epochs else 0
+    return float(forward) * n * trial.epochs * (3 * getattr(trial.params, "passes", 1) + 2)
+
+
 @cache
-def forward_macs(method: str, k: int, shape: Shape, params: Params) -> int:
-    """Multiply-adds of one image through the method's model, localisation nets included; 0 without a model."""
+def _forward_of(method: str, k: int, shape: Shape, params: Params) -> int:
     build = METHODS[method].build
-    if build is None:
-        return 0
-    total = 0
-
-    def count(module: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal total
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            total += module.weight.numel() * (output[0, 0].numel() if output.ndim == 4 else 1)
-
-    model = build(k, shape, params).eval()
-    for module in model.modules():
-        module.register_forward_hook(count)
-    with torch.no_grad():
-        model(torch.zeros(1, *shape))
-    return total
+    with torch.random.fork_rng(devices=[]):
+        return 0 if build is None else count_forward(build(k, shape, params), shape)
 
 
-def training_macs(trial: Trial, shape: Shape, images: int) -> float:
-    """Multiply-adds of a trial: three forward passes' worth an image and pass, one a label pass, one an evaluation."""
-    if not trial.epochs:
-        return 0.0
-    passes = getattr(trial.params, "passes", 1)
-    return (
-        float(forward_macs(trial.method, trial.n_clusters, shape, trial.params))
-        * images
-        * trial.epochs
-        * (3 * passes + 2)
-    )
+@cache
+def _cost_of(method: str, k: int, shape: Shape, n: int, params: Params, epochs: int) -> Cost:
+    with torch.random.fork_rng(devices=[]):
+        return METHODS[method].estimate(Task(k, shape, n, params, epochs))
 
 
-def trial_seconds(trial: Trial, *, gpu: bool) -> float:
+def estimate_seconds(trial: Trial, *, gpu: bool) -> float:
     """A rough guess of a trial's seconds on one core, or one GPU. Sizes of paths are not looked at: 70,000 images."""
     side = trial.image_size or 28
     images = min(trial.limit or NAMED_IMAGES, IMAGES.get(trial.dataset, NAMED_IMAGES))
-    if gpu:
-        batch, passes = getattr(trial.params, "batch", 32), getattr(trial.params, "passes", 1)
-        return START_S + images * passes * trial.epochs / batch * GPU_STEP_S
-    return START_S + training_macs(trial, (1, side, side), images) / CPU_CORE_MACS
+    cost = estimate_cost(trial, (1, side, side), images)
+    return START_S + (cost.steps * GPU_STEP_S if gpu and cost.steps else cost.macs / CPU_CORE_MACS / cost.efficiency)

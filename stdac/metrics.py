@@ -38,12 +38,17 @@ def purity(truth: Labels, clusters: Labels) -> float:
     return float(table.max(axis=0, initial=0).sum() / len(truth))
 
 
-def scores(truth: Labels | None, clusters: Labels) -> dict[str, float | int | None]:
-    """ACC, NMI (arithmetic and geometric), ARI, purity and the number of clusters in use; None without ground truth.
+def score_clusters(truth: Labels | None, clusters: Labels) -> dict[str, float | int | None]:
+    """ACC, NMI (arithmetic and geometric), ARI, purity, the clusters in use and the share of noise.
 
-    truth: (N,) int64 or None. clusters: (N,) int64, -1 = noise. NMI: Souza 2019 Eq. 4.2 has the arithmetic mean.
+    truth: (N,) int64, or None: no scores. clusters: (N,) int64, -1 = noise. Noise is wrong for ACC and purity; NMI and
+    ARI, which compare partitions, take it as one more cluster. NMI: Souza 2019 Eq. 4.2 has the arithmetic mean.
+
+    >>> score_clusters(np.array([0, 0, 1, 1]), np.array([5, 5, 7, -1]))["acc"]
+    0.75
     """
     used: dict[str, float | int | None] = {"clusters_used": len(np.unique(clusters[clusters >= 0]))}
+    used["noise"] = float((clusters < 0).mean()) if len(clusters) else None
     if truth is None:
         return used | dict.fromkeys(("acc", "nmi", "ari", "purity", "nmi_geometric"))
     return used | {

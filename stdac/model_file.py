@@ -19,12 +19,14 @@ MODEL_FORMAT = 1
 
 
 class ModelConfig(NamedTuple):
-    """What a model is: its trial, the image shape (C, H, W) it takes, class names if known, and its deployed scores."""
+    """What a model is: its trial, the image shape (C, H, W) it takes, class names if known, its deployed scores, and
+    whether it clusters images or only embeds them."""
 
     trial: Trial
     shape: tuple[int, int, int]
     class_names: tuple[str, ...] = ()
     scores: Mapping[str, float | None] = {}
+    clusters: bool = True
 
     def build(self) -> nn.Module:
         """The untrained model. Raises StdacError for a transductive method, which has none."""
@@ -42,7 +44,7 @@ def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
         "shape": config.shape,
         "class_names": config.class_names,
         "scores": dict(config.scores),
-    }
+    } | ({} if config.clusters else {"clusters": False})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with whole(path) as file:
         torch.save({"stdac": canonical_json(about), "state": state}, file)
@@ -85,6 +87,7 @@ def parse_config(path: Path, text: str) -> ModelConfig:
             raise StdacError(f"{path} has model format {about['format']}, this stdac reads {MODEL_FORMAT}")
         channels, height, width = map(int, about["shape"])
         names = tuple(map(str, about["class_names"]))
-        return ModelConfig(resolve(about["trial"]), (channels, height, width), names, dict(about["scores"]))
+        shape, clusters = (channels, height, width), bool(about.get("clusters", True))
+        return ModelConfig(resolve(about["trial"]), shape, names, dict(about["scores"]), clusters)
     except (ValueError, KeyError, TypeError) as error:
         raise StdacError(f"the description in {path} is damaged: expected a model.pt of a finished trial") from error

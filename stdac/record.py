@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
@@ -62,9 +63,33 @@ METRICS = pa.schema(
         ("device", pa.string()),
         ("params", pa.string()),
         ("schema_version", pa.int32()),
+        ("noise", pa.float64()),
+        ("main", pa.bool_()),
     ]
 )
-"""One row a (trial_id, phase, epoch); absent values are null. acc … nmi_geometric in [0, 1]; seconds: of the epoch."""
+"""One row a (trial_id, phase, epoch); absent values are null. acc … nmi_geometric in [0, 1]; seconds: of the epoch;
+noise: the share of images in no cluster; main: whether the row is of the phase whose epochs the trial counts.
+
+A method may log further terms, columns of float64 after these: see OPEN. Of files of other versions, past or to come,
+CORE is what a reader needs; what else is missing is null, what else is there is left out (`conform_metrics`).
+"""
+
+OPEN = re.compile(r"(loss|term)_[a-z0-9_]+")
+"""The names of the columns that a method may add."""
+
+LOGGED = (
+    *("loss", "threshold", "positive_fraction", "selected_fraction"),
+    *("images_seen", "seconds", "images_per_s"),
+)
+"""The columns of METRICS that a phase fills, besides those that OPEN matches."""
+
+LATER = ("noise", "main")
+"""The columns that later versions added."""
+
+CORE = tuple(name for name in METRICS.names if not OPEN.fullmatch(name) and name not in LATER)
+
+FIRST_MAIN = "cluster"
+"""What every main phase was called before rows marked it, and what the score of a method without phases is called."""
 
 TIMINGS = ("seconds", "images_per_s", "device")
 """The columns of METRICS that differ between two runs of one trial; all others are equal bit for bit (on one CPU)."""
@@ -81,7 +106,10 @@ ASSIGNMENTS = pa.schema(
 """One row an image: the deployed model's cluster, the protocol's, and the ground truth where there is one."""
 
 
-PARTS = ("metrics.parquet", "assignments.parquet", "model.pt", "stn.npz")
+FIGURES = "stn.npz"
+"""The arrays that pictures of a trial are drawn from, named after the first method that had some."""
+
+PARTS = ("metrics.parquet", "assignments.parquet", "model.pt", FIGURES)
 """What a result is made of; `done.json` has the SHA-256 of each."""
 
 LEASE = re.compile(r"lease-([1-9][0-9]{0,8})\.json")
@@ -368,12 +396,41 @@ class Attempt:
                 self.folder.fail("\n".join(lines))
 
 
+def check_log(log: Mapping[str, float]) -> None:
+    """Raise StdacError for a name that a phase may not log."""
+    for name in log:
+        if name not in LOGGED and not OPEN.fullmatch(name):
+            raise StdacError(
+                f"got a logged term named {name!r}, expected loss_… or term_… in small letters, digits and _, "
+                f"or one of {', '.join(LOGGED)}: rename it in the loss"
+            )
+
+
 def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
-    """Rows as a METRICS table; missing columns are null, unknown ones an error."""
-    unknown = {key for row in rows for key in row} - set(METRICS.names)
+    """Rows as a METRICS table, with the columns of OPEN that they have; what a row lacks is null."""
+    names = {name for row in rows for name in row}
+    unknown = {name for name in names - set(METRICS.names) if not OPEN.fullmatch(name)}
     if unknown:
         raise ValueError(f"rows have columns {sorted(unknown)} that the schema does not")
-    return pa.table({name: [row.get(name) for row in rows] for name in METRICS.names}, schema=METRICS)
+    schema = pa.schema([*METRICS, *((name, pa.float64()) for name in sorted(names - set(METRICS.names)))])
+    return pa.table({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema)
+
+
+def conform_metrics(table: pa.Table) -> pa.Table:
+    """A table of any version as a METRICS table with its columns of OPEN. Raises StdacError where a column of CORE is
+    missing, or a column has values of another type."""
+    names = table.column_names
+    missing = [name for name in CORE if name not in names]
+    if missing:
+        raise StdacError(f"it lacks the columns {', '.join(missing)}: expected a file that stdac wrote")
+    more = sorted(name for name in names if name not in METRICS.names and OPEN.fullmatch(name))
+    schema = pa.schema([*METRICS, *((name, pa.float64()) for name in more)])
+    columns = {f.name: table[f.name] if f.name in names else pa.nulls(len(table), f.type) for f in schema}
+    columns["main"] = pc.coalesce(columns["main"], pc.equal(table["phase"], FIRST_MAIN))
+    try:
+        return pa.table(columns).cast(schema)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise StdacError(f"it has values of another type ({str(error).splitlines()[0]})") from error
 
 
 def file_digest(path: Path) -> str:

@@ -1,8 +1,9 @@
 """run_trial: a Trial in, a finished folder out. The only place where ground truth and training meet, after the fact."""
 
+import hashlib
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +12,31 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from stdac.cost import training_macs
+from stdac.cost import count_main_macs
 from stdac.data import Dataset, load
 from stdac.errors import DiskFull, StdacError
 from stdac.files import whole
 from stdac.machine import Machine, device_name, provenance
 from stdac.methods import METHODS
-from stdac.methods.method import Fitted
-from stdac.metrics import scores
+from stdac.methods.method import Fitted, check_fitted
+from stdac.metrics import score_clusters
 from stdac.model_file import ModelConfig, save_model
-from stdac.record import ASSIGNMENTS, Attempt, Superseded, TrialFolder, metrics_table
+from stdac.observer import Observer
+from stdac.record import (
+    ASSIGNMENTS,
+    FIGURES,
+    FIRST_MAIN,
+    Attempt,
+    Superseded,
+    TrialFolder,
+    check_log,
+    metrics_table,
+)
+from stdac.results import Result
 from stdac.step import multiplying
-from stdac.train import Assignment, Progress, Run
-from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
+from stdac.train import Assignment, Progress, Source, Trainer
+from stdac.trial import SCHEMA_VERSION, Trial, canonical_json, make_id
 
-OnClaim = Callable[[Attempt], None]
-OnProgress = Callable[[Progress], None]
-OnScore = Callable[[Mapping[str, Any]], None]
-MustSave = Callable[[int], bool]
-
-MAIN_PHASE = "cluster"
 SAVING_SHARE = 0.1  # of a trial's time at most, but for the first checkpoint
 
 
@@ -43,23 +49,23 @@ class Scorer:
         dataset: Dataset,
         device: str,
         attempt: Attempt | None = None,
-        on_progress: OnProgress | None = None,
-        on_score: OnScore | None = None,
-        must_save: MustSave | None = None,
+        observer: Observer | None = None,
+        fingerprint: str = "",
     ) -> None:
-        self.trial, self.labels, self.device = trial, dataset.labels, device
-        self.fingerprint = dataset.fingerprint if attempt is not None else ""
-        self.attempt, self.on_progress, self.on_score, self.must_save = attempt, on_progress, on_score, must_save
+        self.trial, self.truth, self.device = trial, dataset.labels, device
+        self.attempt, self.observer, self.fingerprint = attempt, observer or Observer(), fingerprint
         self.rows: list[dict[str, Any]] = []
         self.saved, self._next_save = 0, 0.0  # the epoch that is safe; when saving is cheap enough again
         self.protocol: Assignment | None = None
 
-    def score(self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float]) -> None:
-        """Add the row (phase, epoch)."""
-        if phase == MAIN_PHASE:
-            confidence = assignment.confidence
-            self.protocol = Assignment(assignment.labels.cpu(), None if confidence is None else confidence.cpu())
-        confidence = assignment.confidence
+    def score(
+        self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float], *, main: bool = False
+    ) -> None:
+        """Add the row (phase, epoch). Raises StdacError for a term in the log whose name METRICS does not take."""
+        check_log(log)
+        clusters, confidence = assignment.clusters.cpu(), assignment.confidence
+        if main:
+            self.protocol = Assignment(clusters, None if confidence is None else confidence.cpu())
         row = {
             "trial_id": self.trial.id,
             "method": self.trial.method,
@@ -67,16 +73,21 @@ class Scorer:
             "seed": self.trial.seed,
             "phase": phase,
             "epoch": epoch,
-            **scores(self.labels, assignment.labels.cpu().numpy()),
+            **score_clusters(self.truth, clusters.numpy()),
             "mean_confidence": None if confidence is None else float(confidence.double().mean()),
             **log,
             "device": self.device,
             "params": canonical_json(self.trial.to_json()["params"]),
             "schema_version": SCHEMA_VERSION,
+            "main": main,
         }
         self.rows.append(row)
-        if self.on_score is not None:
-            self.on_score(row)
+        self.observer.on_score(row)
+
+    @property
+    def last_epoch(self) -> int:
+        """The last scored epoch of the main phase."""
+        return max((row["epoch"] for row in self.rows if row["main"]), default=0)
 
     def checkpoint(self, phases: Mapping[str, Any]) -> None:
         """Save the phases and the rows so far, in one file, where SAVING_SHARE allows it.
@@ -84,7 +95,7 @@ class Scorer:
         An epoch of minutes is always saved. On a fast GPU writing a checkpoint may take as long as an epoch.
         """
         epoch = main_epoch(phases)
-        demanded = self.must_save is not None and self.must_save(epoch)
+        demanded = self.observer.must_save(epoch)
         if self.attempt is None or not (demanded or time.monotonic() >= self._next_save):
             return
         began = time.monotonic()
@@ -102,7 +113,7 @@ class Scorer:
                 f"the images of {self.trial.dataset} are not those that trial {self.trial.id} began with: "
                 "start a new run folder, or put the old images back"
             )
-        self.rows = list(checkpoint["rows"])
+        self.rows = [row | {"main": row.get("main", row["phase"] == FIRST_MAIN)} for row in checkpoint["rows"]]
         self.protocol = None if checkpoint["protocol"] is None else Assignment(*checkpoint["protocol"])
         self.saved = main_epoch(checkpoint["phases"])
         return dict(checkpoint["phases"])
@@ -111,13 +122,12 @@ class Scorer:
         """Pass on where the trial is."""
         if self.attempt is not None:
             self.attempt.progress(progress._asdict() | {"saved": self.saved})
-        if self.on_progress is not None:
-            self.on_progress(progress)
+        self.observer.on_progress(progress)
 
 
 def main_epoch(phases: Mapping[str, Any]) -> int:
     """The epochs of the main phase that a checkpoint's phases hold."""
-    return int(phases.get(MAIN_PHASE, {}).get("epoch", 0))
+    return max((int(p["epoch"]) for name, p in phases.items() if p.get("main", name == FIRST_MAIN)), default=0)
 
 
 def run_trial(
@@ -127,29 +137,25 @@ def run_trial(
     machine: Machine | None = None,
     data_dir: Path | None = None,
     keep: str = "all",
-    on_claim: OnClaim | None = None,
-    on_progress: OnProgress | None = None,
-    on_score: OnScore | None = None,
-    must_save: MustSave | None = None,
+    needed: Sequence[Result] = (),
+    observer: Observer | None = None,
 ) -> bool:
     """Run a trial, or go on with it, until its folder has done.json.
 
-    keep: "all" or "metrics" (no model, assignments or figures' data). must_save: told an epoch of the main phase, says
-    whether its checkpoint is needed, which is else left out where it would cost too much time. Returns False where
-    there was nothing to do: the trial is done, or another process is at it. Raises what made the trial fail, after
-    writing error.txt; DiskFull, which is no trial's fault, leaves none.
+    keep: "all" or "metrics" (no model, assignments or figures' data). needed: the results of the trials that this one
+    needs, in their order. Returns False where there was nothing to do: the trial is done, or another process is at it.
+    Raises what made the trial fail, after writing error.txt; DiskFull, which is no trial's fault, leaves none.
     """
-    machine = machine or Machine()
+    machine, observer = machine or Machine(), observer or Observer()
     folder.create(trial.to_json())
     attempt = folder.claim(provenance())
     if attempt is None:
         return False
     with attempt:
         try:
-            if on_claim is not None:
-                on_claim(attempt)
+            observer.on_claim(attempt)
             folder.clear_error()
-            finish_attempt(trial, attempt, machine, data_dir, keep, on_progress, on_score, must_save)
+            finish_attempt(trial, attempt, machine, data_dir, keep, needed, observer)
         except Superseded:
             return False
         except DiskFull:
@@ -168,29 +174,75 @@ def finish_attempt(
     machine: Machine,
     data_dir: Path | None,
     keep: str,
-    on_progress: OnProgress | None,
-    on_score: OnScore | None,
-    must_save: MustSave | None,
+    needed: Sequence[Result],
+    observer: Observer,
 ) -> None:
     """Load, fit, score, write."""
     began = time.perf_counter()
     machine.prepare()
     device = machine.torch_device()
+
+    # the images, and those of the labelled source where the trial has one
     dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
-    scorer = Scorer(trial, dataset, device_name(device), attempt, on_progress, on_score, must_save)
+    source = load_source(trial, data_dir)
+    fingerprint = combine_fingerprints(dataset, source)
+    check_needed(trial, needed, dataset.fingerprint if needed else "")
+
+    # train, from the newest checkpoint on
+    scorer = Scorer(trial, dataset, device_name(device), attempt, observer, fingerprint)
     checkpoint = newest_checkpoint(attempt)
     saved = {} if checkpoint is None else scorer.resume(checkpoint)
-    fitted = fit(trial, dataset.images, scorer, machine, saved)
+    fitted = fit(trial, dataset.images, scorer, machine, saved, needed=needed, source=source)
+
+    # the scores of what training leaves, and the files
     if scorer.protocol is None:
-        scorer.score("cluster", 0, Assignment(fitted.labels), {})
+        scorer.score(FIRST_MAIN, 0, Assignment(fitted.labels), {}, main=True)
     if fitted.model is not None:
-        scorer.score("deployed", scorer.rows[-1]["epoch"], Assignment(fitted.labels), {})
+        scorer.score("deployed", scorer.last_epoch, Assignment(fitted.labels), {})
     attempt.check()
     attempt.write_table("metrics.parquet", metrics_table(scorer.rows))
     if keep == "all":
         write_results(attempt, trial, dataset, fitted, scorer)
     summary = {"seconds": time.perf_counter() - began, "fingerprint": scorer.fingerprint, "device": scorer.device}
     attempt.finish(summary | {"trial_id": trial.id})
+
+
+def load_source(trial: Trial, data_dir: Path | None) -> Dataset | None:
+    """The labelled data set of a trial, of its image size and limit. Raises StdacError where it has no labels."""
+    if trial.source is None:
+        return None
+    source = load(trial.source, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
+    if source.labels is None:
+        raise StdacError(f"the source {trial.source} has no labels: expected a data set with them, such as sub-folders")
+    return source
+
+
+def combine_fingerprints(dataset: Dataset, source: Dataset | None) -> str:
+    """What a trial's data are known by: the images, and the images and labels of its source."""
+    if source is None:
+        return dataset.fingerprint
+    assert source.labels is not None, "load_source has seen to it"
+    digest = hashlib.sha256(f"{dataset.fingerprint} {source.fingerprint}".encode())
+    digest.update(np.ascontiguousarray(source.labels, np.int64).data)
+    return digest.hexdigest()
+
+
+def check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> None:
+    """Raise StdacError where the results are not those that the trial needs, or of other images of its data set."""
+    got = tuple(make_id(result.trial) for result in needed)
+    if got != trial.needs:
+        raise StdacError(
+            f"trial {trial.id} needs the trials {' '.join(trial.needs) or 'none'}, got {' '.join(got) or 'none'}: "
+            "run it through stdac train or a grid, which see to them"
+        )
+    data = ("dataset", "limit", "image_size", "source")
+    for name, result in zip(got, needed, strict=True):
+        same = all(result.trial.get(key) == trial.to_json().get(key) for key in data)
+        if same and trial.source is None and result.fingerprint != fingerprint:
+            raise StdacError(
+                f"the images of {trial.dataset} are not those that trial {name} was trained on, which this one needs: "
+                "start a new run folder, or put the old images back"
+            )
 
 
 def newest_checkpoint(attempt: Attempt) -> dict[str, Any] | None:
@@ -205,19 +257,49 @@ def newest_checkpoint(attempt: Attempt) -> dict[str, Any] | None:
     return None
 
 
-def fit(trial: Trial, images: NDArray[np.uint8], scorer: Scorer, machine: Machine, saved: dict[str, Any]) -> Fitted:
-    """Fit the trial's method to images (N, C, H, W) uint8, seeded; the caller's random state is left as it was."""
+def fit(
+    trial: Trial,
+    images: NDArray[np.uint8],
+    scorer: Scorer,
+    machine: Machine,
+    saved: dict[str, Any],
+    *,
+    needed: Sequence[Result] = (),
+    source: Dataset | None = None,
+) -> Fitted:
+    """Fit the trial's method to images (N, C, H, W) uint8, seeded; the caller's random state is left as it was.
+
+    Raises StdacError where the method does not keep its contract, see `Fitted` and `phase`.
+    """
     k, n = trial.n_clusters, len(images)
     if k > n:
         raise StdacError(f"got {k} clusters for {n} images: expected at most one cluster an image")
     method, device = METHODS[trial.method], machine.torch_device()
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    macs = training_macs(trial, shape, n)
-    precision, compiles = getattr(trial.params, "precision", "float32"), machine.compiles(device, macs)
+    compiles = machine.compiles(device, count_main_macs(trial, shape, n))
+    precision = getattr(trial.params, "precision", "float32")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())), multiplying(precision):
         seed_everything(trial.seed)
-        run = Run(trial.seed, trial.epochs, scorer, device, compiles, machine.graphs(device), saved)
-        return method.fit(torch.from_numpy(np.ascontiguousarray(images)).to(device), k, trial.params, run)
+        trainer = Trainer(trial.seed, trial.epochs, scorer, device, compiles, machine.graphs(device), saved, needed)
+        trainer.source = None if source is None else to_source(source, device)
+        x = to_tensor(images, device)
+        fitted = method.fit(x, k, trial.params, trainer)
+        if trial.epochs and not trainer.has_main:
+            raise StdacError(f"method {trial.method} has marked no main phase: pass main=True to one call of phase()")
+        check_fitted(fitted, x, k, trial.method)
+    return fitted
+
+
+def to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+    """Images (N, C, H, W) uint8 on the device."""
+    return torch.from_numpy(np.ascontiguousarray(images)).to(device)
+
+
+def to_source(source: Dataset, device: torch.device) -> Source:
+    """A labelled data set on the device, its classes numbered from 0."""
+    assert source.labels is not None, "load_source has seen to it"
+    names, labels = np.unique(source.labels, return_inverse=True)
+    return Source(to_tensor(source.images, device), torch.from_numpy(labels.reshape(-1)).to(device), len(names))
 
 
 def seed_everything(seed: int) -> None:
@@ -226,27 +308,29 @@ def seed_everything(seed: int) -> None:
 
 
 def write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:
-    """Assignments, the model, and the figures' data."""
+    """Assignments, the model or encoder, and the figures' data."""
     attempt.write_table("assignments.parquet", assignments_table(dataset, fitted, scorer))
-    if fitted.model is not None:
+    module = fitted.model or fitted.encoder
+    if module is not None:
         _, channels, height, width = dataset.images.shape
         deployed = {key: scorer.rows[-1][key] for key in ("acc", "nmi", "ari")}
-        config = ModelConfig(trial, (channels, height, width), dataset.class_names, deployed)
-        save_model(attempt.path / "model.pt", fitted.model, config)
-    if fitted.stn is not None:
-        with whole(attempt.path / "stn.npz") as file:
-            np.savez_compressed(file, allow_pickle=False, **fitted.stn)
+        clusters = fitted.model is not None
+        config = ModelConfig(trial, (channels, height, width), dataset.class_names, deployed, clusters=clusters)
+        save_model(attempt.path / "model.pt", module, config)
+    if fitted.figures:
+        with whole(attempt.path / FIGURES) as file:
+            np.savez_compressed(file, allow_pickle=False, **fitted.figures)
 
 
 def assignments_table(dataset: Dataset, fitted: Fitted, scorer: Scorer) -> pa.Table:
     """One row an image, see ASSIGNMENTS."""
     n = len(dataset.images)
-    labels, confidence = scorer.protocol if scorer.protocol is not None else (None, None)
+    clusters, confidence = scorer.protocol if scorer.protocol is not None else (None, None)
     return pa.table(
         {
             "index": range(n),
             "cluster": fitted.labels.cpu().numpy(),
-            "protocol_cluster": [None] * n if labels is None else labels.numpy(),
+            "protocol_cluster": [None] * n if clusters is None else clusters.numpy(),
             "protocol_confidence": [None] * n if confidence is None else confidence.float().numpy(),
             "label": [None] * n if dataset.labels is None else dataset.labels,
         },

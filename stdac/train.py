@@ -1,7 +1,10 @@
-"""The only training loop, and what a method is given to run in it."""
+"""The only training loop, and what a method is given to run in it.
+
+A method calls `phase` once for each of its phases. Read `phase`, then `train_epoch`; `stdac.step` has the single step.
+"""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -9,18 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from stdac.errors import StdacError
+from stdac.results import Result
 from stdac.step import Loss, ReplayedStep, TrainingStep, compiled
 
 
 class Assignment(NamedTuple):
-    """A clustering of all images: labels (N,) int64, -1 = noise; confidence (N,) float32 in [0, 1], if there is one."""
+    """A clustering of all images: clusters (N,) int64, -1 = noise; confidence (N,) float32 in [0, 1], if any."""
 
-    labels: Tensor
+    clusters: Tensor
     confidence: Tensor | None = None
 
 
 class Progress(NamedTuple):
-    """Where a trial is. step counts mini-batches within the epoch; steps is what the epoch before took, 0 at first."""
+    """Where a trial is. step counts mini-batches within the epoch; steps is what the epoch before took, 0 at first.
+    main: whether the phase is the trial's main one, whose epochs are counted."""
 
     phase: str
     epoch: int
@@ -28,23 +33,36 @@ class Progress(NamedTuple):
     step: int
     steps: int
     images_per_s: float
+    main: bool = False
 
 
 class Recorder(Protocol):
-    """Where a run's numbers and checkpoints go; `stdac.record` has the one that writes a folder."""
+    """Where a trial's numbers and checkpoints go; `stdac.run` has the one that writes a folder."""
 
-    def score(self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float]) -> None: ...
+    def score(
+        self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float], *, main: bool
+    ) -> None: ...
     def checkpoint(self, phases: Mapping[str, Any]) -> None: ...
     def progress(self, progress: Progress) -> None: ...
 
 
+class Source(NamedTuple):
+    """The labelled data set of a trial. images: (M, C, H, W) uint8; labels: (M,) int64 in [0, classes). Both on the
+    device."""
+
+    images: Tensor
+    labels: Tensor
+    classes: int
+
+
 @dataclass
-class Run:
+class Trainer:
     """What a method is given besides its images, K and params.
 
     seed: of every random number; the global torch generators are seeded with it before `fit`. epochs: of the main
     phase. compile: whether to use torch.compile. graphs: whether to capture the training step as a CUDA graph. saved:
-    the phases of the checkpoint that the trial resumes from.
+    the phases of the checkpoint that the trial resumes from. needed: the results of the trials that this one needs, in
+    the order of `Method.needs`. source: the labelled data set, of a method that takes one.
     """
 
     seed: int
@@ -54,18 +72,38 @@ class Run:
     compile: bool = False
     graphs: bool = False
     saved: dict[str, Any] = field(default_factory=dict)
+    needed: Sequence[Result] = ()
+    source: Source | None = None
+    phases: dict[str, bool] = field(default_factory=dict)  # those begun, and whether each is the main one
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The module-level function, or partial of one, under torch.compile where this run compiles, else itself."""
+        """The module-level function, or partial of one, under torch.compile where this trial compiles, else itself."""
         return compiled(function) if self.compile else function
 
     def training_step(self, loss: Loss, optimizer: torch.optim.Optimizer) -> TrainingStep:
-        """The step that this run takes; see `stdac.step`."""
+        """The step that this trial takes; see `stdac.step`."""
         return (ReplayedStep if self.graphs else TrainingStep)(self.compiled(loss), optimizer)
+
+    def begin(self, name: str, main: bool) -> None:
+        """Note a phase. Raises StdacError for a name that is taken, or a second main phase."""
+        if name in self.phases or name in RESERVED:
+            raise StdacError(f"got a second phase named {name!r}: expected another name for each phase of a method")
+        if main and self.has_main:
+            raise StdacError(f"got {name!r} as a second main phase: expected main=True for one phase of a method")
+        self.phases[name] = main
+
+    @property
+    def has_main(self) -> bool:
+        """Whether the main phase has begun."""
+        return any(self.phases.values())
+
+
+RESERVED = ("deployed",)
+"""What rows call a score that belongs to no phase."""
 
 
 def phase(
-    run: Run,
+    trainer: Trainer,
     name: str,
     state: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -75,18 +113,25 @@ def phase(
     loss: Loss,
     evaluate: Callable[[int], Assignment] | None = None,
     finished: Callable[[], bool] = lambda: False,
+    main: bool = False,
 ) -> None:
     """Train for `epochs` epochs, or resume where the checkpoint stands; scores and a checkpoint after every epoch.
 
-    state: every parameter and buffer that must survive a restart. batches(epoch) yields the arguments of `loss`, the
-    first as long as the mini-batch; the loss, a module-level function or a partial of one, returns the scalar to
-    minimise and 0-d tensors to log, averaged over the epoch; what the generator does after a `yield` happens after that
-    step, and it never changes in place what it has yielded. evaluate(epoch) clusters all images;
-    it also runs before the first epoch, as epoch 0. finished() ends the phase early after an epoch. What follows a
-    phase may rely on `state` and the random generators alone: stopped anywhere and resumed equals uninterrupted.
-    Raises StdacError when the loss is no longer finite.
+    name: of the phase, as its rows have it, free but unique in the method. state: every parameter and buffer that must
+    survive a restart. batches(epoch) yields the arguments of `loss`, the first as long as the mini-batch; the loss, a
+    module-level function or a partial of one, returns the scalar to minimise and 0-d tensors to log, averaged over the
+    epoch, named loss_… or term_…; what the generator does after a `yield` happens after that step, and it never changes
+    in place what it has yielded. evaluate(epoch) clusters all images; it also runs before the first epoch, as epoch 0.
+    finished() ends the phase early after an epoch. main: whether this is the phase that the trial's epochs, curves and
+    last scores are of: one of a method's phases is, and it evaluates.
+
+    What follows a phase may rely on `state` and the random generators alone: stopped anywhere and resumed equals
+    uninterrupted. Raises StdacError when the loss is no longer finite.
     """
-    saved = run.saved.get(name)
+    trainer.begin(name, main)
+    if main and evaluate is None:
+        raise StdacError(f"the main phase {name!r} has no evaluate: expected a function that clusters all images")
+    saved = trainer.saved.get(name)
     start = 1
     if saved is not None:
         restore(saved, state, optimizer)
@@ -94,8 +139,8 @@ def phase(
             return
         start = saved["epoch"] + 1
     elif evaluate is not None:
-        run.recorder.score(name, 0, evaluate(0), {})
-    training_step = run.training_step(loss, optimizer)
+        trainer.recorder.score(name, 0, evaluate(0), {}, main=main)
+    training_step = trainer.training_step(loss, optimizer)
     images_seen = saved["images_seen"] if saved is not None else 0
     steps = 0
 
@@ -104,7 +149,7 @@ def phase(
 
         def tick(step: int, images: int, epoch: int = epoch, began: float = began, steps: int = steps) -> None:
             rate = images / (time.perf_counter() - began)
-            run.recorder.progress(Progress(name, epoch, epochs, step, steps, rate))
+            trainer.recorder.progress(Progress(name, epoch, epochs, step, steps, rate, main))
 
         means, steps, images = train_epoch(batches(epoch), training_step, tick)
         seconds = time.perf_counter() - began
@@ -113,11 +158,11 @@ def phase(
         images_seen += images
         means |= {"images_seen": images_seen, "seconds": seconds, "images_per_s": images / seconds}
         if evaluate is not None:
-            run.recorder.score(name, epoch, evaluate(epoch), means)
+            trainer.recorder.score(name, epoch, evaluate(epoch), means, main=main)
         done = epoch == epochs or finished()
-        progress = {"epoch": epoch, "finished": done, "images_seen": images_seen}
-        run.saved[name] = capture(state, None if done else optimizer) | progress
-        run.recorder.checkpoint(run.saved)
+        progress = {"epoch": epoch, "finished": done, "images_seen": images_seen, "main": main}
+        trainer.saved[name] = capture(state, None if done else optimizer) | progress
+        trainer.recorder.checkpoint(trainer.saved)
         if done:
             return
 
@@ -127,7 +172,8 @@ def train_epoch(
 ) -> tuple[dict[str, float], int, int]:
     """A step for every mini-batch; the mean of every logged term, the number of steps, and of images.
 
-    The host waits for the device only at the end. tick: called with steps and images after each.
+    The host waits for the device only at the end. tick: called with steps and images after each. Raises StdacError for
+    an epoch without a mini-batch.
     """
     images = 0
     for number, batch in enumerate(batches, 1):

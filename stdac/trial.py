@@ -2,8 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Self
 
 from stdac.errors import StdacError
@@ -11,9 +11,27 @@ from stdac.errors import StdacError
 SCHEMA_VERSION = 1
 
 
+def added(version: str, before: Any, default: Any = MISSING) -> Any:
+    """A dataclass field that `version` of stdac added to trials, which until then had the value `before`.
+
+    It stays out of a trial's JSON, and so out of its id, while it has that value; a stored trial without it had it.
+    default: of new trials, `before` if not given. For fields of Trial and of Params.
+
+    >>> @dataclass(frozen=True)
+    ... class SmoothedParams(Params):
+    ...     smoothing: float = added("0.2", before=0.0, default=0.1)
+    >>> list_values(SmoothedParams()), list_values(SmoothedParams(smoothing=0.0))
+    ({'smoothing': 0.1}, {})
+    """
+    return field(default=before if default is MISSING else default, metadata={"added": version, "before": before})
+
+
 @dataclass(frozen=True)
 class Params:
-    """A method's hyperparameters: each method file derives its own, with default, unit and source of every field."""
+    """A method's hyperparameters: each method file derives its own, with default, unit and source of every field.
+
+    Fields are numbers, truth values, strings or tuples of them, or None; one that is added later is made by `added`.
+    """
 
     def resolved(self, dataset: str) -> Self:
         """The same parameters with everything that depends on the data set filled in."""
@@ -27,9 +45,15 @@ class Trial:
     method: a name in METHODS. dataset: a name or a path, see `stdac.data.load`. seed: of every random number.
     n_clusters: K >= 2. epochs: of the method's main phase (0 where it has none). params: the method's own dataclass.
     limit: train on a fixed random subset of that many images (None: all). image_size: side in pixels that images are
-    resized to (None: as they are, which must then all be of one size).
+    resized to (None: as they are, which must then all be of one size). source: a second data set whose labels may be
+    read. needs: the ids of the trials whose results this one is given, in the order of `Method.needs`.
 
     Device, workers, paths and compilation are not part of it: they do not define the experiment.
+
+    >>> from stdac.methods import resolve
+    >>> trial = resolve({"dataset": "mnist", "method": "kmeans"})
+    >>> trial.id, trial.n_clusters
+    ('c6978ba90d329783', 10)
     """
 
     method: str
@@ -40,20 +64,64 @@ class Trial:
     params: Params
     limit: int | None = None
     image_size: int | None = None
+    source: str | None = added("0.2", before=None)
+    needs: tuple[str, ...] = added("0.2", before=())
 
     def to_json(self) -> dict[str, Any]:
         """The trial as plain values, with the schema version."""
-        return asdict(self) | {"schema_version": SCHEMA_VERSION}
+        return list_values(self) | {"schema_version": SCHEMA_VERSION}
 
     @property
     def id(self) -> str:
         """The first 16 hex digits of the SHA-256 of the canonical JSON of all resolved values."""
-        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()[:16]
+        return make_id(self.to_json())
+
+
+def list_values(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON has them, without those `added` ones that have the value from before."""
+    values = {f.name: getattr(record, f.name) for f in fields(record) if not _is_as_before(record, f.name, f.metadata)}
+    return {name: _to_plain(value) for name, value in values.items()}
+
+
+def _is_as_before(record: Any, name: str, metadata: Mapping[str, Any]) -> bool:
+    value = getattr(record, name)
+    before = metadata.get("before", MISSING)
+    return bool(value == before) and isinstance(value, bool) == isinstance(before, bool)
+
+
+def _to_plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return list_values(value)
+    return [_to_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def earlier_values(kind: type[Any]) -> dict[str, Any]:
+    """What a stored trial without some of a dataclass' fields had in them: those that were `added`."""
+    return {f.name: f.metadata["before"] for f in fields(kind) if "before" in f.metadata}
+
+
+def make_id(trial_json: Mapping[str, Any]) -> str:
+    """The id of a trial from its JSON. Raises ValueError or RecursionError for what is no trial's."""
+    return hashlib.sha256(canonical_json(trial_json).encode()).hexdigest()[:16]
 
 
 def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: the same text for equal values on every Python version."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def choose_telling(settings: Sequence[Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """The fewest of the names, taken greedily in their order, by whose values all of the different settings differ."""
+    chosen: list[str] = []
+    for name in names:
+        if count_distinct(settings, [*chosen, name]) > count_distinct(settings, chosen):
+            chosen.append(name)
+    return chosen
+
+
+def count_distinct(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
+    """How many different values settings have in these names together."""
+    return len({canonical_json([values.get(name) for name in names]) for values in settings})
 
 
 def check_ranges(params: Params, least: Mapping[str, int], positive: Iterable[str] = ("width", "lr")) -> None:

@@ -1,7 +1,7 @@
 """What the tests share: small trials and their results."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,30 +15,44 @@ from export.convert.to_onnx import export_model
 from stdac.data import load
 from stdac.images import Pixels
 from stdac.machine import Machine
-from stdac.methods import resolve
+from stdac.methods import METHODS, resolve
 from stdac.model_file import ModelConfig, save_model
+from stdac.observer import Observer
 from stdac.record import TIMINGS, TrialFolder
+from stdac.train import Progress
 
 # A job in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CPU = Machine(device="cpu", compile="off", threads=1)
 
-SMALL: dict[str, dict[str, Any]] = {
-    "kmeans": {},
+SMALLER: dict[str, dict[str, Any]] = {
     "pca-kmeans": {"params": {"components": 10}},
     "dec": {"epochs": 3, "params": {"width": 0.05, "pretrain_epochs": 3, "update_interval": 4, "tolerance": 0.0}},
-    "dac-star": {"epochs": 2, "params": {"width": 0.1, "macro_batch": 100, "passes": 1, "batch": 32}},
-    "st-dac": {"epochs": 2, "params": {"stn": 2, "width": 0.1, "macro_batch": 100}},
+    "dac-star": {"params": {"width": 0.1, "macro_batch": 100, "passes": 1, "batch": 32}},
+    "st-dac": {"params": {"stn": 2, "width": 0.1, "macro_batch": 100, "passes": 1, "lr": 1e-4}},
 }
-"""Every method at a size that trains in a second or two."""
+"""What makes a method's own small trial still smaller, so that it trains in a second or two."""
 
 
 def small(method: str, **changes: Any) -> dict[str, Any]:
     """The specification of a small trial on digits; params are merged."""
-    spec = {"method": method, "dataset": "digits", "limit": 200, **SMALL[method]}
-    params = {**spec.get("params", {}), **changes.pop("params", {})}
-    return {**spec, **changes, "params": params}
+    smaller = SMALLER.get(method, {})
+    params = {**METHODS[method].small, **smaller.get("params", {}), **changes.pop("params", {})}
+    epochs = {"epochs": smaller.get("epochs", 2)} if METHODS[method].epochs else {}
+    return {"method": method, "dataset": "digits", "limit": 200, **epochs, **changes, "params": params}
+
+
+class Watch(Observer):
+    """Calls what it is given as a trial goes on."""
+
+    def __init__(
+        self,
+        progress: Callable[[Progress], object] = lambda _: None,
+        score: Callable[[Mapping[str, Any]], object] = lambda _: None,
+    ) -> None:
+        self.on_progress = progress  # type: ignore[method-assign]
+        self.on_score = score  # type: ignore[method-assign]
 
 
 def results_of(folder: TrialFolder) -> tuple[pa.Table, Path]:

@@ -9,10 +9,10 @@ from torch import Tensor
 from benchmarks import floor, plain, step_profile, train
 from stdac.augment import AUGMENTATIONS, augment
 from stdac.methods import resolve
-from stdac.methods.pairwise import LabelPass
+from stdac.methods.pairwise import CleanPass
 from stdac.methods.st_dac import STDACParams, loss
 from stdac.networks import STDACNet
-from stdac.train import Run
+from stdac.train import Trainer
 
 WIDTH = 0.1
 STNS = pytest.mark.parametrize("stn", [0, 1, 2, 3])
@@ -38,15 +38,15 @@ def digits(n: int) -> Tensor:
     return x - x.mean()
 
 
-def run() -> Run:
-    return Run(0, 1, recorder=None)  # type: ignore[arg-type]  # nothing is recorded here
+def run() -> Trainer:
+    return Trainer(0, 1, recorder=None)  # type: ignore[arg-type]  # nothing is recorded here
 
 
 @STNS
 def test_the_plain_network_has_stdacs_parameters_and_label_features(stn: int) -> None:
     ours, theirs = twins(stn)
     images = digits(96)
-    expected = LabelPass(ours, 32, run())(images)
+    expected = CleanPass(ours, 32, run())(images)
     torch.testing.assert_close(plain.label_features(theirs, images), expected, atol=1e-5, rtol=1e-4)
 
 

@@ -12,6 +12,7 @@ from stdac.record import TrialFolder
 from stdac.run import Scorer, fit, run_trial
 from stdac.step import ReplayedStep, multiplying
 from stdac.stn import SpatialTransformer
+from tests.conftest import Watch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -29,7 +30,7 @@ def rows_of(trial_spec: dict[str, object], machine: Machine) -> list[dict[str, o
     trial, dataset = resolve(trial_spec), load("digits", limit=1000)
     scorer = Scorer(trial, Dataset(dataset.images, dataset.labels), "cuda")
     fit(trial, dataset.images, scorer, machine, {})
-    return [row for row in scorer.rows if row["phase"] == "cluster"]
+    return [row for row in scorer.rows if row["main"]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -87,6 +88,6 @@ def test_a_trial_begun_on_a_gpu_goes_on_on_the_cpu_and_the_other_way(tmp_path: P
         trial = resolve(spec("st-dac", limit=400))
         folder = TrialFolder(tmp_path / name / trial.id)
         with pytest.raises(Cut):
-            run_trial(trial, folder, machine=Machine(first), on_progress=cut)
+            run_trial(trial, folder, machine=Machine(first), observer=Watch(progress=cut))
         assert run_trial(trial, folder, machine=Machine(second))
         assert folder.done() is not None

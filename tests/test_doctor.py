@@ -24,7 +24,7 @@ from stdac.methods import resolve
 from stdac.record import LEASE_S, TIMINGS
 from stdac.run import run_trial
 from stdac.trial import Trial
-from tests.conftest import CPU, small
+from tests.conftest import CPU, Watch, small
 
 GRID = [
     resolve(small("kmeans")),
@@ -67,7 +67,7 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory, finished: tuple[Path, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_trial(GRID[2], folder, machine=CPU, on_score=stop)
+        run_trial(GRID[2], folder, machine=CPU, observer=Watch(score=stop))
     assert folder.checkpoints()
     return run
 

@@ -14,17 +14,13 @@ from stdac.model_file import load_model
 from stdac.record import ASSIGNMENTS, METRICS, Attempt, TrialFolder
 from stdac.run import Scorer, fit, run_trial
 from stdac.train import Progress
-from tests.conftest import CPU, SMALL, results_of, small
+from tests.conftest import CPU, Watch, results_of, small
 
 Folders = Callable[[str], TrialFolder]
 
 
 class PowerCut(BaseException):
     """Ends a trial where it stands."""
-
-
-def test_every_method_has_a_small_trial() -> None:
-    assert set(SMALL) == set(METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +70,11 @@ def test_stopped_and_resumed_equals_uninterrupted(
     folder = new_folder("cut")
 
     def cut(progress: Progress) -> None:
-        if progress.epoch == stop_at and progress.step == 2 and progress.phase == "cluster":
+        if progress.epoch == stop_at and progress.step == 2 and progress.main:
             raise PowerCut
 
     with pytest.raises(PowerCut):
-        run_trial(resolve(small(method)), folder, machine=CPU, on_progress=cut)
+        run_trial(resolve(small(method)), folder, machine=CPU, observer=Watch(progress=cut))
     assert folder.done() is None
     assert run_trial(resolve(small(method)), folder, machine=CPU)
     assert_equal(folder, undisturbed[method])
@@ -94,7 +90,7 @@ def test_a_two_phase_trial_stopped_while_pretraining_resumes_too(
             raise PowerCut
 
     with pytest.raises(PowerCut):
-        run_trial(resolve(small("dec")), folder, machine=CPU, on_progress=cut)
+        run_trial(resolve(small("dec")), folder, machine=CPU, observer=Watch(progress=cut))
     run_trial(resolve(small("dec")), folder, machine=CPU)
     assert_equal(folder, undisturbed["dec"])
 
@@ -143,7 +139,7 @@ def test_a_resumed_trial_refuses_other_images(new_folder: Folders, tmp_path) -> 
             raise PowerCut
 
     with pytest.raises(PowerCut):
-        run_trial(resolve(spec), folder, machine=CPU, on_progress=cut)
+        run_trial(resolve(spec), folder, machine=CPU, observer=Watch(progress=cut))
     np.save(tmp_path / "set.npy", images[::-1])
     with pytest.raises(Exception, match="are not those that trial"):
         run_trial(resolve(spec), folder, machine=CPU)
@@ -158,5 +154,5 @@ def test_an_attempt_that_was_superseded_stops_writing(new_folder: Folders) -> No
             (folder.path / "lease-2.json").write_text((folder.path / "lease-1.json").read_text())
             Attempt(folder, 2)
 
-    assert not run_trial(trial, folder, machine=CPU, on_progress=supersede)
+    assert not run_trial(trial, folder, machine=CPU, observer=Watch(progress=supersede))
     assert folder.done() is None and folder.error() is None

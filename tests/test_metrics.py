@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from stdac.metrics import accuracy, contingency, purity, scores
+from stdac.metrics import accuracy, contingency, purity, score_clusters
 
 Labels = NDArray[np.int64]
 
@@ -47,19 +47,23 @@ def test_purity_lets_clusters_share_a_class() -> None:
 
 def test_noise_counts_as_wrong_and_as_no_cluster() -> None:
     truth, found = np.array([0, 0, 1, 1]), np.array([3, -1, 8, -1])
-    result = scores(truth, found)
+    result = score_clusters(truth, found)
     assert (result["acc"], result["purity"], result["clusters_used"]) == (0.5, 0.5, 2)
 
 
 def test_all_noise_scores_zero() -> None:
     truth, found = np.array([0, 1, 1]), np.full(3, -1)
-    assert (accuracy(truth, found), purity(truth, found), scores(truth, found)["clusters_used"]) == (0.0, 0.0, 0)
+    assert (accuracy(truth, found), purity(truth, found), score_clusters(truth, found)["clusters_used"]) == (
+        0.0,
+        0.0,
+        0,
+    )
 
 
 @pytest.mark.parametrize(("classes", "clusters"), [(4, 4), (3, 7), (7, 2)])
 def test_nmi_and_ari_are_those_of_scikit_learn(classes: int, clusters: int) -> None:
     truth, found = random_labels(classes, clusters)
-    result = scores(truth, found)
+    result = score_clusters(truth, found)
     assert result["nmi"] == normalized_mutual_info_score(truth, found, average_method="arithmetic")
     assert result["nmi_geometric"] == normalized_mutual_info_score(truth, found, average_method="geometric")
     assert result["ari"] == adjusted_rand_score(truth, found)
@@ -67,13 +71,13 @@ def test_nmi_and_ari_are_those_of_scikit_learn(classes: int, clusters: int) -> N
 
 def test_scores_do_not_depend_on_the_clusters_names() -> None:
     truth, found = random_labels(5, 5)
-    assert scores(truth, found) == pytest.approx(scores(truth, np.array([40, 3, 17, 0, 9])[found]))
+    assert score_clusters(truth, found) == pytest.approx(score_clusters(truth, np.array([40, 3, 17, 0, 9])[found]))
 
 
 def test_without_ground_truth_only_the_clusters_in_use_are_known() -> None:
-    result = scores(None, np.array([0, 4, 4]))
+    result = score_clusters(None, np.array([0, 4, 4]))
     assert result.pop("clusters_used") == 2
-    assert set(result) == {"acc", "nmi", "ari", "purity", "nmi_geometric"}
+    assert result.pop("noise") == 0 and set(result) == {"acc", "nmi", "ari", "purity", "nmi_geometric"}
     assert all(value is None for value in result.values())
 
 

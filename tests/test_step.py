@@ -16,7 +16,7 @@ from stdac.dense import dense
 from stdac.errors import StdacError
 from stdac.machine import Machine
 from stdac.methods import dac_star, resolve, st_dac
-from stdac.methods.pairwise import cosines, unit
+from stdac.methods.pairwise import compare_all, normalize
 from stdac.run import Scorer, fit
 from stdac.step import ReplayedStep, TrainingStep, autocast, check_precision, multiplying
 from stdac.train import capture, restore
@@ -178,9 +178,9 @@ def test_bfloat16_trains_and_leaves_comparisons_of_images_exact(method: str) -> 
     fit(trial, dataset.images, scorer, Machine("cpu", "off", 1), {})
     assert all(0 < row["loss"] < 100 for row in scorer.rows if row.get("loss") is not None)
     with autocast("bfloat16", torch.device("cpu")):
-        z = unit(torch.rand(8, 10))
-        assert cosines(z).dtype == torch.float32
-    assert torch.allclose(cosines(z), z @ z.T, atol=1e-6)
+        z = normalize(torch.rand(8, 10))
+        assert compare_all(z).dtype == torch.float32
+    assert torch.allclose(compare_all(z), z @ z.T, atol=1e-6)
 
 
 def test_a_checkpoint_of_captured_steps_resumes_where_nothing_is_captured() -> None:

@@ -22,7 +22,7 @@ def test_scores_are_those_of_the_metrics_on_the_rows_that_have_both() -> None:
     rows = table([*clusters.tolist(), None, 3], [*(f"dog {x}" for x in labels), "dog 1", None])
     truth = score(rows, 10)
     assert truth is not None
-    expected = metrics.scores(labels, clusters)
+    expected = metrics.score_clusters(labels, clusters)
     assert (truth.images, truth.acc, truth.nmi, truth.ari) == (500, expected["acc"], expected["nmi"], expected["ari"])
     assert truth.confusion.shape == (10, 12)
     assert truth.confusion.sum() == 500

@@ -10,7 +10,7 @@ import types
 from typing import Any
 
 
-def run_trial(trial: Any, folder: Any, *, on_claim: Any = None, **_: Any) -> bool:
+def run_trial(trial: Any, folder: Any, *, observer: Any, **_: Any) -> bool:
     """In the place of `stdac.run.run_trial`."""
     from stdac.record import metrics_table
     from stdac.trial import SCHEMA_VERSION
@@ -20,8 +20,7 @@ def run_trial(trial: Any, folder: Any, *, on_claim: Any = None, **_: Any) -> boo
     if attempt is None:
         return False
     with attempt:
-        if on_claim is not None:
-            on_claim(attempt)
+        observer.on_claim(attempt)
         time.sleep(float(os.environ["STDAC_SLEEP_S"]))
         keys = {key: trial[key] for key in ("method", "dataset", "seed")}
         row = {"trial_id": folder.path.name, **keys, "phase": "cluster", "epoch": 0, "schema_version": SCHEMA_VERSION}

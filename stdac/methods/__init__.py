@@ -2,8 +2,8 @@
 
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import MISSING, fields, replace
 from typing import Any
 
 from stdac.data import CLASSES, NAMES
@@ -13,7 +13,7 @@ from stdac.methods.dec import DEC
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
-from stdac.trial import SCHEMA_VERSION, Params, Trial
+from stdac.trial import SCHEMA_VERSION, Params, Trial, earlier_values
 
 METHODS: dict[str, Method] = {
     "kmeans": KMEANS,
@@ -22,73 +22,170 @@ METHODS: dict[str, Method] = {
     "dac-star": DAC_STAR,
     "st-dac": ST_DAC,
 }
+"""In the order of the tables: the floor first."""
 
-KEYS = ("method", "dataset", "seed", "n_clusters", "epochs", "params", "limit", "image_size")
+KEYS = ("method", "dataset", "seed", "n_clusters", "epochs", "params", "limit", "image_size", "source")
+STORED_KEYS = ("schema_version", "needs")
+"""What a trial.json has besides."""
 
 
 def resolve(spec: Mapping[str, Any]) -> Trial:
     """A Trial from plain values: what a grid cell, a command line or a trial.json says.
 
-    spec: KEYS, of which only `dataset` must be there; schema_version is checked. Everything left out takes its
-    default: method st-dac, seed 0, the method's own epochs and parameters, K = 10 for the data sets that have a name.
-    Raises StdacError that names the valid keys, methods or parameters where one is unknown or of a wrong type.
+    spec: KEYS, of which only `dataset` must be there. Everything left out takes its default: method st-dac, seed 0,
+    the method's own epochs and parameters, K = 10 for the data sets that have a name. With a schema_version, which is
+    checked, it is a stored trial: what was added to trials since has the value that it had before, and its needs are
+    those that it names. Raises StdacError that names the valid keys, methods or parameters where one is unknown or of
+    a wrong type.
+
+    >>> resolve({"dataset": "mnist", "params": {"stn": 1}}).params.stn
+    1
     """
-    version = spec.get("schema_version", SCHEMA_VERSION)
-    if version != SCHEMA_VERSION:
-        raise StdacError(f"got a trial of schema version {version}, this stdac reads {SCHEMA_VERSION}")
-    unknown(set(spec) - {"schema_version"}, KEYS, "trial key")
+    stored = "schema_version" in spec
+    if stored and spec["schema_version"] != SCHEMA_VERSION:
+        raise StdacError(f"got a trial of schema version {spec['schema_version']}, this stdac reads {SCHEMA_VERSION}")
+    check_names(set(spec) - set(STORED_KEYS if stored else ()), KEYS, "trial key")
     name, dataset = spec.get("method", "st-dac"), spec.get("dataset")
-    unknown({name}, METHODS, "method")
+    check_names({name}, METHODS, "method")
     if not isinstance(dataset, str) or not dataset:
         raise StdacError(f"got dataset {dataset!r}, expected one of {', '.join(NAMES)}, or a path")
     k = spec.get("n_clusters")
     if k is None and dataset not in NAMES:
         raise StdacError(f"the number of clusters of {dataset} is not known: pass n_clusters (--clusters)")
     method = METHODS[name]
-    epochs = spec.get("epochs")
-    return Trial(
+    epochs, given = spec.get("epochs"), spec.get("params") or {}
+    trial = Trial(
         method=name,
         dataset=dataset,
-        seed=whole_number("seed", spec.get("seed", 0), 0),
-        n_clusters=whole_number("n_clusters", CLASSES if k is None else k, 2),
-        epochs=method.epochs if epochs is None or not method.epochs else whole_number("epochs", epochs, 1),
-        params=resolve_params(method.params, spec.get("params") or {}).resolved(dataset),
-        limit=None if spec.get("limit") is None else whole_number("limit", spec["limit"], 2),
-        image_size=None if spec.get("image_size") is None else whole_number("image_size", spec["image_size"], 1),
+        seed=read_whole_number("seed", spec.get("seed", 0), 0),
+        n_clusters=read_whole_number("n_clusters", CLASSES if k is None else k, 2),
+        epochs=method.epochs if epochs is None or not method.epochs else read_whole_number("epochs", epochs, 1),
+        params=resolve_params(method.params, given, stored=stored).resolved(dataset),
+        limit=None if spec.get("limit") is None else read_whole_number("limit", spec["limit"], 2),
+        image_size=None if spec.get("image_size") is None else read_whole_number("image_size", spec["image_size"], 1),
+        source=read_source(spec.get("source"), name, method),
     )
+    needs = (
+        spec.get("needs", ())
+        if stored
+        else [needed if isinstance(needed, str) else needed.id for needed in method.needs(trial)]
+    )
+    return replace(trial, needs=tuple(map(str, needs)))
 
 
-def resolve_params(kind: type[Params], values: Mapping[str, Any]) -> Params:
-    """The dataclass from plain values, each checked against its field's type; an int serves as a float."""
+def read_source(source: Any, name: str, method: Method) -> str | None:
+    """The labelled data set of a trial. Raises StdacError where its method wants one and there is none, or reverse."""
+    if source is None and not method.takes_source:
+        return None
+    if not method.takes_source:
+        raise StdacError(f"got source = {source!r}, but method {name} reads no labelled data set: leave it out")
+    if not isinstance(source, str) or not source:
+        raise StdacError(f"got source = {source!r}, expected a labelled data set for method {name}: a name or a path")
+    return source
+
+
+def add_needs(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials, each once and after those that it needs, which are added where they are more than an id."""
+    ordered: dict[str, Trial] = {}
+
+    def add(trial: Trial) -> None:
+        if trial.id not in ordered:
+            for needed in METHODS[trial.method].needs(trial):
+                if isinstance(needed, Trial):
+                    add(needed)
+            ordered[trial.id] = trial
+
+    for trial in trials:
+        add(trial)
+    return list(ordered.values())
+
+
+def fill_title(method: str, params: Mapping[str, Any]) -> str:
+    """What tables call a trial's method; the bare name of one that this version does not know."""
+    return METHODS[method].fill_title(params) if method in METHODS else method
+
+
+def fill_params(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored trial's parameters with those that were added since it was stored."""
+    return (earlier_values(METHODS[method].params) if method in METHODS else {}) | dict(params)
+
+
+def tuple_params(methods: Iterable[str]) -> set[str]:
+    """The parameters of these methods that are tuples, of which a list is one value."""
+    hints = [typing.get_type_hints(METHODS[name].params) for name in methods if name in METHODS]
+    return {name for kind in hints for name, hint in kind.items() if any(map(is_tuple, list_types(hint)))}
+
+
+def resolve_params(kind: type[Params], values: Mapping[str, Any], *, stored: bool = False) -> Params:
+    """The dataclass from plain values, each checked against its field's type; an int serves as a float.
+
+    stored: of a trial.json, see `resolve`.
+    """
     hints = typing.get_type_hints(kind)
-    unknown(set(values), [f.name for f in fields(kind)], f"parameter of {kind.__name__.removesuffix('Params')}")
-    return kind(**{name: typed(name, value, hints[name]) for name, value in values.items()})
+    check_names(set(values), [f.name for f in fields(kind)], f"parameter of {kind.__name__.removesuffix('Params')}")
+    given = (earlier_values(kind) if stored else {}) | {n: check_type(n, v, hints[n]) for n, v in values.items()}
+    for f in fields(kind):
+        if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
+            raise StdacError(f"parameter {f.name} of {kind.__name__.removesuffix('Params')} has no default: pass it")
+    return kind(**given)
 
 
-def typed(name: str, value: Any, hint: Any) -> Any:
+def list_types(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have."""
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+
+
+def is_tuple(hint: Any) -> bool:
+    """Whether a type is of tuples."""
+    return typing.get_origin(hint) is tuple
+
+
+def check_type(name: str, value: Any, hint: Any) -> Any:
     """The value as its field's type has it. Raises StdacError naming what was expected."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    allowed = list_types(hint)
     if value is None and types.NoneType in allowed:
         return None
     if float in allowed and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) in allowed:
         return value
-    expected = " or ".join(t.__name__ for t in allowed if t is not types.NoneType)
+    for kind in filter(is_tuple, allowed):
+        if isinstance(value, list | tuple):
+            return check_tuple(name, value, kind)
+    expected = " or ".join(describe_type(t) for t in allowed if t is not types.NoneType)
     raise StdacError(f"got {name} = {value!r}, expected {expected}")
 
 
-def whole_number(name: str, value: Any, least: int) -> int:
+def check_tuple(name: str, values: Sequence[Any], kind: Any) -> tuple[Any, ...]:
+    """The values as tuple[int, ...] or tuple[float, float] has them. Raises StdacError naming what was expected."""
+    kinds = typing.get_args(kind)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = (kinds[0],) * len(values)
+    if len(kinds) != len(values):
+        raise StdacError(f"got {name} = {list(values)!r}, expected {describe_type(kind)}")
+    return tuple(check_type(name, value, hint) for value, hint in zip(values, kinds, strict=True))
+
+
+def describe_type(hint: Any) -> str:
+    """A field's type in a few words."""
+    if not is_tuple(hint):
+        return str(hint.__name__)
+    kinds = typing.get_args(hint)
+    many = kinds[-1] is Ellipsis
+    return f"a list of {'' if many else f'{len(kinds)} '}{describe_type(kinds[0])}"
+
+
+def read_whole_number(name: str, value: Any, least: int) -> int:
     """An integer of at least `least`. Raises StdacError otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise StdacError(f"got {name} = {value!r}, expected a whole number of at least {least}")
     return value
 
 
-def unknown(got: set[Any], known: typing.Iterable[str], what: str) -> None:
+def check_names(got: set[Any], known: Iterable[str], what: str) -> None:
     """Raise StdacError for the first name that is not known, naming those that are."""
     for name in sorted(map(str, got - set(known))):
         raise StdacError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
 
 
-__all__ = ["KEYS", "METHODS", "Fitted", "Method", "resolve", "resolve_params"]
+__all__ = ["KEYS", "METHODS", "Fitted", "Method", "add_needs", "fill_params", "fill_title", "resolve", "resolve_params"]

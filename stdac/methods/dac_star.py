@@ -10,22 +10,23 @@ from torch import Tensor, nn
 
 from stdac.augment import AUGMENTATIONS, augment
 from stdac.errors import StdacError
-from stdac.methods.method import Fitted, Method, Shape
+from stdac.methods.method import Cost, Fitted, Method, Shape, Task
 from stdac.methods.pairwise import (
+    CleanPass,
     Deployed,
-    LabelPass,
+    assign_by_protocol,
     calibrate_and_assign,
-    cosines,
+    compare_all,
+    count_family_work,
+    fall_threshold,
+    mean_pixel,
+    normalize,
     pair_batches,
-    pair_labels,
-    pixel_mean,
-    protocol_assignment,
-    threshold_at,
-    unit,
+    pair_targets,
 )
 from stdac.networks import AllConvNet
 from stdac.step import autocast, check_precision
-from stdac.train import Assignment, Run, phase
+from stdac.train import Assignment, Trainer, phase
 from stdac.trial import Params, check_ranges
 
 
@@ -59,30 +60,30 @@ def build(k: int, shape: Shape, params: DACStarParams) -> Deployed:
     return Deployed(AllConvNet(k, shape, params.width))
 
 
-def fit(images: Tensor, k: int, params: DACStarParams, run: Run) -> Fitted:
+def fit(images: Tensor, k: int, params: DACStarParams, trainer: Trainer) -> Fitted:
     """Train the authors' network by their recipe."""
     model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params)
-    return fit_model(model, images, params, run)
+    return fit_model(model, images, params, trainer)
 
 
-def fit_model(model: Deployed, images: Tensor, params: DACStarParams, run: Run) -> Fitted:
+def fit_model(model: Deployed, images: Tensor, params: DACStarParams, trainer: Trainer) -> Fitted:
     """Train any network by DAC*'s recipe."""
-    mean = pixel_mean(images)
-    net = model.prepare(mean, run.device)
-    optimizer = torch.optim.RMSprop(net.parameters(), lr=params.lr, alpha=0.9, eps=1e-8, capturable=run.graphs)
+    mean = mean_pixel(images)
+    net = model.prepare(mean, trainer.device)
+    optimizer = torch.optim.RMSprop(net.parameters(), lr=params.lr, alpha=0.9, eps=1e-8, capturable=trainer.graphs)
     # paper: file order, the same in every epoch; here: one shuffle, the same in every epoch, because folders are
     # sorted by class, which batch statistics do not survive
     order = torch.randperm(len(images), device=images.device)
-    label_pass = LabelPass(net, params.label_batch, run)
-    eval_pass = LabelPass(net, params.eval_batch, run)
+    clean_pass = CleanPass(net, params.label_batch, trainer)
+    eval_pass = CleanPass(net, params.eval_batch, trainer)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
         return pair_batches(
             images,
             mean,
-            label_pass,
+            clean_pass,
             order,
-            threshold_at(epoch, run.epochs, params.threshold_start, params.threshold_end),
+            fall_threshold(epoch, trainer.epochs, params.threshold_start, params.threshold_end),
             macro_batch=params.macro_batch,
             passes=params.passes,
             batch=params.batch,
@@ -90,31 +91,47 @@ def fit_model(model: Deployed, images: Tensor, params: DACStarParams, run: Run) 
         )
 
     def evaluate(_epoch: int) -> Assignment:
-        return protocol_assignment(eval_pass, images, mean, order, params.macro_batch)
+        return assign_by_protocol(eval_pass, images, mean, order, params.macro_batch)
 
     phase(
-        run,
+        trainer,
         "cluster",
         net,
         optimizer,
-        epochs=run.epochs,
+        epochs=trainer.epochs,
         batches=batches,
         loss=partial(loss, net, params),
         evaluate=evaluate,
+        main=True,
     )
     return Fitted(calibrate_and_assign(model, images), model)
 
 
 def loss(
-    net: nn.Module, params: DACStarParams, index: Tensor, clean: Tensor, labels: Tensor, tau: Tensor
+    net: nn.Module, params: DACStarParams, index: Tensor, clean: Tensor, y_clean: Tensor, tau: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a mini-batch as `pair_batches` yields it, augmented here, and its terms."""
     x = augment(clean[index], AUGMENTATIONS[params.augmentation])
     with autocast(params.precision, x.device):
         y = net(x)
-    r, positive = pair_labels(labels[index], tau)
-    pair = (cosines(unit(y.float())) - r).square().mean()
+    r, positive = pair_targets(y_clean[index], tau)
+    pair = (compare_all(normalize(y.float())) - r).square().mean()
     return pair, {"loss_pair": pair, "positive_fraction": positive, "threshold": tau}
 
 
-DAC_STAR = Method(DACStarParams, build, fit, epochs=20)
+def count_work(task: Task) -> Cost:
+    """What a trial computes: see `count_family_work`."""
+    return count_family_work(build(task.k, task.shape, task.params), task)
+
+
+DAC_STAR = Method(
+    title="DAC*",
+    params=DACStarParams,
+    build=build,
+    fit=fit,
+    epochs=20,
+    cost=count_work,
+    colours={"DAC*": "#444444"},
+    small={"width": 0.25, "macro_batch": 500},
+    readings=("precision",),
+)

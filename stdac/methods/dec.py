@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from stdac.methods.kmeans import kmeans_centres
-from stdac.methods.method import Fitted, Method, Shape
+from stdac.methods.method import Cost, Fitted, Method, Shape, Task, count_forward
 from stdac.networks import SoftAssignment, Standardize, mlp, scaled
-from stdac.train import Assignment, Run, phase
+from stdac.train import Assignment, Trainer, phase
 from stdac.trial import Params, check_ranges
 
 EVAL_BATCH = 1000
@@ -99,24 +99,24 @@ class Previous(nn.Module):
         self.register_buffer("labels", torch.full((n,), -1))
         self.register_buffer("changed", torch.tensor(1.0))
 
-    def update(self, labels: Tensor) -> None:
+    def update(self, clusters: Tensor) -> None:
         """Take the new clusters, noting the share that changed."""
-        self.changed = (labels != self.labels).float().mean()
-        self.labels = labels
+        self.changed = (clusters != self.labels).float().mean()
+        self.labels = clusters
 
 
-def fit(images: Tensor, k: int, params: DECParams, run: Run) -> Fitted:
+def fit(images: Tensor, k: int, params: DECParams, trainer: Trainer) -> Fitted:
     """Pre-train an autoencoder, place centres by k-means on its codes, then train encoder and centres on KL(P || Q)."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    model = build(k, shape, params).to(run.device)
-    decoder = mlp([params.dimensions, *reversed(hidden(params)), shape[0] * shape[1] * shape[2]]).to(run.device)
-    pretrain(model, decoder, images, params, run)
-    model.assign.centres.data.copy_(initial_centres(model, images, k, params, run))
-    cluster(model, images, params, run)
-    return Fitted(soft_assignments(model, images).argmax(1), model.eval())
+    model = build(k, shape, params).to(trainer.device)
+    decoder = mlp([params.dimensions, *reversed(hidden(params)), shape[0] * shape[1] * shape[2]]).to(trainer.device)
+    pretrain(model, decoder, images, params, trainer)
+    model.assign.centres.data.copy_(initial_centres(model, images, k, params, trainer))
+    cluster(model, images, params, trainer)
+    return Fitted(assign_softly(model, images).argmax(1), model.eval())
 
 
-def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECParams, run: Run) -> None:
+def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECParams, trainer: Trainer) -> None:
     """Phase "pretrain": mean squared reconstruction error, shuffled mini-batches."""
     layers = nn.ModuleDict({"encoder": model.encoder, "decoder": decoder})
     optimizer = torch.optim.SGD(layers.parameters(), lr=params.pretrain_lr, momentum=0.9)
@@ -126,7 +126,7 @@ def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECPar
             yield (images[index].float() / 255,)
 
     loss = partial(reconstruction_loss, model, decoder)
-    phase(run, "pretrain", layers, optimizer, epochs=params.pretrain_epochs, batches=batches, loss=loss)
+    phase(trainer, "pretrain", layers, optimizer, epochs=params.pretrain_epochs, batches=batches, loss=loss)
 
 
 def reconstruction_loss(model: DECModel, decoder: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -136,19 +136,19 @@ def reconstruction_loss(model: DECModel, decoder: nn.Module, x: Tensor) -> tuple
 
 
 @torch.no_grad()
-def initial_centres(model: DECModel, images: Tensor, k: int, params: DECParams, run: Run) -> Tensor:
+def initial_centres(model: DECModel, images: Tensor, k: int, params: DECParams, trainer: Trainer) -> Tensor:
     """k-means on the codes of all images: (K, d)."""
     codes = torch.cat([model.embed(x.float() / 255) for x in images.split(EVAL_BATCH)])
-    return torch.from_numpy(kmeans_centres(codes.cpu().numpy(), k, run.seed, params.restarts))
+    return torch.from_numpy(kmeans_centres(codes.cpu().numpy(), k, trainer.seed, params.restarts))
 
 
 @torch.no_grad()
-def soft_assignments(model: nn.Module, images: Tensor) -> Tensor:
+def assign_softly(model: nn.Module, images: Tensor) -> Tensor:
     """q of all images: (N, K)."""
     return torch.cat([model(x.float() / 255) for x in images.split(EVAL_BATCH)])
 
 
-def cluster(model: DECModel, images: Tensor, params: DECParams, run: Run) -> None:
+def cluster(model: DECModel, images: Tensor, params: DECParams, trainer: Trainer) -> None:
     """Phase "cluster": self-training on the target distribution, mini-batches in a fixed order that wraps around."""
     learned = nn.ModuleDict({"encoder": model.encoder, "assign": model.assign})
     optimizer = torch.optim.SGD(learned.parameters(), lr=params.lr, momentum=0.9)
@@ -156,27 +156,28 @@ def cluster(model: DECModel, images: Tensor, params: DECParams, run: Run) -> Non
     order = torch.randperm(len(images), device=images.device)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        p = target_distribution(soft_assignments(model, images))
+        p = target_distribution(assign_softly(model, images))
         offsets = torch.arange(params.batch, device=images.device)
         for step in range((epoch - 1) * params.update_interval, epoch * params.update_interval):
             index = order[(step * params.batch + offsets) % len(images)]
             yield images[index].float() / 255, p[index]
 
     def evaluate(_epoch: int) -> Assignment:
-        confidence, labels = soft_assignments(model, images).max(1)
-        previous.update(labels)
-        return Assignment(labels, confidence)
+        confidence, clusters = assign_softly(model, images).max(1)
+        previous.update(clusters)
+        return Assignment(clusters, confidence)
 
     phase(
-        run,
+        trainer,
         "cluster",
         nn.ModuleDict({"learned": learned, "previous": previous}),
         optimizer,
-        epochs=run.epochs,
+        epochs=trainer.epochs,
         batches=batches,
         loss=partial(divergence_loss, model),
         evaluate=evaluate,
         finished=lambda: float(previous.changed) < params.tolerance,
+        main=True,
     )
 
 
@@ -186,4 +187,23 @@ def divergence_loss(model: DECModel, x: Tensor, p: Tensor) -> tuple[Tensor, dict
     return divergence, {"loss_clustering": divergence}
 
 
-DEC = Method(DECParams, build, fit, epochs=125)  # at most 20,000 mini-batches, as in Guo et al.
+def count_work(task: Task) -> Cost:
+    """What a trial computes: pre-training passes through encoder and decoder, which has as many weights; then each
+    epoch its mini-batches, and all images through the encoder for the targets and for the evaluation."""
+    params, encoder = task.params, count_forward(build(task.k, task.shape, task.params), task.shape)
+    pretraining = 3.0 * 2 * encoder * task.n * params.pretrain_epochs
+    trained = params.update_interval * params.batch
+    steps = params.pretrain_epochs * task.n / params.batch + task.epochs * params.update_interval
+    return Cost(encoder * task.epochs * (3.0 * trained + 2 * task.n), pretraining, steps)
+
+
+DEC = Method(
+    title="DEC",
+    params=DECParams,
+    build=build,
+    fit=fit,
+    epochs=125,  # at most 20,000 mini-batches, as in Guo et al.
+    cost=count_work,
+    colours={"DEC": "#997700"},
+    small={"width": 0.25, "pretrain_epochs": 50},
+)

@@ -1,4 +1,4 @@
-"""What the DAC family shares: label features, pair labels, macro-batches and the deployed model.
+"""What the DAC family shares: label features, pair targets, macro-batches and the deployed model.
 
 Deep Adaptive Clustering (Chang et al. 2017) trains a network on whether two images look alike, by its own opinion:
 two images are a positive pair where the cosine of their label features exceeds a threshold.
@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stdac.methods.method import Cost, Task, count_forward
 from stdac.networks import Standardize, calibrate
-from stdac.train import Assignment, Run
+from stdac.train import Assignment, Trainer
 
 CALIBRATION_BATCH = 1000
 
@@ -46,32 +47,32 @@ class Deployed(nn.Module):
         return self.net
 
 
-def pixel_mean(images: Tensor) -> float:
+def mean_pixel(images: Tensor) -> float:
     """The one scalar that the DAC family subtracts: the mean over all pixels, in [0, 1]. images: uint8."""
     return images.sum(dtype=torch.int64).item() / images.numel() / 255
 
 
-def standardized(images: Tensor, mean: float) -> Tensor:
+def standardize(images: Tensor, mean: float) -> Tensor:
     """(B, C, H, W) uint8 -> float32 minus the mean, channels last."""
     return images.to(dtype=torch.float32, memory_format=torch.channels_last).div_(255).sub_(mean)
 
 
-def unit(y: Tensor) -> Tensor:
+def normalize(y: Tensor) -> Tensor:
     """Rows of y (B, K) scaled to unit L2 norm; a softmax is never zero."""
     return F.normalize(y, dim=1)
 
 
-def cosines(z: Tensor) -> Tensor:
+def compare_all(z: Tensor) -> Tensor:
     """Cosines of all pairs of unit rows z (B, K): (B, B). No matrix product, which a GPU may round to ten bits."""
     return (z[:, None] * z).sum(2)
 
 
-def threshold_at(epoch: int, epochs: int, start: float, end: float) -> float:
+def fall_threshold(epoch: int, epochs: int, start: float, end: float) -> float:
     """Threshold of epoch 1..epochs: from `start`, down by (start - end) / epochs after each epoch."""
     return start - (epoch - 1) * (start - end) / epochs
 
 
-def in_groups(predict: Callable[[Tensor, int], Tensor], x: Tensor, group: int) -> Tensor:
+def predict_in_groups(predict: Callable[[Tensor, int], Tensor], x: Tensor, group: int) -> Tensor:
     """Predict x (B, ...) with batch statistics of `group` consecutive images; the last group may be shorter.
 
     One image alone has no batch statistics: a single left-over image joins the group before it.
@@ -85,37 +86,37 @@ def in_groups(predict: Callable[[Tensor, int], Tensor], x: Tensor, group: int) -
     return torch.cat(parts)
 
 
-def label_features(net: nn.Module, x: Tensor, group: int) -> Tensor:
+def predict_features(net: nn.Module, x: Tensor, group: int) -> Tensor:
     """Label features of x (B, C, H, W) with batch statistics of `group` consecutive images: (B, K)."""
     y: Tensor = net(x, group)
     return y
 
 
-class LabelPass:
+class CleanPass:
     """Label features of clean images by the protocol: no augmentation or dropout, batch statistics of `group`."""
 
-    def __init__(self, net: nn.Module, group: int, run: Run) -> None:
+    def __init__(self, net: nn.Module, group: int, trainer: Trainer) -> None:
         self.net, self.group = net, group
-        self.compiled = run.compiled(partial(label_features, net))
+        self.compiled = trainer.compiled(partial(predict_features, net))
         self.steady: int | None = None
 
     def _predict(self, x: Tensor, group: int) -> Tensor:
         # Only the first shape is compiled: the odd sizes at the end of a pass cost less eagerly than a compilation.
         self.steady = self.steady or len(x)
-        y: Tensor = self.compiled(x, group) if len(x) == self.steady else label_features(self.net, x, group)
+        y: Tensor = self.compiled(x, group) if len(x) == self.steady else predict_features(self.net, x, group)
         return y
 
     @torch.no_grad()
     def __call__(self, x: Tensor) -> Tensor:
         """x: (B, C, H, W) float32, standardised -> (B, K) float32, a softmax."""
         self.net.eval()
-        return in_groups(self._predict, x, self.group).clone()
+        return predict_in_groups(self._predict, x, self.group).clone()
 
 
 def pair_batches(
     images: Tensor,
     mean: float,
-    label_pass: LabelPass,
+    clean_pass: CleanPass,
     order: Tensor,
     threshold: float,
     *,
@@ -131,38 +132,38 @@ def pair_batches(
     `drop_last` skips a pass's shorter last batch, 1 image always.
     """
     tau = torch.tensor(threshold, device=images.device)
-    for chunk in tail_joined(order, macro_batch):
-        clean = standardized(images[chunk], mean)
-        labels = label_pass(clean)
-        label_pass.net.train()
+    for chunk in split_order(order, macro_batch):
+        clean = standardize(images[chunk], mean)
+        y_clean = clean_pass(clean)  # (M, K)
+        clean_pass.net.train()
         for _ in range(passes):
             for index in torch.randperm(len(chunk), device=images.device).split(batch):
                 if len(index) < (min(batch, len(images)) if drop_last else 2):
                     continue
-                yield index, clean, labels, tau
+                yield index, clean, y_clean, tau
 
 
-def pair_labels(y: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
-    """Pair labels r (b, b) float32, 1 where two label features are alike, and the share of positive pairs i != j."""
-    r = (cosines(unit(y)) > threshold).float()
+def pair_targets(y: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+    """Pair targets r (b, b) float32, 1 where two label features are alike, and the share of positive pairs i != j."""
+    r = (compare_all(normalize(y)) > threshold).float()
     b = len(y)
     return r, (r.sum() - r.diagonal().sum()) / (b * (b - 1))
 
 
-def protocol_assignment(label_pass: LabelPass, images: Tensor, mean: float, order: Tensor, chunk: int) -> Assignment:
+def assign_by_protocol(clean_pass: CleanPass, images: Tensor, mean: float, order: Tensor, chunk: int) -> Assignment:
     """Clusters of all images by the protocol: argmax of label features with batch statistics, in a fixed order.
 
     order: (N,) int64 permutation: class-sorted batches would destroy the statistics. chunk: images a forward pass.
     """
-    chunk = max(chunk // label_pass.group, 1) * label_pass.group
-    parts = [label_pass(standardized(images[index], mean)) for index in tail_joined(order, chunk)]
+    chunk = max(chunk // clean_pass.group, 1) * clean_pass.group
+    parts = [clean_pass(standardize(images[index], mean)) for index in split_order(order, chunk)]
     confidence, clusters = torch.cat(parts).max(1)
-    labels, scattered = torch.empty_like(clusters), torch.empty_like(confidence)
-    labels[order], scattered[order] = clusters, confidence
-    return Assignment(labels, scattered)
+    of_images, sureness = torch.empty_like(clusters), torch.empty_like(confidence)
+    of_images[order], sureness[order] = clusters, confidence
+    return Assignment(of_images, sureness)
 
 
-def tail_joined(order: Tensor, chunk: int) -> list[Tensor]:
+def split_order(order: Tensor, chunk: int) -> list[Tensor]:
     """`order` in chunks, a last chunk of one image joined to the chunk before it."""
     parts = list(order.split(chunk))
     if len(parts) > 1 and len(parts[-1]) == 1:
@@ -170,10 +171,18 @@ def tail_joined(order: Tensor, chunk: int) -> list[Tensor]:
     return parts
 
 
+def count_family_work(model: nn.Module, task: Task) -> Cost:
+    """What a trial of the family computes: each image three forward passes' worth a training pass (one forward, two
+    back), one in the clean pass, one in the evaluation."""
+    images = float(task.n * task.epochs)
+    steps = images * task.params.passes / task.params.batch
+    return Cost(count_forward(model, task.shape) * images * (3 * task.params.passes + 2), steps=steps)
+
+
 @torch.no_grad()
 def calibrate_and_assign(model: nn.Module, images: Tensor) -> Tensor:
     """Fill in the population statistics from all clean images, then cluster them as deployed: (N,) int64."""
     parts = torch.randperm(len(images), device=images.device)
-    calibrate(model, (images[index].float() / 255 for index in tail_joined(parts, CALIBRATION_BATCH)))
+    calibrate(model, (images[index].float() / 255 for index in split_order(parts, CALIBRATION_BATCH)))
     model.eval()
     return torch.cat([model(x.float() / 255).argmax(1) for x in images.split(CALIBRATION_BATCH)])

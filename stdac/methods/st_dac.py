@@ -12,23 +12,24 @@ from torch import Tensor, nn
 
 from stdac.augment import AUGMENTATIONS, augment
 from stdac.errors import StdacError
-from stdac.methods.method import Fitted, Method, Shape
+from stdac.methods.method import Cost, Fitted, Method, Shape, Task
 from stdac.methods.pairwise import (
+    CleanPass,
     Deployed,
-    LabelPass,
+    assign_by_protocol,
     calibrate_and_assign,
-    cosines,
+    compare_all,
+    count_family_work,
+    fall_threshold,
+    mean_pixel,
+    normalize,
     pair_batches,
-    pair_labels,
-    pixel_mean,
-    protocol_assignment,
-    standardized,
-    threshold_at,
-    unit,
+    pair_targets,
+    standardize,
 )
 from stdac.networks import STDACNet
 from stdac.step import autocast, check_precision
-from stdac.train import Assignment, Run, phase
+from stdac.train import Assignment, Trainer, phase
 from stdac.trial import Params, check_ranges
 
 # Threshold range and augmentation: the paper's text and the released code have the two data sets' ranges swapped.
@@ -111,26 +112,26 @@ def network(k: int, shape: Shape, params: STDACParams) -> STDACNet:
     )
 
 
-def fit(images: Tensor, k: int, params: STDACParams, run: Run) -> Fitted:
+def fit(images: Tensor, k: int, params: STDACParams, trainer: Trainer) -> Fitted:
     """Label a macro-batch, take Adam steps on its augmented mini-batches; the threshold falls from epoch to epoch."""
     assert params.threshold_start is not None and params.threshold_end is not None, "resolve the parameters first"
     start, end = params.threshold_start, params.threshold_end
-    mean = pixel_mean(images)
+    mean = mean_pixel(images)
     net = network(k, (images.shape[1], images.shape[2], images.shape[3]), params)
     model = Deployed(net)
-    model.prepare(mean, run.device)
-    optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True, capturable=run.graphs)
+    model.prepare(mean, trainer.device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True, capturable=trainer.graphs)
     order = torch.randperm(len(images), device=images.device)
-    trace = StnTrace(net, images, mean, run.epochs).to(images.device)
-    label_pass = LabelPass(net, params.eval_batch, run)
+    trace = StnTrace(net, images, mean, trainer.epochs).to(images.device)
+    clean_pass = CleanPass(net, params.eval_batch, trainer)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
         return pair_batches(
             images,
             mean,
-            label_pass,
+            clean_pass,
             torch.randperm(len(images), device=images.device),
-            threshold_at(epoch, run.epochs, start, end),
+            fall_threshold(epoch, trainer.epochs, start, end),
             macro_batch=params.macro_batch,
             passes=params.passes,
             batch=params.batch,
@@ -139,31 +140,32 @@ def fit(images: Tensor, k: int, params: STDACParams, run: Run) -> Fitted:
 
     def evaluate(epoch: int) -> Assignment:
         trace.record(epoch, params.eval_batch)
-        return protocol_assignment(label_pass, images, mean, order, params.macro_batch)
+        return assign_by_protocol(clean_pass, images, mean, order, params.macro_batch)
 
     phase(
-        run,
+        trainer,
         "cluster",
         nn.ModuleDict({"net": net, "trace": trace}),
         optimizer,
-        epochs=run.epochs,
+        epochs=trainer.epochs,
         batches=batches,
         loss=partial(loss, net, params),
         evaluate=evaluate,
+        main=True,
     )
-    return Fitted(calibrate_and_assign(model, images), model, trace.arrays())
+    return Fitted(calibrate_and_assign(model, images), model, figures=trace.list_arrays())
 
 
 def loss(
-    net: nn.Module, params: STDACParams, index: Tensor, clean: Tensor, labels: Tensor, tau: Tensor
+    net: nn.Module, params: STDACParams, index: Tensor, clean: Tensor, y_clean: Tensor, tau: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss of a mini-batch as `pair_batches` yields it, augmented here, and its terms."""
     assert params.augmentation is not None, "resolve the parameters first"
-    x, y_clean = augment(clean[index], AUGMENTATIONS[params.augmentation]), labels[index]
+    x, y_clean = augment(clean[index], AUGMENTATIONS[params.augmentation]), y_clean[index]
     with autocast(params.precision, x.device):
         y = net(x)
     y = y.float()
-    r, positive = pair_labels(y_clean, tau)
+    r, positive = pair_targets(y_clean, tau)
     pair, aux = pair_loss(y, r, params.pair_loss), auxiliary_loss(y, y_clean)
     log = {"loss_pair": pair, "loss_auxiliary": aux, "positive_fraction": positive, "threshold": tau}
     return pair + params.aux_weight * aux, log
@@ -172,7 +174,7 @@ def loss(
 def pair_loss(y: Tensor, r: Tensor, kind: str) -> Tensor:
     """Binary cross-entropy ("bce") or squared error ("mse") of the cosines of label features y (B, K) against pair
     labels r (B, B), mean over pairs."""
-    s = cosines(unit(y))
+    s = compare_all(normalize(y))
     if kind == "mse":
         return (s - r).square().mean()
     s = s.clamp(1e-7, 1 - 1e-7)
@@ -185,7 +187,7 @@ def auxiliary_loss(y: Tensor, y_clean: Tensor) -> Tensor:
     As the target is never below the softmax that it came from, this sharpens y and asks for the same answer under
     augmentation. In all released scripts but one; not in the paper.
     """
-    target, y = unit(y_clean), y.clamp(1e-7, 1 - 1e-7)
+    target, y = normalize(y_clean), y.clamp(1e-7, 1 - 1e-7)
     return -(target * y.log() + (1 - target) * (1 - y).log()).mean()
 
 
@@ -229,23 +231,43 @@ class StnTrace(nn.Module):
         net.eval()
         try:
             group = min(group, len(images))
-            net(standardized(images[: len(images) // group * group], self.mean), group)
+            net(standardize(images[: len(images) // group * group], self.mean), group)
         finally:
             for hook in hooks:
                 hook.remove()
         theta = torch.stack(thetas, 1).float()  # (sample, S, 6)
         self.theta_mean[epoch], self.theta_std[epoch] = theta.mean(0), theta.std(0, correction=0)
         self.saturated[epoch] = (theta[:, :, [0, 4]].abs() > 0.98).float().mean((0, 2))
-        straight = transformers[0](standardized(self.originals, self.mean)) + self.mean
+        straight = transformers[0](standardize(self.originals, self.mean)) + self.mean
         self.shown[epoch] = (straight * 255).round().clamp(0, 255).to(torch.uint8)
 
-    def arrays(self) -> dict[str, NDArray[np.generic]] | None:
-        """The buffers as numpy arrays, `images` being the originals; None without transformers."""
+    def list_arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The buffers as numpy arrays, `images` being the originals; none without transformers."""
         if not self.transformers[0]:
-            return None
+            return {}
         names = {"theta_mean": "theta_mean", "theta_std": "theta_std", "saturated": "saturated"}
         names |= {"straightened": "shown", "images": "originals", "index": "index"}
         return {name: getattr(self, buffer).cpu().numpy() for name, buffer in names.items()}
 
 
-ST_DAC = Method(STDACParams, build, fit, epochs=10)
+def count_work(task: Task) -> Cost:
+    """What a trial computes: see `count_family_work`."""
+    return count_family_work(build(task.k, task.shape, task.params), task)
+
+
+ST_DAC = Method(
+    title="ST-DAC, {stn} STN",
+    params=STDACParams,
+    build=build,
+    fit=fit,
+    epochs=10,
+    cost=count_work,
+    colours={
+        "ST-DAC, 0 STN": "#0072B2",
+        "ST-DAC, 1 STN": "#D55E00",
+        "ST-DAC, 2 STN": "#009E73",
+        "ST-DAC, 3 STN": "#882255",
+    },
+    small={"stn": 0, "width": 0.25, "macro_batch": 500, "passes": 2, "lr": 3e-4},
+    readings=("stn", "preset", "architecture", "precision"),
+)

@@ -43,7 +43,7 @@ def newest(folder: Any) -> dict[str, Any]:
     return {"epoch": 0, "state": folder.path.name, "rows": []}
 
 
-def train(trial: Any, attempt: Any, on_progress: Any, on_score: Any) -> None:
+def train(trial: Any, attempt: Any, observer: Any) -> None:
     """In the place of `stdac.run.finish_attempt`."""
     import pyarrow as pa
 
@@ -58,12 +58,13 @@ def train(trial: Any, attempt: Any, on_progress: Any, on_score: Any) -> None:
             time.sleep(STEP_S)
             state = hashlib.sha256(state.encode()).hexdigest()
             progress = {"phase": "cluster", "epoch": epoch, "epochs": EPOCHS, "step": step, "steps": STEPS}
-            attempt.progress(progress | {"images_per_s": 1.0})
-            on_progress(Step(**progress))
+            progress |= {"images_per_s": 1.0, "main": True}
+            attempt.progress(progress)
+            observer.on_progress(Step(**progress))
         keys = {"trial_id": attempt.folder.path.name, "schema_version": SCHEMA_VERSION}
         keys |= {key: trial[key] for key in ("method", "dataset", "seed")}
-        rows.append(keys | {"phase": "cluster", "epoch": epoch, "acc": int(state[:8], 16) / 2**32})
-        on_score(rows[-1])
+        rows.append(keys | {"phase": "cluster", "main": True, "epoch": epoch, "acc": int(state[:8], 16) / 2**32})
+        observer.on_score(rows[-1])
         attempt.save_checkpoint({"epoch": epoch, "state": state, "rows": rows})
     attempt.check()
     attempt.write_table("metrics.parquet", metrics_table(rows))
@@ -74,7 +75,7 @@ def train(trial: Any, attempt: Any, on_progress: Any, on_score: Any) -> None:
     attempt.finish({"seconds": time.monotonic() - began, "device": "none", "trial_id": attempt.folder.path.name})
 
 
-def run_trial(trial: Any, folder: Any, *, on_claim: Any, on_progress: Any, on_score: Any, **_: Any) -> bool:
+def run_trial(trial: Any, folder: Any, *, observer: Any, **_: Any) -> bool:
     """In the place of `stdac.run.run_trial`, which it follows line by line."""
     from stdac.errors import DiskFull
     from stdac.record import Superseded
@@ -85,9 +86,9 @@ def run_trial(trial: Any, folder: Any, *, on_claim: Any, on_progress: Any, on_sc
         return False
     with attempt:
         try:
-            on_claim(attempt)
+            observer.on_claim(attempt)
             folder.clear_error()
-            train(trial, attempt, on_progress, on_score)
+            train(trial, attempt, observer)
         except Superseded:
             return False
         except DiskFull:

@@ -1,0 +1,26 @@
+"""Who watches a trial: the command line, a worker, a test. Imports nothing heavy, as all of these do."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from stdac.record import Attempt
+    from stdac.train import Progress
+
+
+class Observer:
+    """Who watches a trial as it goes on, and may end it by raising. These do nothing; derive what is wanted."""
+
+    def on_claim(self, attempt: "Attempt") -> None:
+        """The trial is this process' now."""
+
+    def on_progress(self, progress: "Progress") -> None:
+        """A step was taken."""
+
+    def on_score(self, row: Mapping[str, Any]) -> None:
+        """A row of METRICS was added."""
+
+    def must_save(self, epoch: int) -> bool:
+        """Whether the checkpoint of an epoch of the main phase is needed, which is else left out where it costs too
+        much time."""
+        return False
