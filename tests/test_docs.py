@@ -28,13 +28,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
-import stdac.train
 from cluster_jobs.ledger import TRIALS
 from export.results.drift import OUTLIERS
 from export.results.rows import CLUSTERS
-from stdac.images import Pixels
 from stdac.methods import METHODS, resolve
 from stdac.run import run_trial
 from tests.conftest import CPU
@@ -112,7 +111,7 @@ def name_of(page: Path) -> str:
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.place)
 def test_a_block_says_whether_it_runs(block: Block) -> None:
-    assert block.language in ("sh", "python", "toml", "text"), f"{block.place}: give the block a language"
+    assert block.language in ("sh", "python", "toml", "text", "mermaid"), f"{block.place}: give the block a language"
     if block.language in ("sh", "python"):
         assert block.kind, f"{block.place}: put <!-- runs --> or <!-- not run: REASON --> before the block"
     else:
@@ -158,7 +157,7 @@ def run(command: list[str], folder: Path, place: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory, model: Path, digits: Pixels) -> Path:
+def prepared(tmp_path_factory: pytest.TempPathFactory, model: Path, digits: NDArray[np.uint8]) -> Path:
     """The folder that every page starts from."""
     folder = tmp_path_factory.mktemp("documents")
     for name in ("model.pt", "model.onnx"):
@@ -203,7 +202,6 @@ def test_the_blocks_of_a_page_run(page: Path, outcomes: dict[Path, "Future[None]
     outcomes[page].result()
 
 
-@pytest.mark.skipif(not hasattr(stdac.train, "Trainer"), reason="this stdac has the contract of methods before Trainer")
 def test_the_example_of_a_method_trains(tmp_path: Path, new_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     block = next(block for block in BLOCKS if block.what == "stdac/methods/online_kmeans.py")
     line = next(block.text for block in blocks_of(block.page) if block.text.startswith('"online-kmeans"'))
