@@ -69,6 +69,10 @@ def export_model(
     if precision not in PRECISIONS:
         raise StdacError(f"got precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     model, config = load_model(model_path)
+    if not config.clusters:
+        raise StdacError(
+            f"{model_path} is an embedding model of method {config.trial.method}: it has no clusters to sort images into"
+        )
     info = describe(config, names, model_path)
     check_weights(model, model_path)
     with whole(onnx_path) as file:

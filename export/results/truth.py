@@ -41,7 +41,7 @@ def score(table: pa.Table, k: int) -> Truth | None:
     if not len(truth):
         return None
     metrics, assign = import_metrics()
-    scores = metrics.scores(truth, clusters)
+    scores = metrics.score_clusters(truth, clusters)
     confusion = np.bincount(clusters * len(labels) + truth, minlength=k * len(labels)).reshape(k, len(labels))
     present: NDArray[np.bool_] = confusion.sum(0) > 0
     named = tuple(label for label, there in zip(labels, present, strict=True) if there)

@@ -50,9 +50,10 @@ SLEEP = f"""
 import sys
 if "cluster_jobs.worker" in sys.orig_argv:
     import time
+    from dataclasses import replace
     from stdac.methods import METHODS
     real = METHODS["kmeans"]
-    METHODS["kmeans"] = real._replace(fit=lambda *words: (time.sleep({SLEEP_S}), real.fit(*words))[1])
+    METHODS["kmeans"] = replace(real, fit=lambda *words: (time.sleep({SLEEP_S}), real.fit(*words))[1])
 """
 STAND_INS = {
     "scontrol": """

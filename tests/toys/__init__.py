@@ -1,0 +1,1 @@
+"""Methods of the tests: none of the project's own."""
