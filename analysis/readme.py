@@ -1,4 +1,5 @@
-"""The results in README.md: `python -m analysis.readme` writes its blocks anew, `--check` says whether they are stale.
+"""The results in the documents: `python -m analysis.readme` writes their blocks anew, `--check` says whether they are
+stale.
 
 What lies between `<!-- results:NAME -->` and `<!-- /results -->` is what `stdac-grid results results/NAME --unfinished
 --markdown` prints.
@@ -18,6 +19,12 @@ from stdac.files import atomic_write
 BLOCK = re.compile(r"(<!-- results:([\w.-]+) -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
+def find_results(page: Path) -> Path:
+    """The folder results/ beside a page, or beside the folder that it is in."""
+    folders = (folder / "results" for folder in page.resolve().parents[:2])
+    return next((folder for folder in folders if folder.is_dir()), page.parent / "results")
+
+
 def filled(text: str, folder: Path) -> str:
     """The text with each of its blocks filled from `folder`/NAME. Raises StdacError where that is no run."""
 
@@ -29,13 +36,13 @@ def filled(text: str, folder: Path) -> str:
 
 
 @click.command()
-@click.argument("readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), default="README.md")
+@click.argument("readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), default="docs/results.md")
 @click.option("--check", is_flag=True, help="Write nothing; the exit code is 1 where it is stale.")
 def main(readme: Path, check: bool) -> None:
-    """Fill the blocks of results in README from the folder results/ beside it."""
+    """Fill the blocks of results in a page, README, from the folder results/ beside it or beside its folder."""
     try:
         text = readme.read_text()
-        new = filled(text, readme.parent / "results")
+        new = filled(text, find_results(readme))
         if check and new != text:
             raise StdacError(f"{readme} is not what results/ says: python -m analysis.readme writes it anew")
         if new != text:

@@ -1,30 +1,32 @@
-"""The README's commands exist, with the options it gives them."""
+"""The README: it shows the commands, and its numbers are those of the tables that are made from results/."""
 
 import re
-import shlex
 from pathlib import Path
 
-import pytest
+from click.testing import CliRunner
 
-from cluster_jobs.commands import grid, stdac
+import analysis.readme
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-BLOCKS = [block for language, block in FENCED if not language]
-COMMANDS = sorted({line for block in BLOCKS for line in block.splitlines() if re.match(r"stdac(-grid)? ", line)})
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+TABLES = ROOT / "docs" / "results.md"
 
 
 def test_the_readme_shows_commands() -> None:
-    assert {"train", "export", "cluster", "show", "launch", "results"} <= {line.split()[1] for line in COMMANDS}
+    words = set(re.findall(r"^stdac(?:-grid)? ([a-z-]+)", README, re.MULTILINE))
+    assert {"suggest-k", "train", "export", "cluster", "plan", "launch", "status", "results"} <= words
+    assert "\nmake demo\n" in README and "pip install '.[cpu]'" in README
 
 
-@pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_readme_parses(line: str) -> None:
-    tool, name, *words = shlex.split(line, comments=True)
-    group = {"stdac": stdac.main, "stdac-grid": grid.main}[tool]
-    group.commands[name].make_context(name, words)
+def test_the_tables_say_what_the_results_say() -> None:
+    assert "<!-- results:paper -->" in TABLES.read_text()
+    result = CliRunner().invoke(analysis.readme.main, [str(TABLES), "--check"])
+    assert result.exit_code == 0, result.output
 
 
-def test_every_file_that_the_readme_names_is_there() -> None:
-    for path in re.findall(r"\]\(([\w/.-]+)\)", README):
-        assert (Path(__file__).parents[1] / path).exists(), path
+def test_the_readmes_numbers_are_those_of_the_tables() -> None:
+    section = README.partition("## Results")[2].partition("\n## ")[0]
+    numbers = re.findall(r"(?<![\d.])\.\d{3}", section)
+    assert len(numbers) >= 3
+    tables = TABLES.read_text().partition("<!-- results:paper -->")[2].partition("<!-- /results -->")[0]
+    assert [number for number in numbers if number not in tables] == []
