@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.intervals import Interval, difference_interval, mean_interval
-from analysis.published import Published, comparable, published, published_curve
+from analysis.intervals import Interval, estimate_difference, estimate_mean
+from analysis.published import Published, find_published, find_published_curve, is_comparable
 from analysis.runs import SETTINGS
 from stdac.methods import METHODS, fill_params, fill_title
 from stdac.trial import choose_telling
@@ -63,7 +63,7 @@ class Cell:
     @property
     def published_curve(self) -> dict[int, float]:
         """The published mean ACC by epoch, where comparable."""
-        return published_curve(fill_title(self.method, self.settings), self.dataset) if self.published else {}
+        return find_published_curve(fill_title(self.method, self.settings), self.dataset) if self.published else {}
 
     @property
     def difference(self) -> float | None:
@@ -80,13 +80,13 @@ class Cell:
     @property
     def interval(self) -> Interval | None:
         """The 95 % confidence interval of the mean ACC over seeds, or None with fewer than two."""
-        return mean_interval(self.scores.get("acc", ()))
+        return estimate_mean(self.scores.get("acc", ()))
 
     @property
     def difference_interval(self) -> Interval | None:
         """The 95 % confidence interval of `difference`, or None where there is none."""
         paper = self.published.get("acc")
-        return None if paper is None else difference_interval(self.scores.get(self.compared, ()), paper)
+        return None if paper is None else estimate_difference(self.scores.get(self.compared, ()), paper)
 
     @property
     def gap(self) -> float:
@@ -95,74 +95,76 @@ class Cell:
         return max((deployed - protocol for deployed, protocol in pairs), key=abs, default=0.0)
 
 
-def results(rows: pa.Table) -> list[Cell]:
+def make_cells(rows: pa.Table) -> list[Cell]:
     """The cells of a ROWS table, by data set, then floor methods, DEC, DAC* and ST-DAC with 0 to 3 STN."""
     trials: dict[str, Trial] = {}
     for row in rows.to_pylist():
         trials.setdefault(row["trial_id"], {})[row["phase"], row["epoch"]] = row
     groups: dict[tuple[str, ...], list[Trial]] = {}
     for trial in trials.values():
-        if not clustered(trial):  # unfinished, in an earlier phase
+        if not list_epochs(trial):  # unfinished, in an earlier phase
             continue
         row = next(iter(trial.values()))
-        key = (row["dataset"], row["method"], json.dumps(settings_of(row), sort_keys=True))
+        key = (row["dataset"], row["method"], json.dumps(_read_settings(row), sort_keys=True))
         groups.setdefault(key, []).append(trial)
-    cells = sorted((make_cell(group) for group in groups.values()), key=rank)
-    return [cell for dataset in datasets(cells) for cell in distinguish([c for c in cells if c.dataset == dataset])]
+    cells = sorted((_make_cell(group) for group in groups.values()), key=rank)
+    return [
+        cell for dataset in list_datasets(cells) for cell in _distinguish([c for c in cells if c.dataset == dataset])
+    ]
 
 
-def settings_of(row: Mapping[str, Any]) -> Settings:
+def _read_settings(row: Mapping[str, Any]) -> Settings:
     """All that a row's trial may differ in from others of its method, but the seed: parameters, SETTINGS, source."""
     params = fill_params(row["method"], json.loads(row["params"]))
     return params | {name: row[name] for name in (*SETTINGS, "source")}
 
 
-def clustered(trial: Trial) -> list[int]:
+def list_epochs(trial: Trial) -> list[int]:
     """The epochs of the main phase that a trial has rows of."""
     return [epoch for (_, epoch), row in trial.items() if row["main"]]
 
 
-def make_cell(trials: list[Trial]) -> Cell:
+def _make_cell(trials: list[Trial]) -> Cell:
     """The cell of trials that differ in their seed only."""
-    trials = sorted(trials, key=lambda trial: first_row(trial)["seed"])
-    first, epoch = first_row(trials[0]), common_epoch(trials)
+    trials = sorted(trials, key=lambda trial: _take_first_row(trial)["seed"])
+    first, epoch = _take_first_row(trials[0]), _find_common_epoch(trials)
     if epoch is not None:
-        trials = [until(trial, epoch) for trial in trials]
-    settings = settings_of(first)
+        trials = [cut_after(trial, epoch) for trial in trials]
+    settings = _read_settings(first)
     label = fill_title(first["method"], settings)
-    metrics = SCORES if comparable(first) else ()
-    values = {metric: published(label, first["dataset"], metric, epoch) for metric in metrics}
+    metrics = SCORES if is_comparable(first) else ()
+    values = {metric: find_published(label, first["dataset"], metric, epoch) for metric in metrics}
     return Cell(
         dataset=first["dataset"],
         method=first["method"],
         label=label,
         settings=settings,
-        seeds=tuple(first_row(trial)["seed"] for trial in trials),
-        trial_ids=tuple(first_row(trial)["trial_id"] for trial in trials),
+        seeds=tuple(_take_first_row(trial)["seed"] for trial in trials),
+        trial_ids=tuple(_take_first_row(trial)["trial_id"] for trial in trials),
         epoch=epoch,
-        done=sum(first_row(trial)["finished"] for trial in trials),
-        scores=by_name([trial_scores(trial) for trial in trials]),
-        curves=by_epoch(trials),
+        done=sum(_take_first_row(trial)["finished"] for trial in trials),
+        scores=_group_by_name([_read_scores(trial) for trial in trials]),
+        curves=_group_by_epoch(trials),
         published={metric: value for metric, value in values.items() if value is not None},
     )
 
 
-def first_row(trial: Trial) -> dict[str, Any]:
+def _take_first_row(trial: Trial) -> dict[str, Any]:
     """Any row of a trial, for what all of them share."""
     return next(iter(trial.values()))
 
 
-def common_epoch(trials: list[Trial]) -> int | None:
+def _find_common_epoch(trials: list[Trial]) -> int | None:
     """The last epoch that all trials have, finished ones having all; None where all are finished."""
-    return min((max(clustered(trial)) for trial in trials if not first_row(trial)["finished"]), default=None)
+    return min((max(list_epochs(trial)) for trial in trials if not _take_first_row(trial)["finished"]), default=None)
 
 
-def until(trial: Trial, epoch: int) -> Trial:
+def cut_after(trial: Trial, epoch: int) -> Trial:
     """The rows of the main phase up to an epoch."""
     return {key: row for key, row in trial.items() if row["main"] and key[1] <= epoch}
 
 
-def trial_scores(trial: Trial) -> dict[str, float | None]:
+def _read_scores(trial: Trial) -> dict[str, float | None]:
     """The scores of one trial as Cell.scores names them; None without ground truth."""
     epochs = {epoch: row for (_, epoch), row in trial.items() if row["main"]}
     last = epochs[max(epochs)]
@@ -173,13 +175,13 @@ def trial_scores(trial: Trial) -> dict[str, float | None]:
     return scores
 
 
-def by_name(scores: list[dict[str, float | None]]) -> dict[str, list[float]]:
+def _group_by_name(scores: list[dict[str, float | None]]) -> dict[str, list[float]]:
     """The scores that all trials have, {name: one value a trial}."""
     columns = {name: [trial[name] for trial in scores] for name in scores[0]}
     return {name: [v for v in column if v is not None] for name, column in columns.items() if None not in column}
 
 
-def by_epoch(trials: list[Trial]) -> dict[int, list[float]]:
+def _group_by_epoch(trials: list[Trial]) -> dict[int, list[float]]:
     """Protocol ACC by epoch, one value a trial; one that stopped early keeps its last. Empty without ground truth."""
     curves = [{epoch: row["acc"] for (_, epoch), row in trial.items() if row["main"]} for trial in trials]
     if any(acc is None for curve in curves for acc in curve.values()):
@@ -191,39 +193,39 @@ def by_epoch(trials: list[Trial]) -> dict[int, list[float]]:
 def rank(cell: Cell) -> tuple[Any, ...]:
     """The sort key of a cell: data set, method as in METHODS, title, then settings."""
     method = list(METHODS).index(cell.method) if cell.method in METHODS else len(METHODS)
-    settings = json.dumps([cell.settings.get(name) for name in order_settings(cell.method, cell.settings)])
-    return (dataset_rank(cell.dataset), method, cell.method, fill_title(cell.method, cell.settings), settings)
+    settings = json.dumps([cell.settings.get(name) for name in _order_settings(cell.method, cell.settings)])
+    return (_rank_dataset(cell.dataset), method, cell.method, fill_title(cell.method, cell.settings), settings)
 
 
-def dataset_rank(name: str) -> tuple[int, str]:
+def _rank_dataset(name: str) -> tuple[int, str]:
     """digits, MNIST, Fashion-MNIST, then by name."""
     known = ("digits", "mnist", "fashion-mnist")
     return (known.index(name) if name in known else len(known), name)
 
 
-def datasets(cells: Iterable[Cell]) -> list[str]:
+def list_datasets(cells: Iterable[Cell]) -> list[str]:
     """The data sets of the cells, in order, each once."""
     return list(dict.fromkeys(cell.dataset for cell in cells))
 
 
-def distinguish(cells: list[Cell]) -> Iterator[Cell]:
+def _distinguish(cells: list[Cell]) -> Iterator[Cell]:
     """The cells of one data set, their labels lengthened by the settings that tell equal ones apart."""
     for cell in cells:
         twins = [c.settings for c in cells if c.label == cell.label]
-        names = choose_telling(twins, order_settings(cell.method, *twins))
-        told = "".join(f", {name} {show_setting(cell.settings.get(name))}" for name in names)
+        names = choose_telling(twins, _order_settings(cell.method, *twins))
+        told = "".join(f", {name} {_show_setting(cell.settings.get(name))}" for name in names)
         yield replace(cell, label=cell.label + told)
 
 
-def order_settings(method: str, *settings: Settings) -> list[str]:
+def _order_settings(method: str, *settings: Settings) -> list[str]:
     """The names of settings, those first by which a person tells variants of a method apart: its parameters in the
     order of their dataclass, then SETTINGS and source, then what this version does not know."""
     known = [f.name for f in fields(METHODS[method].params)] if method in METHODS else []
     return list(dict.fromkeys([*known, *SETTINGS, "source", *sorted(name for s in settings for name in s)]))
 
 
-def show_setting(value: Any) -> str:
+def _show_setting(value: Any) -> str:
     """A setting's value in a label."""
     if isinstance(value, list | tuple):
-        return "-".join(map(show_setting, value))
+        return "-".join(map(_show_setting, value))
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from analysis.cells import Cell, datasets, results
-from analysis.runs import finished, read_metrics
+from analysis.cells import Cell, list_datasets, make_cells
+from analysis.runs import list_finished, read_metrics
 from analysis.table import is_floor, show
 from stdac.errors import StdacError
 from stdac.files import atomic_write
@@ -47,26 +47,26 @@ def write_figures(run: Path, out: Path, *, unfinished: bool = False) -> list[Pat
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StdacError(f"cannot make the folder {out} ({error.strerror}): choose another place") from error
-    cells = results(rows)
-    paths = [curves(rows, out / "accuracy-by-epoch.png")] if any(trained(cell) for cell in cells) else []
-    for cell, seed, trace in traces(run, cells):
-        name = f"{slug(cell.dataset)}-{slug(cell.label)}.png"
-        paths.append(stn_pictures(trace, out / name, title=f"{cell.label} on {cell.dataset}, seed {seed}"))
+    cells = make_cells(rows)
+    paths = [draw_curves(rows, out / "accuracy-by-epoch.png")] if any(is_trained(cell) for cell in cells) else []
+    for cell, seed, trace in find_traces(run, cells):
+        name = f"{make_slug(cell.dataset)}-{make_slug(cell.label)}.png"
+        paths.append(draw_stn_pictures(trace, out / name, title=f"{cell.label} on {cell.dataset}, seed {seed}"))
     return paths
 
 
-def traces(run: Path, cells: Sequence[Cell]) -> Iterator[tuple[Cell, int, Path]]:
+def find_traces(run: Path, cells: Sequence[Cell]) -> Iterator[tuple[Cell, int, Path]]:
     """(cell, seed, its stn.npz) of the first finished seed with one, of every cell of a run that has one."""
-    attempts = {make_id(trial): attempt for trial, attempt in finished(run)}
+    attempts = {make_id(trial): attempt for trial, attempt in list_finished(run)}
     for cell in cells:
         seeds = zip(cell.trial_ids, cell.seeds, strict=True)
         found = ((seed, attempts[name] / FIGURES) for name, seed in seeds if name in attempts)
-        for seed, trace in islice((pair for pair in found if has_trace(pair[1])), 1):
+        for seed, trace in islice((pair for pair in found if _has_trace(pair[1])), 1):
             yield cell, seed, trace
 
 
-def has_trace(path: Path) -> bool:
-    """Whether there are figures' data at a path that are of transformers, or damaged, which `read_trace` says."""
+def _has_trace(path: Path) -> bool:
+    """Whether there are figures' data at a path that are of transformers, or damaged, which `_read_trace` says."""
     try:
         with zipfile.ZipFile(path) as archive:
             return "theta_mean.npy" in archive.namelist()
@@ -76,37 +76,37 @@ def has_trace(path: Path) -> bool:
         return True
 
 
-def trained(cell: Cell) -> bool:
+def is_trained(cell: Cell) -> bool:
     """Whether a cell has a curve: ACC at more than one epoch."""
     return len(cell.curves) > 1
 
 
-def slug(text: str) -> str:
+def make_slug(text: str) -> str:
     """Text as a part of a file's name: lower-case letters, digits, dots and hyphens."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"
 
 
-def curves(rows: pa.Table, path: Path) -> Path:
+def draw_curves(rows: pa.Table, path: Path) -> Path:
     """Draw protocol ACC by epoch, one panel a data set: mean over seeds, range, published curve, k-means.
 
     rows: a ROWS table. path: .png, .svg or .pdf. Raises StdacError for another suffix or rows without any curve.
     """
-    cells = results(rows)
-    names = [name for name in datasets(cells) if any(trained(c) for c in cells if c.dataset == name)]
+    cells = make_cells(rows)
+    names = [name for name in list_datasets(cells) if any(is_trained(c) for c in cells if c.dataset == name)]
     if not names:
         raise StdacError("no trial has accuracies at more than one epoch: expected at least one of a learned method")
-    with figure(path, (6.4 * len(names), 4.2)) as fig:
+    with open_figure(path, (6.4 * len(names), 4.2)) as fig:
         for axes, name in zip(fig.subplots(1, len(names), squeeze=False)[0], names, strict=True):
-            draw_panel(axes, [cell for cell in cells if cell.dataset == name])
+            _draw_panel(axes, [cell for cell in cells if cell.dataset == name])
     return path
 
 
-def draw_panel(axes: "Axes", cells: list[Cell]) -> None:
+def _draw_panel(axes: "Axes", cells: list[Cell]) -> None:
     """One data set's curves, each named at its right end with its last value."""
-    lines = [cell for cell in cells if trained(cell)]
+    lines = [cell for cell in cells if is_trained(cell)]
     ends: list[tuple[float, str, str]] = []
     dashed = False
-    for cell, colour in zip(lines, colours(lines), strict=True):
+    for cell, colour in zip(lines, choose_colours(lines), strict=True):
         epochs, accs = list(cell.curves), list(cell.curves.values())
         mean = np.mean(accs, axis=1)
         axes.fill_between(epochs, [min(a) for a in accs], [max(a) for a in accs], color=colour, alpha=0.13, linewidth=0)
@@ -121,14 +121,14 @@ def draw_panel(axes: "Axes", cells: list[Cell]) -> None:
         acc = float(np.mean(floor.scores["acc"]))
         axes.axhline(acc, color=GREY, linewidth=1.5, zorder=0)
         ends.append((acc, f"{floor.label}  {show(acc)}", "#666666"))
-    finish_panel(axes, cells, ends, dashed)
+    _finish_panel(axes, cells, ends, dashed)
 
 
-def finish_panel(axes: "Axes", cells: list[Cell], ends: list[tuple[float, str, str]], dashed: bool) -> None:
+def _finish_panel(axes: "Axes", cells: list[Cell], ends: list[tuple[float, str, str]], dashed: bool) -> None:
     """Scales, title and the names at the lines' right ends, moved apart where they would overlap."""
     from matplotlib.ticker import MaxNLocator
 
-    seeds = sorted({cell.n for cell in cells if trained(cell)})
+    seeds = sorted({cell.n for cell in cells if is_trained(cell)})
     count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
     band = "" if seeds[-1] == 1 else ", band: lowest to highest"
     paper = "; dashed: paper" if dashed else ""
@@ -145,7 +145,7 @@ def finish_panel(axes: "Axes", cells: list[Cell], ends: list[tuple[float, str, s
         axes.text(1.02, height, text, color=colour, transform=axes.transAxes, va="center", fontsize=10)
 
 
-def colours(cells: Sequence[Cell]) -> list[str]:
+def choose_colours(cells: Sequence[Cell]) -> list[str]:
     """A colour a cell, the same in every panel where its method says one."""
     spare = iter(SPARE * len(cells))
     known = [METHODS[cell.method].colours if cell.method in METHODS else {} for cell in cells]
@@ -165,28 +165,28 @@ def spread_out(heights: Sequence[float], least: float) -> list[float]:
     return [placed[i] for i in range(len(heights))]
 
 
-def stn_pictures(trace: Path, path: Path, *, title: str = "") -> Path:
+def draw_stn_pictures(trace: Path, path: Path, *, title: str = "") -> Path:
     """Draw images as they are and as the first transformer hands them on: untrained, after epoch 1, after the last.
 
     trace: an attempt's folder or its stn.npz. path: .png, .svg or .pdf. Below, the mean scale theta_11 and theta_22 of
     each transformer by epoch. Raises StdacError where there is no trace, as in a trial without transformers.
     """
-    arrays = read_trace(trace / FIGURES if trace.is_dir() else trace)
+    arrays = _read_trace(trace / FIGURES if trace.is_dir() else trace)
     last = len(arrays["straightened"]) - 1
     chosen = np.linspace(0, len(arrays["images"]) - 1, min(SHOWN, len(arrays["images"]))).round().astype(int)
     named = [("original", arrays["images"]), ("untrained", arrays["straightened"][0])]
     named += [(f"epoch {epoch}", arrays["straightened"][epoch]) for epoch in sorted({1, last}) if epoch <= last]
-    with figure(path, (9.6, 0.78 * len(named) + 2.9)) as fig:
+    with open_figure(path, (9.6, 0.78 * len(named) + 2.9)) as fig:
         top, bottom = fig.subfigures(2, 1, squeeze=False, height_ratios=[0.78 * len(named) + 0.5, 2.4])[:, 0]
         heading = f"{title}: what the first transformer hands on".removeprefix(": ")
         top.suptitle(heading, x=0.01, ha="left", fontweight="bold", fontsize=12)
         for axes, (name, images) in zip(top.subplots(len(named), 1), named, strict=True):
-            draw_strip(axes, name, images[chosen])
-        draw_scales(bottom.subplots(), arrays["theta_mean"])
+            _draw_strip(axes, name, images[chosen])
+        _draw_scales(bottom.subplots(), arrays["theta_mean"])
     return path
 
 
-def read_trace(path: Path) -> dict[str, NDArray[Any]]:
+def _read_trace(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an stn.npz, see `stdac.methods.st_dac.StnTrace`. Raises StdacError where they are not there."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -198,7 +198,7 @@ def read_trace(path: Path) -> dict[str, NDArray[Any]]:
         ) from error
 
 
-def draw_strip(axes: "Axes", name: str, images: NDArray[np.uint8]) -> None:
+def _draw_strip(axes: "Axes", name: str, images: NDArray[np.uint8]) -> None:
     """Images (n, C, H, W) uint8 side by side, named on the left; the first three channels are RGB, else grey."""
     channels = 3 if images.shape[1] >= 3 else 1
     padded = np.pad(images[:, :channels], ((0, 0), (0, 0), (0, 0), (1, 1)), constant_values=255)  # (n, C, H, W + 2)
@@ -209,7 +209,7 @@ def draw_strip(axes: "Axes", name: str, images: NDArray[np.uint8]) -> None:
     axes.spines[:].set_visible(False)
 
 
-def draw_scales(axes: "Axes", theta_mean: NDArray[np.float32]) -> None:
+def _draw_scales(axes: "Axes", theta_mean: NDArray[np.float32]) -> None:
     """Mean theta_11 (solid) and theta_22 (dashed) by epoch, theta_mean (E + 1, S, 6), one colour a transformer."""
     from matplotlib.ticker import MaxNLocator
 
@@ -228,7 +228,7 @@ def draw_scales(axes: "Axes", theta_mean: NDArray[np.float32]) -> None:
 
 
 @contextmanager
-def figure(path: Path, size_inches: tuple[float, float]) -> Iterator["Figure"]:
+def open_figure(path: Path, size_inches: tuple[float, float]) -> Iterator["Figure"]:
     """A figure to draw on, written to `path` whole or not at all. Raises StdacError for an unknown suffix."""
     if path.suffix not in SUFFIXES:
         raise StdacError(f"got a figure named {path.name}, expected one that ends in {', '.join(SUFFIXES)}")

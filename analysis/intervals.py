@@ -17,15 +17,15 @@ class Interval(NamedTuple):
     high: float
 
 
-def mean_interval(values: Sequence[float]) -> Interval | None:
+def estimate_mean(values: Sequence[float]) -> Interval | None:
     """Student's t interval of the mean of scores in [0, 1], cut to that range; None for fewer than two values."""
     if len(values) < 2:
         return None
     error = statistics.stdev(values) / math.sqrt(len(values))
-    return around(statistics.fmean(values), error, len(values) - 1, least=0)
+    return make_interval(statistics.fmean(values), error, len(values) - 1, least=0)
 
 
-def difference_interval(values: Sequence[float], paper: Published) -> Interval | None:
+def estimate_difference(values: Sequence[float], paper: Published) -> Interval | None:
     """Welch's interval of the mean of `values` less the published mean, cut to [-1, 1].
 
     None for fewer than two values, or where the published standard deviation or number of runs is not known. The
@@ -37,10 +37,10 @@ def difference_interval(values: Sequence[float], paper: Published) -> Interval |
     total = ours + theirs
     weights = ours**2 / (len(values) - 1) + theirs**2 / (paper.n - 1)
     freedom = total**2 / weights if weights else paper.n - 1
-    return around(statistics.fmean(values) - paper.mean, math.sqrt(total), freedom, least=-1)
+    return make_interval(statistics.fmean(values) - paper.mean, math.sqrt(total), freedom, least=-1)
 
 
-def around(centre: float, error: float, freedom: float, *, least: float) -> Interval:
+def make_interval(centre: float, error: float, freedom: float, *, least: float) -> Interval:
     """The interval of a centre with a standard error and degrees of freedom, cut to [least, 1]."""
     from scipy.special import stdtrit
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from analysis.figures import GREY, PALETTE, figure
-from analysis.k_study import Scores, Suggestion, listed
-from analysis.table import show, text_table
+from analysis.figures import GREY, PALETTE, open_figure
+from analysis.k_study import Scores, Suggestion, list_numbers
+from analysis.table import format_text_table, show
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,13 +21,13 @@ PANELS = (
 )
 
 
-def study_text(curves: Sequence[Scores], suggestion: Suggestion) -> str:
+def describe_study(curves: Sequence[Scores], suggestion: Suggestion) -> str:
     """The table of all K, mean ± std over seeds (of agreement: ± standard error), and the suggestion below it."""
-    rows = [HEADING, *(row(scores, suggestion) for scores in curves)]
-    return f"{text_table(rows)}\n\n{suggestion_text(suggestion)}"
+    rows = [HEADING, *(format_row(scores, suggestion) for scores in curves)]
+    return f"{format_text_table(rows)}\n\n{_describe_suggestion(suggestion)}"
 
 
-def row(scores: Scores, suggestion: Suggestion) -> list[str]:
+def format_row(scores: Scores, suggestion: Suggestion) -> list[str]:
     """The line of one K."""
     used = [str(n) for n in sorted({min(scores.used), max(scores.used)})]
     mark = " <-" if scores.k == suggestion.k else ""
@@ -35,32 +35,32 @@ def row(scores: Scores, suggestion: Suggestion) -> list[str]:
     return [
         str(scores.k),
         f"{show(float(np.mean(scores.agreement)), error)} ({len(scores.used)})",
-        mean_std(scores.silhouette),
-        mean_std(scores.confidence),
+        _mean_std(scores.silhouette),
+        _mean_std(scores.confidence),
         " to ".join(used) + mark,
     ]
 
 
-def mean_std(values: Sequence[float]) -> str:
+def _mean_std(values: Sequence[float]) -> str:
     """Mean ± std of the values that are numbers."""
     known = [value for value in values if not np.isnan(value)]
     return show(float(np.mean(known)), float(np.std(known, ddof=1)) if len(known) > 1 else None) if known else "-"
 
 
-def suggestion_text(suggestion: Suggestion) -> str:
+def _describe_suggestion(suggestion: Suggestion) -> str:
     """The suggestion, its candidates and its reasons."""
-    text = heading(suggestion)
+    text = make_heading(suggestion)
     return "\n".join([f"{text[0].upper()}{text[1:]}.", *(f"- {reason}" for reason in suggestion.reasons)])
 
 
-def heading(suggestion: Suggestion) -> str:
+def make_heading(suggestion: Suggestion) -> str:
     """The suggestion in a few words."""
     if suggestion.k is None:
-        return f"no suggestion, as these curves do not tell one K from another ({listed(suggestion.candidates)})"
+        return f"no suggestion, as these curves do not tell one K from another ({list_numbers(suggestion.candidates)})"
     if not suggestion.firm:
-        return f"perhaps K = {suggestion.k}, with doubts; candidates are {listed(suggestion.candidates)}"
+        return f"perhaps K = {suggestion.k}, with doubts; candidates are {list_numbers(suggestion.candidates)}"
     others = [k for k in suggestion.candidates if k != suggestion.k]
-    return f"suggested is K = {suggestion.k}" + (f"; also worth a look: {listed(others)}" if others else "")
+    return f"suggested is K = {suggestion.k}" + (f"; also worth a look: {list_numbers(others)}" if others else "")
 
 
 def draw_study(curves: Sequence[Scores], suggestion: Suggestion, path: Path, *, title: str) -> Path:
@@ -69,14 +69,14 @@ def draw_study(curves: Sequence[Scores], suggestion: Suggestion, path: Path, *, 
     path: .png, .svg or .pdf. Raises StdacError for another suffix or where it cannot be written.
     """
     panels = [panel for panel in PANELS if any(getattr(scores, panel[0]) for scores in curves)]
-    with figure(path, (4.4 * len(panels), 3.9)) as fig:
-        fig.suptitle(f"{title}: {heading(suggestion)}", x=0.01, ha="left", fontweight="bold", fontsize=12)
+    with open_figure(path, (4.4 * len(panels), 3.9)) as fig:
+        fig.suptitle(f"{title}: {make_heading(suggestion)}", x=0.01, ha="left", fontweight="bold", fontsize=12)
         for axes, panel, colour in zip(fig.subplots(1, len(panels), squeeze=False)[0], panels, PALETTE, strict=False):
-            draw_curve(axes, curves, suggestion, panel, colour)
+            _draw_curve(axes, curves, suggestion, panel, colour)
     return path
 
 
-def draw_curve(
+def _draw_curve(
     axes: "Axes", curves: Sequence[Scores], suggestion: Suggestion, panel: tuple[str, str, str], colour: str
 ) -> None:
     """One curve: the mean as a line, every value as a dot, the suggested K as a vertical line."""

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analysis.runs import finished
+from analysis.runs import list_finished
 from analysis.table import show
 from stdac.errors import StdacError
 
@@ -69,21 +69,21 @@ class Suggestion(NamedTuple):
     firm: bool
 
 
-def study(run: Path, trial_ids: Collection[str], images: NDArray[np.uint8]) -> list[Scores]:
+def score_study(run: Path, trial_ids: Collection[str], images: NDArray[np.uint8]) -> list[Scores]:
     """The scores of each K, ascending, of those trials of the run that are finished.
 
     images: (N, C, H, W) uint8, those that the trials were trained on. A K with fewer than two finished trials is left
     out. Raises StdacError for results that cannot be read, or are of other images.
     """
-    points = principal_components(images)
+    points = _project_images(images)
     trials: dict[int, list[Assigned]] = {}
-    for trial, attempt in finished(run):
+    for trial, attempt in list_finished(run):
         if attempt.parent.name in trial_ids:
-            trials.setdefault(trial["n_clusters"], []).append(read_assignments(attempt, len(images)))
-    return [scores(k, found, points) for k, found in sorted(trials.items()) if len(found) > 1]
+            trials.setdefault(trial["n_clusters"], []).append(_read_assignments(attempt, len(images)))
+    return [score_trials(k, found, points) for k, found in sorted(trials.items()) if len(found) > 1]
 
 
-def read_assignments(attempt: Path, n: int) -> Assigned:
+def _read_assignments(attempt: Path, n: int) -> Assigned:
     """The clusters of a finished trial's deployed model, and its confidence by the training protocol."""
     path = attempt / "assignments.parquet"
     try:
@@ -96,44 +96,44 @@ def read_assignments(attempt: Path, n: int) -> Assigned:
     return Assigned(table["cluster"].to_numpy().astype(np.int64), float(confidence.mean()))
 
 
-def principal_components(images: NDArray[np.uint8]) -> NDArray[Any]:
+def _project_images(images: NDArray[np.uint8]) -> NDArray[Any]:
     """The first COMPONENTS principal components of the pixels of SAMPLE images at most, evenly spaced: the space of the
     silhouettes. Returns (n, d) float32."""
     from sklearn.decomposition import PCA
 
-    pixels = images[sampled(len(images))].reshape(min(len(images), SAMPLE), -1).astype(np.float32) / 255
+    pixels = images[sample_index(len(images))].reshape(min(len(images), SAMPLE), -1).astype(np.float32) / 255
     points: NDArray[Any] = PCA(min(COMPONENTS, *pixels.shape), random_state=0).fit_transform(pixels)
     return points
 
 
-def sampled(n: int) -> NDArray[np.int64]:
+def sample_index(n: int) -> NDArray[np.int64]:
     """Which of n images are looked at: SAMPLE at most, evenly spaced."""
     return np.linspace(0, n - 1, min(n, SAMPLE)).round().astype(np.int64)
 
 
-def scores(k: int, trials: Sequence[Assigned], points: NDArray[Any]) -> Scores:
+def score_trials(k: int, trials: Sequence[Assigned], points: NDArray[Any]) -> Scores:
     """The scores of one K from its trials, one a seed, and the sample's points (n, d)."""
     clusters = [trial.clusters for trial in trials]
-    index = sampled(len(clusters[0]))
+    index = sample_index(len(clusters[0]))
     confidences = [(trial.confidence - 1 / k) / (1 - 1 / k) for trial in trials if not np.isnan(trial.confidence)]
     return Scores(
         k,
-        tuple(agreement(a, b) for a, b in combinations(clusters, 2)),
-        agreement_error(clusters),
-        tuple(silhouette(points, found[index]) for found in clusters),
+        tuple(measure_agreement(a, b) for a, b in combinations(clusters, 2)),
+        estimate_error(clusters),
+        tuple(measure_silhouette(points, found[index]) for found in clusters),
         tuple(confidences),
         tuple(len(np.unique(found)) for found in clusters),
     )
 
 
-def agreement(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
+def measure_agreement(a: NDArray[np.int64], b: NDArray[np.int64]) -> float:
     """Adjusted Rand index of two clusterings (N,) of the same images; 0 where both put all images into one cluster."""
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(a, b)) if len(np.unique(a)) > 1 or len(np.unique(b)) > 1 else 0.0
 
 
-def silhouette(points: NDArray[Any], clusters: NDArray[np.int64]) -> float:
+def measure_silhouette(points: NDArray[Any], clusters: NDArray[np.int64]) -> float:
     """Mean silhouette of clusters (n,) of points (n, d); NaN for a single cluster, or one for every point."""
     from sklearn.metrics import silhouette_score
 
@@ -141,7 +141,7 @@ def silhouette(points: NDArray[Any], clusters: NDArray[np.int64]) -> float:
     return float(silhouette_score(points, clusters)) if 1 < used < len(points) else float("nan")
 
 
-def agreement_error(clusters: Sequence[NDArray[np.int64]]) -> float:
+def estimate_error(clusters: Sequence[NDArray[np.int64]]) -> float:
     """Standard error of the mean pairwise agreement, by the jackknife over seeds: pairs share seeds, so they are not
     independent. NaN for fewer than three."""
     n = len(clusters)
@@ -149,22 +149,22 @@ def agreement_error(clusters: Sequence[NDArray[np.int64]]) -> float:
         return float("nan")
     pairs = np.full((n, n), np.nan)
     for i, j in combinations(range(n), 2):
-        pairs[i, j] = agreement(clusters[i], clusters[j])
+        pairs[i, j] = measure_agreement(clusters[i], clusters[j])
     without = [np.nanmean(np.delete(np.delete(pairs, i, 0), i, 1)) for i in range(n)]
     return float(np.sqrt((n - 1) * np.var(without)))
 
 
 def suggest(curves: Sequence[Scores]) -> Suggestion:
-    """The K that the curves suggest, the other candidates, and why. curves: as `study` returns them."""
+    """The K that the curves suggest, the other candidates, and why. curves: as `score_study` returns them."""
     if len(curves) < 2:
         return Suggestion(None, tuple(s.k for s in curves), ("A curve needs at least two finished K.",), False)
-    agreement, silhouette = agreement_curve(curves), silhouette_curve(curves)
+    agreement, silhouette = _draw_agreement_curve(curves), _draw_silhouette_curve(curves)
     near = agreement.near(list(agreement.values))
     tied = silhouette.near(near)
-    doubts = doubts_of(agreement, silhouette, near, tied[0])
+    doubts = _find_doubts(agreement, silhouette, near, tied[0])
     known = len(near) < len(curves) and max(agreement.values.values()) >= NO_AGREEMENT
     candidates = sorted({*near, silhouette.best(list(silhouette.values))}) if doubts else near
-    reasons = [agreement_reason(agreement, near), *silhouette_reason(silhouette, near, tied)]
+    reasons = [_explain_agreement(agreement, near), *_explain_silhouette(silhouette, near, tied)]
     return Suggestion(tied[0] if known else None, tuple(candidates), (*(reasons if known else []), *doubts), not doubts)
 
 
@@ -190,41 +190,45 @@ class Curve(NamedTuple):
         return [k for k in among if self.values[k] >= self.values[best] - self.error(best)]
 
 
-def agreement_curve(curves: Sequence[Scores]) -> Curve:
+def _draw_agreement_curve(curves: Sequence[Scores]) -> Curve:
     """Mean agreement by K."""
     return Curve({s.k: float(np.mean(s.agreement)) for s in curves}, {s.k: s.agreement_error for s in curves})
 
 
-def silhouette_curve(curves: Sequence[Scores]) -> Curve:
+def _draw_silhouette_curve(curves: Sequence[Scores]) -> Curve:
     """Mean silhouette by K, of the trials that have one; -1, the lowest, where none has."""
     known = {s.k: [value for value in s.silhouette if not np.isnan(value)] for s in curves}
     errors = {k: float(np.std(v, ddof=1)) / len(v) ** 0.5 if len(v) > 1 else float("nan") for k, v in known.items()}
     return Curve({k: float(np.mean(v)) if v else -1.0 for k, v in known.items()}, errors)
 
 
-def agreement_reason(agreement: Curve, near: Sequence[int]) -> str:
+def _explain_agreement(agreement: Curve, near: Sequence[int]) -> str:
     """Where the seeds agree most, in a sentence."""
     best = agreement.best(near)
     others = [k for k in near if k != best]
     text = f"Different seeds agree most at K = {best} (adjusted Rand index {show(agreement.values[best])})"
     return (
-        f"{text}; within one standard error, {show(agreement.error(best))}: {listed(others)}." if others else f"{text}."
+        f"{text}; within one standard error, {show(agreement.error(best))}: {list_numbers(others)}."
+        if others
+        else f"{text}."
     )
 
 
-def silhouette_reason(silhouette: Curve, near: Sequence[int], tied: Sequence[int]) -> list[str]:
+def _explain_silhouette(silhouette: Curve, near: Sequence[int], tied: Sequence[int]) -> list[str]:
     """What the silhouette adds to that, in a sentence or none."""
     best = silhouette.best(near)
     value = show(silhouette.values[best])
     if len(tied) > 1:
         error = f"to within one standard error, {show(silhouette.error(best))}"
-        return [f"Their silhouettes are the same {error}, for {listed(tied)}: of equals the smallest K is suggested."]
+        return [
+            f"Their silhouettes are the same {error}, for {list_numbers(tied)}: of equals the smallest K is suggested."
+        ]
     if len(near) > 1:
         return [f"Of these K = {best} has the best silhouette, {value}."]
     return [f"The silhouette is best there too, {value}."] if best == silhouette.best(list(silhouette.values)) else []
 
 
-def doubts_of(agreement: Curve, silhouette: Curve, near: Sequence[int], chosen: int) -> list[str]:
+def _find_doubts(agreement: Curve, silhouette: Curve, near: Sequence[int], chosen: int) -> list[str]:
     """Why the suggestion may be wrong, in sentences; none where the curves are clear."""
     ks = list(agreement.values)
     peak = silhouette.best(ks)
@@ -248,7 +252,7 @@ def doubts_of(agreement: Curve, silhouette: Curve, near: Sequence[int], chosen: 
     return doubts
 
 
-def listed(numbers: Sequence[int]) -> str:
+def list_numbers(numbers: Sequence[int]) -> str:
     """Numbers as a person lists them: 8, 10 and 12."""
     words = [str(number) for number in numbers]
     return " and ".join([", ".join(words[:-1]), words[-1]]) if len(words) > 1 else "".join(words)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.runs import SETTINGS, trial_folders
+from analysis.runs import SETTINGS, list_trial_folders
 from stdac.errors import StdacError
 from stdac.files import read_json
 from stdac.folder import TrialFolder
@@ -17,33 +17,33 @@ FACTS = ("attempt", "began", "commit", "python", "versions", "cpu", "cpus")
 """What of a lease may be published: nothing that names a host, a user, a path or a job."""
 
 
-def environment(run: Path, rows: pa.Table, *, hosts: bool) -> list[dict[str, Any]]:
+def describe_environment(run: Path, rows: pa.Table, *, hosts: bool) -> list[dict[str, Any]]:
     """What each trial of `rows` was computed on: plain values for JSON, in the order of the rows.
 
     run: where `rows`, a ROWS table, were read from; of a folder that `analysis.publish` wrote, what it kept. hosts:
     also the hosts' names. A trial has trial_id, method, dataset, seed, params, finished, epoch (its last), epochs,
     seconds (of training, without evaluation), devices, and attempts with FACTS of each.
     """
-    kept = {trial["trial_id"]: trial for trial in read_kept(run)}
-    folders = {folder.path.name: folder for folder in ([] if run.is_file() else trial_folders(run))}
+    kept = {trial["trial_id"]: trial for trial in _read_kept(run)}
+    folders = {folder.path.name: folder for folder in ([] if run.is_file() else list_trial_folders(run))}
     trials: dict[str, list[dict[str, Any]]] = {}
     for row in rows.to_pylist():
         trials.setdefault(row["trial_id"], []).append(row)
     facts = (*FACTS, "host") if hosts else FACTS
     described = []
     for name, of_trial in trials.items():
-        attempts = attempts_of(folders[name], facts) if name in folders else kept.get(name, {}).get("attempts", [])
-        described.append(about(of_trial) | {"attempts": attempts})
+        attempts = _read_attempts(folders[name], facts) if name in folders else kept.get(name, {}).get("attempts", [])
+        described.append(describe_trial(of_trial) | {"attempts": attempts})
     return described
 
 
-def read_kept(run: Path) -> list[dict[str, Any]]:
+def _read_kept(run: Path) -> list[dict[str, Any]]:
     """The environment.json of a published folder; empty where there is none."""
     path = run / "environment.json"
     return list(read_json(path)) if path.is_file() else []
 
 
-def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def describe_trial(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """What the rows of one trial tell of it."""
     first = rows[0]
     same = {name: first[name] for name in ("trial_id", "method", "dataset", "seed", "finished", "epochs")}
@@ -55,35 +55,35 @@ def about(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def attempts_of(folder: TrialFolder, facts: tuple[str, ...]) -> list[dict[str, Any]]:
+def _read_attempts(folder: TrialFolder, facts: tuple[str, ...]) -> list[dict[str, Any]]:
     """The chosen facts of every attempt at a trial, in order."""
     leases = (folder.lease(number) for number in folder.leases())
     return [{fact: lease[fact] for fact in facts if fact in lease} for lease in leases]
 
 
-def grids(run: Path, rows: pa.Table) -> dict[str, str]:
+def read_grids(run: Path, rows: pa.Table) -> dict[str, str]:
     """The grid files of a run, name -> TOML; one worked out from its trials where it was launched without."""
     found = [] if run.is_file() else sorted(run.glob("grid*.toml"), key=lambda path: (len(path.name), path.name))
-    return {path.name: path.read_text() for path in found} or {"grid.toml": derived_grid(rows)}
+    return {path.name: path.read_text() for path in found} or {"grid.toml": derive_grid(rows)}
 
 
-def derived_grid(rows: pa.Table) -> str:
+def derive_grid(rows: pa.Table) -> str:
     """A grid of exactly the trials of a ROWS table, a block for those that differ in their seed only."""
     blocks: dict[str, list[int]] = {}
     for trial in {row["trial_id"]: row for row in rows.to_pylist()}.values():
         spec = {name: trial[name] for name in ("dataset", "method", *SETTINGS, "source")}
-        spec = shortest(spec | {"params": json.loads(trial["params"])})
+        spec = shorten_spec(spec | {"params": json.loads(trial["params"])})
         blocks.setdefault(json.dumps(spec), []).append(trial["seed"])
     texts = ["# Worked out from the trials, which were started one by one.\n"]
     for spec_json, seeds in sorted(blocks.items()):
         spec = json.loads(spec_json)
-        params = ", ".join(f"{name} = {toml(value)}" for name, value in spec.pop("params").items())
-        lines = [f"{name} = {toml(value)}\n" for name, value in (spec | {"seed": sorted(seeds)}).items()]
+        params = ", ".join(f"{name} = {write_toml(value)}" for name, value in spec.pop("params").items())
+        lines = [f"{name} = {write_toml(value)}\n" for name, value in (spec | {"seed": sorted(seeds)}).items()]
         texts.append("[[trials]]\n" + "".join(lines) + (f"params = {{ {params} }}\n" if params else ""))
     return "\n".join(texts)
 
 
-def shortest(spec: Mapping[str, Any]) -> dict[str, Any]:
+def shorten_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     """A trial's specification without what `stdac.methods.resolve` fills in by itself; what its title names stays."""
     from stdac.methods import METHODS, resolve
 
@@ -95,12 +95,12 @@ def shortest(spec: Mapping[str, Any]) -> dict[str, Any]:
         for holder, names in ((short, SETTINGS), (short["params"], sorted(short["params"]))):
             for name in [name for name in names if name in holder and name not in told]:
                 value = holder.pop(name)
-                if not resolves(short, wanted):
+                if not _does_resolve(short, wanted):
                     holder[name] = value
     return short
 
 
-def resolves(spec: Mapping[str, Any], wanted: Any) -> bool:
+def _does_resolve(spec: Mapping[str, Any], wanted: Any) -> bool:
     """Whether a specification resolves to the wanted trial."""
     from stdac.methods import resolve
 
@@ -109,12 +109,12 @@ def resolves(spec: Mapping[str, Any], wanted: Any) -> bool:
     return False
 
 
-def toml(value: Any) -> str:
+def write_toml(value: Any) -> str:
     """A string, number, truth value or list of them as TOML."""
     return json.dumps(value)
 
 
-def commands(name: str, grid_names: list[str]) -> str:
+def list_commands(name: str, grid_names: list[str]) -> str:
     """The commands that repeat a run of that name and show it."""
     launches = "".join(f"stdac-grid launch {grid} --out runs/{name}\n" for grid in grid_names)
     return f"{launches}stdac-grid results runs/{name} --unfinished\nstdac-grid report runs/{name} --unfinished\n"

@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 import pyarrow.parquet as pq
 
-from analysis.provenance import commands, environment, grids
-from analysis.report import page
+from analysis.provenance import describe_environment, list_commands, read_grids
+from analysis.report import make_page
 from analysis.runs import read_metrics
 from stdac.errors import StdacError
-from stdac.files import atomic_write, json_bytes
+from stdac.files import atomic_write, encode_json
 
 
 def publish(run: Path, out: Path) -> list[Path]:
@@ -22,11 +22,11 @@ def publish(run: Path, out: Path) -> list[Path]:
     run: see `analysis.runs.read_metrics`. Raises StdacError as that does, or where `out` cannot be written.
     """
     rows = read_metrics(run, unfinished=True)
-    files, name = grids(run, rows), out.resolve().name
-    told = f"{commands(name, list(files))}python -m analysis.publish runs/{name} results/{name}\n"
+    files, name = read_grids(run, rows), out.resolve().name
+    told = f"{list_commands(name, list(files))}python -m analysis.publish runs/{name} results/{name}\n"
     contents = {
-        "report.html": page(run, rows, name, hosts=False).encode(),
-        "environment.json": json_bytes(environment(run, rows, hosts=False)),
+        "report.html": make_page(run, rows, name, hosts=False).encode(),
+        "environment.json": encode_json(describe_environment(run, rows, hosts=False)),
         "commands.txt": told.encode(),
         **{name: text.encode() for name, text in files.items()},
     }

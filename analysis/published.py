@@ -34,7 +34,7 @@ class Published(NamedTuple):
         return int(told[1]) if told else None
 
 
-def published(label: str, dataset: str, metric: str, epoch: int | None = None) -> Published | None:
+def find_published(label: str, dataset: str, metric: str, epoch: int | None = None) -> Published | None:
     """The published value of a method, the first in the file, or None.
 
     label: "ST-DAC, 2 STN", "DAC*", "DEC" … as the tables have it, or as the file has it. dataset: "mnist" or
@@ -42,24 +42,24 @@ def published(label: str, dataset: str, metric: str, epoch: int | None = None) -
     """
     method, dataset = label.replace(", ", "+").replace(" STN", "STN"), DATASETS.get(dataset, dataset)
     name = metric.upper() + ("" if epoch is None else f" at epoch {epoch}")
-    for row in rows():
+    for row in read_published():
         if (row["method"], row["dataset"], row["metric"]) == (method, dataset, name):
             return Published(float(row["mean"]), float(row["std"]) if row["std"] else None, row["source"])
     return None
 
 
-def published_curve(label: str, dataset: str, metric: str = "acc") -> dict[int, float]:
+def find_published_curve(label: str, dataset: str, metric: str = "acc") -> dict[int, float]:
     """The published mean by epoch, {epoch: value in [0, 1]}; empty where there is none."""
     method, dataset = label.replace(", ", "+").replace(" STN", "STN"), DATASETS.get(dataset, dataset)
     start = f"{metric.upper()} at epoch "
     return {
         int(row["metric"].removeprefix(start)): float(row["mean"])
-        for row in rows()
+        for row in read_published()
         if (row["method"], row["dataset"]) == (method, dataset) and row["metric"].startswith(start)
     }
 
 
-def comparable(row: Mapping[str, Any]) -> bool:
+def is_comparable(row: Mapping[str, Any]) -> bool:
     """Whether the trial of a row of `analysis.runs.ROWS` follows the paper, so that its values stand beside ours.
 
     That is: a data set of the paper, whole and at its own size, ten clusters, and the method's default epochs and
@@ -81,7 +81,7 @@ def comparable(row: Mapping[str, Any]) -> bool:
 
 
 @cache
-def rows() -> list[dict[str, str]]:
+def read_published() -> list[dict[str, str]]:
     """The rows of published_results.csv: method, dataset, metric, mean, std, source."""
     with Path(__file__).with_name("published_results.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))

@@ -13,14 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from analysis.cells import Cell, datasets, results
-from analysis.figures import curves, stn_pictures, traces, trained
-from analysis.provenance import commands, environment, grids
+from analysis.cells import Cell, list_datasets, make_cells
+from analysis.figures import draw_curves, draw_stn_pictures, find_traces, is_trained
+from analysis.provenance import describe_environment, list_commands, read_grids
 from analysis.report_style import CSS
 from analysis.runs import read_metrics
-from analysis.table import COLUMNS, HEADING, INTERVALS, remarks, show, table_rows
+from analysis.table import COLUMNS, HEADING, INTERVALS, list_remarks, make_rows, show
 from stdac.files import atomic_write
-from stdac.words import counted, duration
+from stdac.words import count_noun, format_duration
 
 EPOCHS = 24  # columns of the table by epoch, at most
 
@@ -33,22 +33,24 @@ def write_report(run: Path, out: Path | None = None, *, unfinished: bool = False
     """
     rows = read_metrics(run, unfinished=unfinished)
     out = out or (run if run.is_dir() else run.parent) / "report.html"
-    text = page(run, rows, run.resolve().name, hosts=True)
+    text = make_page(run, rows, run.resolve().name, hosts=True)
     with atomic_write(out) as file:
         file.write(text.encode())
     return out
 
 
-def page(run: Path, rows: pa.Table, name: str, *, hosts: bool) -> str:
+def make_page(run: Path, rows: pa.Table, name: str, *, hosts: bool) -> str:
     """The report of a ROWS table read from `run`, as HTML; it says of nothing when it was written."""
-    cells = results(rows)
-    sections = [dataset_section([c for c in cells if c.dataset == dataset], rows) for dataset in datasets(cells)]
-    pictures = [stn_figure(cell, seed, trace) for cell, seed, trace in traces(run, cells)]
+    cells = make_cells(rows)
+    sections = [
+        _make_dataset_section([c for c in cells if c.dataset == dataset], rows) for dataset in list_datasets(cells)
+    ]
+    pictures = [_draw_stn_figure(cell, seed, trace) for cell, seed, trace in find_traces(run, cells)]
     if pictures:
-        sections.append(section("Spatial transformers", STN_NOTE, *pictures))
-    trials = {trial["trial_id"]: trial for trial in environment(run, rows, hosts=hosts)}
-    sections += [provenance_section(cells, trials), repeat_section(name, grids(run, rows))]
-    return PAGE.format(title=escape(name), css=CSS, summary=summary(cells), body="\n".join(sections))
+        sections.append(make_section("Spatial transformers", STN_NOTE, *pictures))
+    trials = {trial["trial_id"]: trial for trial in describe_environment(run, rows, hosts=hosts)}
+    sections += [_make_provenance_section(cells, trials), _repeat_section(name, read_grids(run, rows))]
+    return PAGE.format(title=escape(name), css=CSS, summary=summarize_cells(cells), body="\n".join(sections))
 
 
 PAGE = """<!doctype html>
@@ -78,39 +80,39 @@ STN_NOTE = (
 )
 
 
-def summary(cells: Sequence[Cell]) -> str:
+def summarize_cells(cells: Sequence[Cell]) -> str:
     """What is in the report, and what its numbers mean."""
     done, n = sum(cell.done for cell in cells), sum(cell.n for cell in cells)
-    what = f"{counted(n, 'trial')} in {counted(len(cells), 'cell')}: {done} finished"
+    what = f"{count_noun(n, 'trial')} in {count_noun(len(cells), 'cell')}: {done} finished"
     what += f", {n - done} unfinished and shown as far as they are." if done < n else "."
     return "\n".join(f"<p>{escape(text)}</p>" for text in (what, *HEADING.splitlines()))
 
 
-def section(title: str, note: str, *parts: str) -> str:
+def make_section(title: str, note: str, *parts: str) -> str:
     """A section with a heading and, perhaps, a note below it."""
     opening = f"<section>\n<h2>{escape(title)}</h2>" + (f"\n<p>{escape(note)}</p>" if note else "")
     return "\n".join([opening, *parts, "</section>"])
 
 
-def dataset_section(cells: list[Cell], rows: pa.Table) -> str:
+def _make_dataset_section(cells: list[Cell], rows: pa.Table) -> str:
     """One data set: table, remarks, curves, and the curves' numbers."""
     name = cells[0].dataset
-    header, *body = table_rows(cells, COLUMNS, full=True)
+    header, *body = make_rows(cells, COLUMNS, full=True)
     notes = [f"{INTERVALS}."] if any(cell.interval for cell in cells) else []
-    listed = "".join(f"<li>{escape(remark)}</li>\n" for remark in [*remarks(cells), *notes])
-    parts = [html_table(f"Results on {name}", header, body), f"<ul>\n{listed}</ul>"]
-    if any(trained(cell) for cell in cells):
+    listed = "".join(f"<li>{escape(remark)}</li>\n" for remark in [*list_remarks(cells), *notes])
+    parts = [_make_table(f"Results on {name}", header, body), f"<ul>\n{listed}</ul>"]
+    if any(is_trained(cell) for cell in cells):
         chosen = rows.filter(pc.equal(rows["dataset"], name))
         label = f"Accuracy by epoch on {name}; its numbers are in the table below."
-        parts.append(figure(lambda path: curves(chosen, path), label, f"curves-{cells[0].trial_ids[0]}", "plot"))
-        parts.append(html_table(f"Accuracy by epoch on {name}", *epoch_rows(cells)))
-    return section(name, "", *parts)
+        parts.append(draw_svg(lambda path: draw_curves(chosen, path), label, f"curves-{cells[0].trial_ids[0]}", "plot"))
+        parts.append(_make_table(f"Accuracy by epoch on {name}", *_make_epoch_rows(cells)))
+    return make_section(name, "", *parts)
 
 
-def epoch_rows(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
+def _make_epoch_rows(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     """The header and rows of mean ACC by epoch, ours and the paper's below it; some of the epochs where many."""
     lines: dict[str, dict[int, float]] = {}
-    for cell in filter(trained, cells):
+    for cell in filter(is_trained, cells):
         lines[cell.label] = {epoch: float(np.mean(accs)) for epoch, accs in cell.curves.items()}
         if cell.published_curve:
             lines[f"{cell.label}, paper"] = cell.published_curve
@@ -121,14 +123,16 @@ def epoch_rows(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
     return ["epoch", *map(str, epochs)], body
 
 
-def stn_figure(cell: Cell, seed: int, trace: Path) -> str:
+def _draw_stn_figure(cell: Cell, seed: int, trace: Path) -> str:
     """The pictures of one trial's transformers."""
     title = f"{cell.label} on {cell.dataset}, seed {seed}"
     label = f"{title}: images before and after the first transformer, and mean scales by epoch"
-    return figure(lambda path: stn_pictures(trace, path, title=title), label, f"stn-{cell.trial_ids[0]}", "picture")
+    return draw_svg(
+        lambda path: draw_stn_pictures(trace, path, title=title), label, f"stn-{cell.trial_ids[0]}", "picture"
+    )
 
 
-def figure(draw: Callable[[Path], Path], label: str, name: str, kind: str) -> str:
+def draw_svg(draw: Callable[[Path], Path], label: str, name: str, kind: str) -> str:
     """A drawing as an SVG element, read out as `label`; its ids begin with `name`, which is unique on the page.
 
     matplotlib's ids and last digits differ from one drawing to the next: ids are counted through, digits cut.
@@ -146,11 +150,13 @@ def figure(draw: Callable[[Path], Path], label: str, name: str, kind: str) -> st
     return f'<figure class="{kind}" tabindex="0">\n{svg}</figure>'
 
 
-def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _make_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table whose first column names its rows; it scrolls where the screen is narrow."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
     body = "".join(
-        f'<tr><th scope="row">{escape(first)}</th>' + "".join(f"<td>{dashed(text)}</td>" for text in rest) + "</tr>\n"
+        f'<tr><th scope="row">{escape(first)}</th>'
+        + "".join(f"<td>{_dash_empty(text)}</td>" for text in rest)
+        + "</tr>\n"
         for first, *rest in rows
     )
     return (
@@ -159,38 +165,40 @@ def html_table(caption: str, header: Sequence[str], rows: Iterable[Sequence[str]
     )
 
 
-def dashed(text: str) -> str:
+def _dash_empty(text: str) -> str:
     """A cell's text; nothing is an en dash."""
     return "–" if text == "-" else escape(text)
 
 
-def provenance_section(cells: Sequence[Cell], trials: dict[str, dict[str, Any]]) -> str:
+def _make_provenance_section(cells: Sequence[Cell], trials: dict[str, dict[str, Any]]) -> str:
     """What each trial ran on, and the environments that they refer to by number."""
     environments: dict[tuple[str, ...], str] = {}
     rows = []
     for cell in cells:
         for seed, name in zip(cell.seeds, cell.trial_ids, strict=True):
-            attempts = [environment_row(attempt) for attempt in trials[name]["attempts"]]
+            attempts = [_make_environment_row(attempt) for attempt in trials[name]["attempts"]]
             numbers = [environments.setdefault(facts, str(len(environments) + 1)) for facts in attempts]
-            rows.append(trial_row(f"{cell.label} on {cell.dataset}, seed {seed}", trials[name], numbers))
+            rows.append(_make_trial_row(f"{cell.label} on {cell.dataset}, seed {seed}", trials[name], numbers))
     header = ["trial", "id", "state", "training", "device", "environment of each attempt"]
-    parts = [html_table("Trials", header, rows)]
+    parts = [_make_table("Trials", header, rows)]
     if environments:
         listed = [[number, *facts] for facts, number in environments.items()]
         names = ["environment", "commit", "Python", "libraries", "processor", "host"]
         width = 5 + any(facts[-1] != "-" for facts in environments)
-        parts.append(html_table("Environments", names[:width], [row[:width] for row in listed]))
-    return section("Where it ran", "A + after a commit: files differed from it. Training: without evaluation.", *parts)
+        parts.append(_make_table("Environments", names[:width], [row[:width] for row in listed]))
+    return make_section(
+        "Where it ran", "A + after a commit: files differed from it. Training: without evaluation.", *parts
+    )
 
 
-def trial_row(what: str, trial: dict[str, Any], environments: list[str]) -> list[str]:
+def _make_trial_row(what: str, trial: dict[str, Any], environments: list[str]) -> list[str]:
     """The row of one trial in the table of trials."""
     state = "finished" if trial["finished"] else f"after {trial['epoch']} of {trial['epochs']} epochs"
-    seconds = duration(trial["seconds"]) if trial["seconds"] else "-"
+    seconds = format_duration(trial["seconds"]) if trial["seconds"] else "-"
     return [what, trial["trial_id"], state, seconds, ", ".join(trial["devices"]) or "-", ", ".join(environments) or "-"]
 
 
-def environment_row(attempt: dict[str, Any]) -> tuple[str, ...]:
+def _make_environment_row(attempt: dict[str, Any]) -> tuple[str, ...]:
     """What attempts in one environment share."""
     libraries = ", ".join(f"{name} {number}" for name, number in attempt.get("versions", {}).items() if number)
     processor = f"{attempt.get('cpu', '-')} × {attempt.get('cpus', '-')}"
@@ -198,7 +206,7 @@ def environment_row(attempt: dict[str, Any]) -> tuple[str, ...]:
     return commit[:12] + "+" * commit.endswith("+"), attempt.get("python", "-"), libraries, processor, host
 
 
-def repeat_section(name: str, files: dict[str, str]) -> str:
+def _repeat_section(name: str, files: dict[str, str]) -> str:
     """The grids and the commands that repeat the run."""
     parts = [f"<h3>{escape(file)}</h3>\n<pre>{escape(text)}</pre>" for file, text in files.items()]
-    return section("To repeat it", "", f"<pre>{escape(commands(name, list(files)))}</pre>", *parts)
+    return make_section("To repeat it", "", f"<pre>{escape(list_commands(name, list(files)))}</pre>", *parts)

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
 from stdac.folder import TRIAL_JSON, TrialFolder
-from stdac.record import METRICS, conform_metrics, metrics_table
+from stdac.record import METRICS, conform_metrics, make_metrics
 from stdac.trial import SCHEMA_VERSION, make_id
 
 SETTINGS = ("n_clusters", "epochs", "limit", "image_size")
@@ -32,12 +32,12 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
     these, there are no such rows, or they are of another schema version.
     """
     collected = path if path.is_file() else path / "metrics.parquet"
-    folders = [] if path.is_file() else trial_folders(path)
+    folders = [] if path.is_file() else list_trial_folders(path)
     if folders:
         tables = (read_trial(folder, folder.trial(), unfinished=unfinished) for folder in folders)
         table = concat_rows(rows for rows in tables if rows is not None)
     elif collected.is_file():
-        table = read_collected(collected)
+        table = _read_collected(collected)
         table = table if unfinished else table.filter(table["finished"])
     elif (path / "trials").is_dir():
         table = ROWS.empty_table()
@@ -50,15 +50,15 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
     return table
 
 
-def trial_folders(path: Path) -> list[TrialFolder]:
+def list_trial_folders(path: Path) -> list[TrialFolder]:
     """The trials' folders of a run, by name; `path` itself where it is one trial's folder."""
     paths = [path] if (path / TRIAL_JSON).is_file() else sorted((path / "trials").glob("*"))
     return [TrialFolder(p) for p in paths if (p / TRIAL_JSON).is_file()]
 
 
-def finished(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
+def list_finished(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """(trial.json, folder of the attempt that counts) of every finished trial at `path`."""
-    for folder in trial_folders(path):
+    for folder in list_trial_folders(path):
         result = folder.result()
         if result is not None:
             yield folder.trial(), result
@@ -69,14 +69,14 @@ def read_trial(folder: TrialFolder, trial: Mapping[str, Any], *, unfinished: boo
 
     trial: its trial.json.
     """
-    rows = checkpoint_rows(folder) if unfinished and folder.done() is None else []
+    rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else []
     result = folder.result()  # looked at last: a trial that ends meanwhile has no checkpoint any more
     if result is not None:
-        return with_settings(read_rows(result / "metrics.parquet"), trial, True)
-    return with_settings(conform_metrics(metrics_table(rows)), trial, False) if rows else None
+        return _add_settings(read_rows(result / "metrics.parquet"), trial, True)
+    return _add_settings(conform_metrics(make_metrics(rows)), trial, False) if rows else None
 
 
-def checkpoint_rows(folder: TrialFolder) -> list[dict[str, Any]]:
+def _read_checkpoint_rows(folder: TrialFolder) -> list[dict[str, Any]]:
     """The rows in a trial's newest checkpoint that can be read, METRICS as plain values; its tensors are not read."""
     import torch
 
@@ -127,7 +127,7 @@ def read_main_rows(path: Path) -> list[dict[str, Any]]:
     return sorted(rows.filter(rows["main"]).to_pylist(), key=lambda row: row["epoch"])
 
 
-def read_collected(path: Path) -> pa.Table:
+def _read_collected(path: Path) -> pa.Table:
     """A ROWS table from a collected file; one of METRICS alone is of finished trials, whose settings are restored."""
     table = read_rows(path)
     if "source" not in table.column_names:
@@ -139,14 +139,14 @@ def read_collected(path: Path) -> pa.Table:
     trials: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
         trials.setdefault(row["trial_id"], []).append(row)
-    restored = {name: restore_settings(of_trial) for name, of_trial in trials.items()}
+    restored = {name: _restore_settings(of_trial) for name, of_trial in trials.items()}
     ids = table["trial_id"].to_pylist()
     for name in SETTINGS:
         table = table.append_column(ROWS.field(name), pa.array([restored[i][name] for i in ids], pa.int64()))
     return concat_rows([table])
 
 
-def restore_settings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
+def _restore_settings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     """SETTINGS of a trial from its rows: the usual ones where the trial's id, a hash, confirms them; else unknown."""
     epochs = max((row["epoch"] for row in rows if row["main"]), default=0)
     settings = {"n_clusters": 10, "epochs": epochs, "limit": None, "image_size": None}
@@ -156,7 +156,7 @@ def restore_settings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     return settings | {"n_clusters": None}
 
 
-def with_settings(table: pa.Table, trial: Mapping[str, Any], finished: bool) -> pa.Table:
+def _add_settings(table: pa.Table, trial: Mapping[str, Any], finished: bool) -> pa.Table:
     """A METRICS table of one trial as a ROWS table."""
     values = {name: trial[name] for name in SETTINGS} | {"finished": finished, "source": trial.get("source")}
     for name, value in values.items():

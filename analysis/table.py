@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from analysis.cells import Cell, datasets
+from analysis.cells import Cell, list_datasets
 from analysis.intervals import Interval
 from stdac.methods import METHODS
 
@@ -22,27 +22,27 @@ INTERVALS = (
 def format_results(cells: list[Cell], *, markdown: bool = False) -> str:
     """The tables as aligned text, or as Markdown, a block a data set; then who wins, and caveats."""
     blocks = [HEADING]
-    for dataset in datasets(cells):
+    for dataset in list_datasets(cells):
         of_dataset = [cell for cell in cells if cell.dataset == dataset]
-        blocks += markdown_blocks(of_dataset) if markdown else text_blocks(of_dataset)
+        blocks += _make_markdown_blocks(of_dataset) if markdown else _make_text_blocks(of_dataset)
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
-def text_blocks(cells: list[Cell]) -> list[str]:
+def _make_text_blocks(cells: list[Cell]) -> list[str]:
     """One data set: its table, that of the intervals, which would make it too wide, and the remarks."""
-    rows = table_rows(cells, [column for column in COLUMNS if column not in INTERVAL_COLUMNS])
-    blocks = [f"{cells[0].dataset}\n{text_table(rows)}"]
+    rows = make_rows(cells, [column for column in COLUMNS if column not in INTERVAL_COLUMNS])
+    blocks = [f"{cells[0].dataset}\n{format_text_table(rows)}"]
     known = [cell for cell in cells if cell.interval is not None]
     if known:
-        blocks.append(f"{INTERVALS}\n{text_table(table_rows(known, [METHOD, *INTERVAL_COLUMNS]))}")
-    return [*blocks, "\n".join(remarks(cells))]
+        blocks.append(f"{INTERVALS}\n{format_text_table(make_rows(known, [METHOD, *INTERVAL_COLUMNS]))}")
+    return [*blocks, "\n".join(list_remarks(cells))]
 
 
-def markdown_blocks(cells: list[Cell]) -> list[str]:
+def _make_markdown_blocks(cells: list[Cell]) -> list[str]:
     """One data set: its name, its table with the intervals, and the remarks as a list."""
     notes = [f"{INTERVALS}."] if any(cell.interval for cell in cells) else []
-    remarked = "\n".join(f"- {escaped(remark)}" for remark in [*remarks(cells), *notes])
-    return [f"**{cells[0].dataset}**", markdown_table(table_rows(cells, COLUMNS, full=True)), remarked]
+    remarked = "\n".join(f"- {escape_markdown(remark)}" for remark in [*list_remarks(cells), *notes])
+    return [f"**{cells[0].dataset}**", _format_markdown_table(make_rows(cells, COLUMNS, full=True)), remarked]
 
 
 class Column(NamedTuple):
@@ -53,7 +53,7 @@ class Column(NamedTuple):
     text: Callable[[Cell], str]
 
 
-def table_rows(cells: list[Cell], columns: Sequence[Column], *, full: bool = False) -> list[list[str]]:
+def make_rows(cells: list[Cell], columns: Sequence[Column], *, full: bool = False) -> list[list[str]]:
     """The header, with full names if asked for, and one row a cell, without the columns that no cell fills."""
     texts = {column: [column.text(cell) for cell in cells] for column in columns}
     filled = {column: text for column, text in texts.items() if not set(text) <= {"-", "all"}}
@@ -61,22 +61,22 @@ def table_rows(cells: list[Cell], columns: Sequence[Column], *, full: bool = Fal
     return [header, *(list(row) for row in zip(*filled.values(), strict=True))]
 
 
-def show_epochs(cell: Cell) -> str:
+def _show_epochs(cell: Cell) -> str:
     """How far an unfinished cell is: 3 of 10, or all."""
     return "all" if cell.epoch is None else f"{cell.epoch} of {cell.settings['epochs']}"
 
 
-def show_acc(cell: Cell) -> str:
+def _show_acc(cell: Cell) -> str:
     """.980 ± .007 (10): the mean, the standard deviation where there are several seeds, their number."""
-    return f"{show_score(cell, 'acc')} ({cell.n})" if "acc" in cell.scores else "-"
+    return f"{_show_score(cell, 'acc')} ({cell.n})" if "acc" in cell.scores else "-"
 
 
-def show_score(cell: Cell, score: str) -> str:
+def _show_score(cell: Cell, score: str) -> str:
     """The mean, and the standard deviation where there is more than one seed to have one."""
     return show(cell.mean(score), cell.std(score) if cell.n > 1 else None)
 
 
-def show_published(cell: Cell, score: str, *, spread: bool = False) -> str:
+def _show_published(cell: Cell, score: str, *, spread: bool = False) -> str:
     """A published mean, with its standard deviation if asked for; † where it is of the best epoch."""
     value = cell.published.get(score)
     if value is None:
@@ -85,40 +85,40 @@ def show_published(cell: Cell, score: str, *, spread: bool = False) -> str:
     return show(value.mean, value.std if spread else None) + (when if spread else "") + " †" * value.of_best_epoch
 
 
-def show_interval(interval: Interval | None, *, signed: bool = False) -> str:
+def _show_interval(interval: Interval | None, *, signed: bool = False) -> str:
     """.975 to .985, or -.002 to +.010."""
-    number = show_signed if signed else show_number
+    number = show_signed if signed else _show_number
     return "-" if interval is None else f"{number(interval.low)} to {number(interval.high)}"
 
 
-def show_noise(cell: Cell) -> str:
+def _show_noise(cell: Cell) -> str:
     """The mean share of images in no cluster, where there are any."""
     return show(cell.mean("noise")) if cell.mean("noise") else "-"
 
 
-def show_difference(cell: Cell) -> str:
+def _show_difference(cell: Cell) -> str:
     """Our mean ACC less the published one."""
     return "-" if cell.difference is None else show_signed(cell.difference)
 
 
 METHOD = Column("method", "method", lambda cell: cell.label)
 INTERVAL_COLUMNS = (
-    Column("ACC", "95 % interval", lambda cell: show_interval(cell.interval)),
-    Column("diff.", "95 % interval of diff.", lambda cell: show_interval(cell.difference_interval, signed=True)),
+    Column("ACC", "95 % interval", lambda cell: _show_interval(cell.interval)),
+    Column("diff.", "95 % interval of diff.", lambda cell: _show_interval(cell.difference_interval, signed=True)),
 )
 COLUMNS = (
     METHOD,
-    Column("epochs", "epochs", show_epochs),
-    Column("ACC (n)", "ACC (n)", show_acc),
+    Column("epochs", "epochs", _show_epochs),
+    Column("ACC (n)", "ACC (n)", _show_acc),
     INTERVAL_COLUMNS[0],
-    Column("paper", "paper's ACC", lambda cell: show_published(cell, "acc", spread=True)),
-    Column("diff.", "diff.", show_difference),
+    Column("paper", "paper's ACC", lambda cell: _show_published(cell, "acc", spread=True)),
+    Column("diff.", "diff.", _show_difference),
     INTERVAL_COLUMNS[1],
-    Column("NMI", "NMI", lambda cell: show_score(cell, "nmi")),
-    Column("paper", "paper's NMI", lambda cell: show_published(cell, "nmi")),
-    Column("ARI", "ARI", lambda cell: show_score(cell, "ari")),
-    Column("paper", "paper's ARI", lambda cell: show_published(cell, "ari")),
-    Column("noise", "noise", show_noise),
+    Column("NMI", "NMI", lambda cell: _show_score(cell, "nmi")),
+    Column("paper", "paper's NMI", lambda cell: _show_published(cell, "nmi")),
+    Column("ARI", "ARI", lambda cell: _show_score(cell, "ari")),
+    Column("paper", "paper's ARI", lambda cell: _show_published(cell, "ari")),
+    Column("noise", "noise", _show_noise),
     Column("deployed", "deployed", lambda cell: show(cell.mean("acc_deployed"))),
     Column("best epoch", "best epoch", lambda cell: show(cell.mean("acc_best"))),
 )
@@ -128,44 +128,51 @@ def show(mean: float | None, std: float | None = None) -> str:
     """.980 ± .007, or .980, or -."""
     if mean is None:
         return "-"
-    return show_number(mean) + ("" if std is None else f" ± {show_number(std)}")
+    return _show_number(mean) + ("" if std is None else f" ± {_show_number(std)}")
 
 
-def show_number(value: float) -> str:
+def _show_number(value: float) -> str:
     """Three decimals without the leading zero: .980, 1.000, -.031."""
     return f"{value:.3f}".replace("0.", ".", 1) if abs(round(value, 3)) < 1 else f"{value:.3f}"
 
 
 def show_signed(value: float) -> str:
     """A difference with its sign: +.003, -.012."""
-    return ("+" if round(value, 3) >= 0 else "-") + show_number(abs(value))
+    return ("+" if round(value, 3) >= 0 else "-") + _show_number(abs(value))
 
 
-def text_table(rows: list[list[str]]) -> str:
+def format_text_table(rows: list[list[str]]) -> str:
     """Rows as columns aligned by spaces, a rule below the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
 
 
-def markdown_table(rows: list[list[str]]) -> str:
+def _format_markdown_table(rows: list[list[str]]) -> str:
     """Rows as a Markdown table."""
-    lines = ["| " + " | ".join(map(escaped, row)) + " |" for row in rows]
+    lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
 
 
-def escaped(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text whose asterisks and bars are no Markdown."""
     return text.replace("*", r"\*").replace("|", r"\|")
 
 
-def remarks(cells: list[Cell]) -> list[str]:
+def list_remarks(cells: list[Cell]) -> list[str]:
     """What to know about the table of one data set: who wins, what is not settled, what differs."""
-    found = (winner(cells), unfinished(cells), single(cells), unsettled(cells), gaps(cells), best_epoch(cells))
+    found = (
+        name_winner(cells),
+        list_unfinished(cells),
+        list_single(cells),
+        _list_unsettled(cells),
+        _list_gaps(cells),
+        _explain_best_epoch(cells),
+    )
     return [remark for remark in found if remark]
 
 
-def winner(cells: list[Cell]) -> str | None:
+def name_winner(cells: list[Cell]) -> str | None:
     """Who has the highest mean ACC when finished, against the floor; or that there is no ground truth to score by."""
     if not any("acc" in cell.scores for cell in cells):
         return f"{cells[0].dataset} has no ground truth: nothing is scored. The clusters are in assignments.parquet."
@@ -188,10 +195,10 @@ def is_floor(cell: Cell) -> bool:
     return cell.method in METHODS and METHODS[cell.method].is_floor
 
 
-def unfinished(cells: list[Cell]) -> str | None:
+def list_unfinished(cells: list[Cell]) -> str | None:
     """Which cells are not finished, after which epoch they are shown, and what the published value beside them is."""
     listed = [
-        f"{c.label} (after {show_epochs(c)} epochs" + (f"; {c.done} of {c.n} seeds are finished)" if c.done else ")")
+        f"{c.label} (after {_show_epochs(c)} epochs" + (f"; {c.done} of {c.n} seeds are finished)" if c.done else ")")
         for c in cells
         if c.epoch is not None
     ]
@@ -203,7 +210,7 @@ def unfinished(cells: list[Cell]) -> str | None:
     return text
 
 
-def single(cells: list[Cell]) -> str | None:
+def list_single(cells: list[Cell]) -> str | None:
     """Which cells have one seed only, hence no interval."""
     alone = [cell for cell in cells if cell.n == 1 and "acc" in cell.scores]
     if not alone:
@@ -211,7 +218,7 @@ def single(cells: list[Cell]) -> str | None:
     return "n = 1: no interval" + ("" if len(alone) == len(cells) else f" of {'; '.join(c.label for c in alone)}") + "."
 
 
-def unsettled(cells: list[Cell]) -> str | None:
+def _list_unsettled(cells: list[Cell]) -> str | None:
     """A warning where several of 1, 2 and 3 STN are compared over fewer seeds than the paper's."""
     stns = sorted({c.settings["stn"] for c in cells if c.settings.get("stn") and c.n < SETTLED})
     compared = {c.settings["stn"] for c in cells if c.settings.get("stn")}
@@ -222,16 +229,16 @@ def unsettled(cells: list[Cell]) -> str | None:
     return f"With fewer than {SETTLED} seeds the ranking of {listed} STN is not settled."
 
 
-def gaps(cells: list[Cell]) -> str | None:
+def _list_gaps(cells: list[Cell]) -> str | None:
     """Where the deployed model's ACC is not the protocol's."""
     wide = [f"{c.label} ({show_signed(c.gap)})" for c in cells if abs(c.gap) > GAP]
     if not wide:
         return None
-    what = f"Deployed and protocol ACC differ by more than {show_number(GAP)} (deployed less protocol, widest seed)"
+    what = f"Deployed and protocol ACC differ by more than {_show_number(GAP)} (deployed less protocol, widest seed)"
     return f"{what}: {'; '.join(wide)}."
 
 
-def best_epoch(cells: list[Cell]) -> str | None:
+def _explain_best_epoch(cells: list[Cell]) -> str | None:
     """What † means, where it occurs."""
     if not any(value.of_best_epoch for cell in cells for value in cell.published.values()):
         return None

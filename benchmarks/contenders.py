@@ -19,8 +19,8 @@ from stdac.data import load
 from stdac.machine import Machine
 from stdac.methods import resolve
 from stdac.methods.pairwise import CleanPass, Deployed, mean_pixel, standardize
-from stdac.methods.st_dac import loss, network
-from stdac.step import multiplying
+from stdac.methods.st_dac import build_network, loss
+from stdac.step import set_precision
 from stdac.train import Trainer
 
 BATCH, MACRO_BATCH, CHUNKS = 32, 992, 20
@@ -65,7 +65,7 @@ class Ours:
         trainer = Trainer(0, 1, Silent(), device, machine.compiles(device, 0), machine.graphs(device))
         images = setting.images()
         self.mean = mean_pixel(images)
-        net = network(10, (1, 28, 28), params)
+        net = build_network(10, (1, 28, 28), params)
         Deployed(net).prepare(self.mean, device)
         optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True, capturable=trainer.graphs)
         self.clean_pass = CleanPass(net, params.eval_batch, trainer)
@@ -139,7 +139,7 @@ def synchronize(device: str) -> None:
 def contend(kind: str, setting: Setting, pipe: Connection) -> None:
     """A contender's process: for each (what, n) that comes, do it and answer the seconds; None ends it."""
     began = time.perf_counter()
-    with multiplying(setting.precision):
+    with set_precision(setting.precision):
         contender = ready(kind, setting)
         pipe.send(time.perf_counter() - began)
         while (request := pipe.recv()) is not None:

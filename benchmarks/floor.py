@@ -26,9 +26,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from stdac.machine import Machine, cpu_name
+from stdac.machine import Machine, read_cpu_name
 from stdac.methods import METHODS, resolve
-from stdac.methods.dec import hidden
+from stdac.methods.dec import list_hidden
 from stdac.methods.method import count_forward
 from stdac.networks import mlp
 
@@ -150,7 +150,7 @@ def dec() -> tuple[Cost, Cost]:
     build = METHODS["dec"].build
     assert build is not None
     encoder, macs = size(build(K, SHAPE, p)), count_forward(build(K, SHAPE, p), SHAPE)
-    both = encoder + size(mlp([p.dimensions, *reversed(hidden(p)), SHAPE[1] * SHAPE[2]]))
+    both = encoder + size(mlp([p.dimensions, *reversed(list_hidden(p)), SHAPE[1] * SHAPE[2]]))
     update = OPTIMIZER_BYTES["dec"]
     label = forward_work(macs, encoder, 1000)
     pretraining = Cost(
@@ -211,7 +211,7 @@ def measured_rates(threads: int) -> Rates:
             12 * n / best(lambda: wide.add_(other)),
         ]
     ways.append(28 * (n // 2) / best(adam.step))
-    return Rates(f"{cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}", max(products), max(ways))
+    return Rates(f"{read_cpu_name()}, {threads} {'thread' if threads == 1 else 'threads'}", max(products), max(ways))
 
 
 def best(call: Callable[[], Any], within: float = 1.0) -> float:

@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 from stdac.files import write_json
-from stdac.machine import provenance
+from stdac.machine import describe_provenance
 
 HERE = Path(__file__).parent
 GRID = '[defaults]\ndataset = "digits"\nparams = {{ stn = 2 }}\n[[trials]]\nseeds = {trials}\n'
@@ -64,7 +64,7 @@ def main(backend: str, trials: int, many: int, sleeping: int, out: Path | None, 
     found = findings(launches)
     for name, value in found.items():
         click.echo(f"{name:<30} {value:8.2f}")
-    machine = {name: fact for name, fact in provenance().items() if name != "host"}
+    machine = {name: fact for name, fact in describe_provenance().items() if name != "host"}
     write_json(
         results / f"grid-{backend}.json",
         {"backend": backend, "provenance": machine, "launches": [asdict(x) for x in launches], **found},

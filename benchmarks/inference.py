@@ -70,7 +70,7 @@ class Model:
 
         from export.convert.half import halve
         from export.convert.quantize import quantize
-        from export.convert.to_onnx import Graph, convert, quiet
+        from export.convert.to_onnx import Graph, convert, silence
         from stdac.data import load
         from stdac.methods import resolve
         from stdac.methods.method import count_forward
@@ -87,7 +87,7 @@ class Model:
         self.macs = count_forward(config.build(), config.shape)
         self.parameters = sum(p.numel() for p in net.parameters())
         fp32 = convert(self.graph, config)
-        with quiet():
+        with silence():
             int8 = quantize(fp32, self.images[:512])
         self.files = {"fp32": fp32, "fp16": halve(fp32), "int8": int8}
         self.files = {name: proto.SerializeToString() for name, proto in self.files.items()}
@@ -261,14 +261,14 @@ def about(device: str) -> dict[str, Any]:
     """Provenance: when, with what, on what."""
     import torch
 
-    from stdac.machine import cpu_name, git_commit, package_version
+    from stdac.machine import read_commit, read_cpu_name, read_version
 
     packages = ("torch", "onnxruntime", "onnxruntime-gpu", "openvino", "onnx", "numpy")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": git_commit(),
-        "device": torch.cuda.get_device_name() if device == "cuda" else f"{cpu_name()} ({cpu_model()})",
-        "versions": {name: version for name in packages if (version := package_version(name))},
+        "commit": read_commit(),
+        "device": torch.cuda.get_device_name() if device == "cuda" else f"{read_cpu_name()} ({cpu_model()})",
+        "versions": {name: version for name in packages if (version := read_version(name))},
     }
 
 

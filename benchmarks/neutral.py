@@ -20,7 +20,7 @@ import click
 from scipy import stats
 
 from stdac.folder import TrialFolder
-from stdac.machine import Machine, provenance
+from stdac.machine import Machine, describe_provenance
 from stdac.methods import resolve
 from stdac.observer import Observer
 from stdac.run import run_trial
@@ -52,7 +52,7 @@ def main(seeds: int, ways: tuple[str, ...], common: str, epochs: int, method: st
         print(f"{way}: {json.dumps(numbers)}")
     if out is not None:
         what = {"method": method, "epochs": epochs, "params": parse(common)}
-        machine_facts = {key: value for key, value in provenance().items() if key != "host"}
+        machine_facts = {key: value for key, value in describe_provenance().items() if key != "host"}
         out.write_text(json.dumps(what | {"scores": scores, "summary": result, "machine": machine_facts}, indent=1))
 
 

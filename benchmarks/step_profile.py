@@ -13,7 +13,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import MACRO_BATCH, Ours, Setting, ready, synchronize
-from stdac.step import multiplying
+from stdac.step import set_precision
 
 STEPS = 8
 PARTS = {
@@ -36,7 +36,7 @@ def profile_ours(setting: Setting) -> dict[str, Any]:
     import torch._inductor.config as inductor
 
     inductor.cpp.enable_kernel_profile = True
-    with multiplying(setting.precision):
+    with set_precision(setting.precision):
         ours = ready("ours", setting)
         assert isinstance(ours, Ours)
         dense = len(ours.label_pass.net.get_parameter("dense1.weight"))

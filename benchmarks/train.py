@@ -31,7 +31,7 @@ from benchmarks.contenders import CONTENDERS, MACRO_BATCH, Setting, contenders, 
 from benchmarks.step_profile import profile_ours
 from stdac.errors import StdacError
 from stdac.folder import TrialFolder
-from stdac.machine import Machine, device_name, provenance
+from stdac.machine import Machine, describe_device, describe_provenance
 from stdac.methods import resolve
 from stdac.run import run_trial
 from stdac.step import PRECISIONS
@@ -125,8 +125,8 @@ def measured(job: Callable[[], dict[str, Any]], setting: Setting) -> dict[str, A
     rates = floor.measured_rates(setting.threads) if device.type == "cpu" else floor.H200[setting.precision]
     load, began = os.getloadavg()[0], time.perf_counter()
     found = job()
-    about = {key: value for key, value in provenance().items() if key != "host"}
-    about |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": device_name(device)}
+    about = {key: value for key, value in describe_provenance().items() if key != "host"}
+    about |= {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": describe_device(device)}
     about |= {"load_before": load, "seconds": time.perf_counter() - began}
     what = {key: value for key, value in asdict(setting).items() if key != "data_dir"}
     return {"setting": what, **found, "rates": asdict(rates), "about": about}

@@ -49,7 +49,7 @@ def choose_backend(name: str, request: Request, flags: Mapping[str, Any], table:
         name, why = find_backend(request.nodes)
     require(*MODULES[name])
     if name == "slurm":
-        return use_slurm(why, request, flags, table)
+        return _use_slurm(why, request, flags, table)
     if name == "ray":
         return use_ray(why, request)
     if request.nodes > 1:
@@ -107,7 +107,7 @@ def _count_node_trials(request: Request) -> int:
     return max(1, local.count_cores() // request.nodes) if request.simulate else local.count_trials(request)
 
 
-def use_slurm(why: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
+def _use_slurm(why: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
     """Workers as the tasks of a SLURM array."""
     settings = slurm.make_settings(flags, table, os.environ, request.options.device)
     tasks = request.nodes * (settings.workers_per_node or 1)

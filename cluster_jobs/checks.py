@@ -19,8 +19,8 @@ from analysis.runs import ROWS
 from cluster_jobs.ledger import TRIALS
 from stdac.folder import DONE_JSON, TRIAL_JSON
 from stdac.record import METRICS
-from stdac.trial import SCHEMA_VERSION, canonical_json
-from stdac.words import one_line
+from stdac.trial import SCHEMA_VERSION, write_canonical
+from stdac.words import escape_line
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def parse_file(path: Path, parse: Callable[[bytes], T], kind: str) -> T:
         raise Damaged(f"is not {kind}, or only part of one") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path) -> dict[str, Any]:
     """A JSON object."""
     value = parse_file(path, json.loads, "JSON")
     if not isinstance(value, dict):
@@ -64,19 +64,19 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_trial(folder: Path) -> dict[str, Any]:
     """trial.json of the trial that its folder is named after. Raises Foreign for another's, or another version's."""
-    trial = read_object(folder / TRIAL_JSON)
-    if compute_id(trial) != folder.name:
+    trial = _read_object(folder / TRIAL_JSON)
+    if _compute_id(trial) != folder.name:
         raise Foreign("trial.json is another trial's")
     if trial.get("schema_version") != SCHEMA_VERSION:
-        version = one_line(str(trial.get("schema_version")))
+        version = escape_line(str(trial.get("schema_version")))
         raise Foreign(f"trial.json has schema version {version}, this stdac reads {SCHEMA_VERSION}")
     return trial
 
 
-def compute_id(trial: Mapping[str, Any]) -> str | None:
+def _compute_id(trial: Mapping[str, Any]) -> str | None:
     """The id of a trial's JSON, as `stdac.trial.Trial.id`; None where it is no trial's."""
     try:
-        return sha256(canonical_json(trial).encode()).hexdigest()[:16]
+        return sha256(write_canonical(trial).encode()).hexdigest()[:16]
     except (ValueError, RecursionError):  # numbers that are not finite, or too deep
         return None
 
@@ -86,7 +86,7 @@ def read_plan(data: bytes) -> dict[str, dict[str, Any]]:
     table = read_table(data)
     rows = table.to_pylist()
     trials = {row["trial_id"]: json.loads(row["trial"]) for row in rows}
-    if any(compute_id(trial) != trial_id for trial_id, trial in trials.items()):
+    if any(_compute_id(trial) != trial_id for trial_id, trial in trials.items()):
         raise Damaged("has trials whose ids are not theirs")
     versions = {trial.get("schema_version") for trial in trials.values()} - {SCHEMA_VERSION}
     if versions:
@@ -131,7 +131,7 @@ def check_zip(path: Path) -> None:
 
 def check_lease(path: Path) -> dict[str, Any]:
     """A lease with all that other attempts look at."""
-    lease = read_object(path)
+    lease = _read_object(path)
     try:
         datetime.fromisoformat(lease["began"])
         if isinstance(lease["host"], str) and {"attempt", "pid", "process_start"} <= lease.keys():
@@ -143,7 +143,7 @@ def check_lease(path: Path) -> dict[str, Any]:
 
 def check_result(folder: Path, attempts: Mapping[int, Path]) -> int:
     """done.json, and every file of the attempt that it names; returns that attempt's number."""
-    done = _name_damage(folder / DONE_JSON, read_object)
+    done = _name_damage(folder / DONE_JSON, _read_object)
     done = {"sha256": {}} | done  # a trial of an earlier stdac has none
     if done.get("trial_id") != folder.name or not all(isinstance(done.get(k), kind) for k, kind in DONE.items()):
         raise Damaged("done.json is not this trial's, or lacks what others read in it")
@@ -176,7 +176,7 @@ def _name_damage(path: Path, check: Callable[[Path], T]) -> T:
     try:
         return check(path)
     except Damaged as damage:
-        raise Damaged(f"{one_line(path.name)} {damage}") from damage
+        raise Damaged(f"{escape_line(path.name)} {damage}") from damage
 
 
 def list_folder(folder: Path) -> list[Path]:

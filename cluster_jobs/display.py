@@ -13,8 +13,8 @@ import click
 from analysis.runs import read_main_rows
 from cluster_jobs.ledger import LEFT, Ledger, State, Status
 from stdac.folder import RENEW_S
-from stdac.trial import canonical_json, choose_telling, count_distinct
-from stdac.words import duration
+from stdac.trial import choose_telling, count_distinct, write_canonical
+from stdac.words import format_duration
 
 PLAIN_EVERY_S = 60.0
 WATCH_EVERY_S = 2.0
@@ -29,8 +29,8 @@ class Labels:
     def __init__(self, trials: Iterable[Mapping[str, Any]]) -> None:
         settings: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         for trial in trials:
-            settings[trial["method"], trial["dataset"]][canonical_json(trial["params"])] = None
-        self.swept = {key: find_swept([json.loads(text) for text in texts]) for key, texts in settings.items()}
+            settings[trial["method"], trial["dataset"]][write_canonical(trial["params"])] = None
+        self.swept = {key: _find_swept([json.loads(text) for text in texts]) for key, texts in settings.items()}
 
     def __call__(self, trial: Mapping[str, Any]) -> str:
         swept = self.swept.get((trial["method"], trial["dataset"]), [])
@@ -39,21 +39,21 @@ class Labels:
         return f"{what} on {trial['dataset']}, K {trial['n_clusters']}, seed {trial['seed']}"
 
 
-def find_swept(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+def _find_swept(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The parameters that differ, those with most values first, without those that follow from others."""
     names = sorted({name for params in settings for name in params})
     return choose_telling(settings, sorted(names, key=lambda name: -count_distinct(settings, [name])))
 
 
-def elapsed(status: Status) -> float:
+def _measure_elapsed(status: Status) -> float:
     """Seconds that a running trial's attempt has taken."""
     now: float = status.detail["now"]
     return max(0.0, now - datetime.fromisoformat(status.detail["began"]).timestamp())
 
 
-def kind(trial: dict[str, Any]) -> str:
+def _name_kind(trial: dict[str, Any]) -> str:
     """Trials of one kind take about equally long."""
-    return canonical_json({name: value for name, value in trial.items() if name not in ("seed", "needs")})
+    return write_canonical({name: value for name, value in trial.items() if name not in ("seed", "needs")})
 
 
 class Pace:
@@ -67,7 +67,7 @@ class Pace:
 
     def add(self, trial_id: str, trial: dict[str, Any]) -> None:
         """Note a planned trial."""
-        self.kinds[trial_id] = what = sys.intern(kind(trial))
+        self.kinds[trial_id] = what = sys.intern(_name_kind(trial))
         self.left[what] += 1
 
     def end(self, status: Status) -> None:
@@ -86,11 +86,11 @@ class Pace:
         typical = sum(means.values()) / len(means)
         left = sum(means.get(what, typical) * count for what, count in self.left.items())
         for status in running:
-            left -= min(elapsed(status), 0.9 * means.get(self.kinds.get(status.trial_id, ""), typical))
+            left -= min(_measure_elapsed(status), 0.9 * means.get(self.kinds.get(status.trial_id, ""), typical))
         return left / max(1, len(running))
 
 
-def summary(states: Iterable[State], pace: Pace, running: Sequence[Status]) -> str:
+def summarize(states: Iterable[State], pace: Pace, running: Sequence[Status]) -> str:
     """One line: how many trials are in which state, and the time left."""
     counts = Counter(states)
     words = [f"{counts['done']} of {counts.total()} done"]
@@ -99,15 +99,15 @@ def summary(states: Iterable[State], pace: Pace, running: Sequence[Status]) -> s
     ]
     going_on = any(counts[state] for state in LEFT) and not counts["paused"]
     eta = pace.seconds_left(running) if going_on else None
-    return ", ".join(words) + (f", about {duration(eta)} left" if eta is not None else "")
+    return ", ".join(words) + (f", about {format_duration(eta)} left" if eta is not None else "")
 
 
-def where(status: Status) -> str:
+def describe_place(status: Status) -> str:
     """What a trial is doing, or how it ended, in a few words."""
     detail = status.detail
     if status.state == "done":
         host = f"{detail['hosts'][-1]}, " if "hosts" in detail else ""
-        return f"{duration(detail['seconds'])} on {host}{detail['device']}{interruptions(status)}"
+        return f"{format_duration(detail['seconds'])} on {host}{detail['device']}{_describe_interruptions(status)}"
     if status.state == "failed":
         return f"{detail['reason']} ({detail['log']})"
     if status.state == "blocked":
@@ -118,16 +118,17 @@ def where(status: Status) -> str:
     epoch = f"{progress['phase']} epoch {progress['epoch']}/{progress['epochs']}" if progress else "starting"
     rate = f", {progress['images_per_s']:.0f} images/s" if progress else ""
     job = f" (job {detail['job']})" if detail.get("job") else ""
-    silent = f", silent for {duration(detail['silence'])}" if detail["silence"] > 3 * RENEW_S else ""
-    return f"{epoch}{rate}, {duration(elapsed(status))} on {detail['host']}{job}{silent}{interruptions(status)}"
+    silent = f", silent for {format_duration(detail['silence'])}" if detail["silence"] > 3 * RENEW_S else ""
+    since = f"{format_duration(_measure_elapsed(status))} on {detail['host']}{job}"
+    return f"{epoch}{rate}, {since}{silent}{_describe_interruptions(status)}"
 
 
-def interruptions(status: Status) -> str:
+def _describe_interruptions(status: Status) -> str:
     """How often a trial was interrupted so far, and what that has cost; nothing for most."""
     times = status.detail.get("attempts", status.detail.get("attempt", 1)) - 1
     if not times:
         return ""
-    lost = duration(status.detail.get("lost_seconds", 0.0))
+    lost = format_duration(status.detail.get("lost_seconds", 0.0))
     return f", interrupted {times} time{'s' * (times > 1)}, {lost} of work lost"
 
 
@@ -146,10 +147,10 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
         if status.state in ("done", "failed"):
             pace.end(status)
     shown = [s for s in statuses if show_all or len(statuses) <= LISTED or s.state in ("running", "failed")]
-    lines = [f"{s.trial_id}  {s.state:<8} {label(trials[s.trial_id]):<42} {where(s)}".rstrip() for s in shown]
+    lines = [f"{s.trial_id}  {s.state:<8} {label(trials[s.trial_id]):<42} {describe_place(s)}".rstrip() for s in shown]
     if len(shown) < len(statuses):
         lines.append(f"({len(statuses) - len(shown)} trials that are done or waiting are not listed: --all)")
-    lines.append(summary((status.state for status in statuses), pace, running))
+    lines.append(summarize((status.state for status in statuses), pace, running))
     queue = describe_jobs(ledger.path)
     if queue:
         lines.append(f"SLURM: {queue}")
@@ -169,7 +170,7 @@ def watch_report(ledger: Ledger, show_all: bool = False) -> None:
         time.sleep(WATCH_EVERY_S)
 
 
-def final_accuracy(ledger: Ledger, status: Status) -> float | None:
+def _read_final_accuracy(ledger: Ledger, status: Status) -> float | None:
     """ACC by the protocol at the last epoch of a done trial."""
     path = ledger.folder(status.trial_id).attempt_path(status.detail["attempt"]) / "metrics.parquet"
     accuracy: float | None = read_main_rows(path)[-1]["acc"]
@@ -240,15 +241,15 @@ class Display:
 
     def summary(self, states: Mapping[str, State]) -> str:
         """One line."""
-        return summary(states.values(), self.pace, self.running(states))
+        return summarize(states.values(), self.pace, self.running(states))
 
     def ended(self, status: Status) -> str:
         """The line about a trial that is over."""
         text = f"{self.labels[status.trial_id]:<42}"
         if status.state == "failed":
-            return f"{text} FAILED: {where(status)}"
-        accuracy = final_accuracy(self.ledger, status)
-        return f"{text} {'' if accuracy is None else f'ACC {accuracy:.3f}, '}{where(status)}"
+            return f"{text} FAILED: {describe_place(status)}"
+        accuracy = _read_final_accuracy(self.ledger, status)
+        return f"{text} {'' if accuracy is None else f'ACC {accuracy:.3f}, '}{describe_place(status)}"
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
@@ -267,7 +268,7 @@ class Display:
         running = self.running(states)
         done = sum(state == "done" for state in states.values())
         bar = ProgressBar(total=len(states), completed=done, width=40)
-        table.add_row(bar, summary(states.values(), self.pace, running))
+        table.add_row(bar, summarize(states.values(), self.pace, running))
         for status in running:
-            table.add_row(self.labels[status.trial_id], where(status))
+            table.add_row(self.labels[status.trial_id], describe_place(status))
         return table

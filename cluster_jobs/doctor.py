@@ -29,11 +29,11 @@ from cluster_jobs.checks import (
     read_plan,
     read_trial,
 )
-from cluster_jobs.ledger import PART, Ledger, trials_parquet
+from cluster_jobs.ledger import PART, Ledger, encode_trials
 from stdac.errors import StdacError
-from stdac.files import file_system_time, json_bytes, link_once
+from stdac.files import encode_json, link_once, read_file_time
 from stdac.folder import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, LEASE_S, PROGRESS, TRIAL_JSON, format_time
-from stdac.words import duration, one_line
+from stdac.words import escape_line, format_duration
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.now-.+", re.DOTALL)
 SLURM_FILE = re.compile(r".*_submitted\..*|.*_result\.pkl.*|.*\.save_tmp|probe-.*", re.DOTALL)
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         remedy = f"mending would {self.remedy}" if self.mend is not None else self.remedy
-        return f"{one_line(self.path)} {self.what}: {self.why}; {remedy}"
+        return f"{escape_line(self.path)} {self.what}: {self.why}; {remedy}"
 
 
 def examine(ledger: Ledger) -> list[Finding]:
@@ -75,15 +75,15 @@ def mend(finding: Finding) -> None:
     try:
         finding.mend()
     except OSError as error:
-        reason = f"{error.strerror or error}: {one_line(str(error.filename))}"
-        raise StdacError(f"cannot mend {one_line(finding.path)} ({reason}): see to that and mend again") from error
+        reason = f"{error.strerror or error}: {escape_line(str(error.filename))}"
+        raise StdacError(f"cannot mend {escape_line(finding.path)} ({reason}): see to that and mend again") from error
 
 
 class Examination:
     """One look at a run folder, by the clock that stamps its files."""
 
     def __init__(self, run: Path) -> None:
-        self.run, self.now = run, file_system_time(run)
+        self.run, self.now = run, read_file_time(run)
         self.plan: dict[str, dict[str, Any]] = {}  # planned trials: id -> JSON
         self.plan_is_whole = False
         self.busy = False  # whether some attempt may be alive
@@ -133,7 +133,7 @@ class Examination:
     def _replan(self, path: Path, trials: dict[str, dict[str, Any]]) -> None:
         """Put a part of the plan aside and write one with `trials`."""
         self._put_aside(path)
-        link_once(path, trials_parquet(trials.items()))
+        link_once(path, encode_trials(trials.items()))
 
     # the trials
 
@@ -184,7 +184,7 @@ class Examination:
         except Foreign:
             raise
         except Damaged as damage:
-            rewrite = _guard_change(path, partial(self._replace, path, json_bytes(self.plan[folder.name])))
+            rewrite = _guard_change(path, partial(self._replace, path, encode_json(self.plan[folder.name])))
             yield Finding(path, str(damage), CUT_SHORT, "write it again as it was planned", rewrite)
 
     def _check_done(self, folder: Path, attempts: Mapping[int, Path], winner: int) -> Iterator[Finding]:
@@ -224,7 +224,7 @@ class Examination:
             host = ""
             with suppress(Damaged):
                 host = f" on {check_lease(path)['host']}"
-            why = f"its process{host} was killed, or cut off from here, {duration(self.now - renewed)} ago"
+            why = f"its process{host} was killed, or cut off from here, {format_duration(self.now - renewed)} ago"
             remedy = "nothing to mend: the next worker takes the trial over from its last checkpoint"
             yield Finding(path, "is stale", why, remedy)
 
@@ -239,7 +239,7 @@ class Examination:
             yield Finding(path, str(damage), why, remedy, _guard_change(path, partial(self._put_aside, path)))
         else:
             remedy = "stdac-grid retry, or the next launch, tries it again"
-            yield Finding(path, "says that the trial failed", one_line(reason), remedy)
+            yield Finding(path, "says that the trial failed", escape_line(reason), remedy)
 
     # the run folder itself
 
@@ -319,7 +319,7 @@ class Examination:
         """Temporary files that no living writer has."""
         for path in list_folder(folder):
             if TEMPORARY.fullmatch(path.name) and path.is_file() and self._measure_age(path) > LEASE_S:
-                why = f"its writer was killed {duration(self._measure_age(path))} ago"
+                why = f"its writer was killed {format_duration(self._measure_age(path))} ago"
                 yield Finding(path, "is half-written", why, "delete it", _guard_change(path, partial(_remove, path)))
 
     def _measure_age(self, path: Path) -> float:
@@ -341,9 +341,9 @@ class Examination:
 
     def _stand_in(self, path: Path, number: int) -> None:
         """Replace a lease by one that was given back: its number stays taken."""
-        began = format_time(file_system_time(self.run))
+        began = format_time(read_file_time(self.run))
         lease = {"attempt": number, "host": "unknown", "pid": 0, "process_start": None, "began": began, "log": None}
-        if self._replace(path, json_bytes(lease)):
+        if self._replace(path, encode_json(lease)):
             os.utime(path, (0, 0))
 
 
@@ -365,7 +365,7 @@ def _guard_change(path: Path, action: Callable[[], object]) -> Callable[[], None
         if now is None and seen is not None:
             return  # mended by somebody else
         if now != seen:
-            raise StdacError(f"{one_line(path)} has changed since it was examined: examine the run again")
+            raise StdacError(f"{escape_line(path)} has changed since it was examined: examine the run again")
         action()
 
     return careful

@@ -21,7 +21,7 @@ class Grid(NamedTuple):
     slurm: dict[str, Any]
 
 
-def preset_names() -> list[str]:
+def list_presets() -> list[str]:
     """The grids that come with stdac."""
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
@@ -38,9 +38,9 @@ def load_grid(name: str) -> Grid:
     """
     from stdac.methods import add_needs, resolve
 
-    path = PRESETS / f"{name}.toml" if name in preset_names() else Path(name)
+    path = PRESETS / f"{name}.toml" if name in list_presets() else Path(name)
     if not path.is_file():
-        raise StdacError(f"unknown grid {name!r}: expected one of {', '.join(preset_names())}, or a TOML file")
+        raise StdacError(f"unknown grid {name!r}: expected one of {', '.join(list_presets())}, or a TOML file")
     text = path.read_text()
     try:
         spec = tomllib.loads(text)
@@ -76,11 +76,11 @@ def merge(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, An
     return {**defaults, **block, **({"params": params} if params else {})}
 
 
-def read_tuples(method: Any, params: Mapping[str, Any]) -> dict[str, Any]:
+def _read_tuples(method: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a block, lists that are one value of a tuple turned into tuples: all other lists are axes."""
-    from stdac.methods import tuple_params
+    from stdac.methods import list_tuple_params
 
-    names = tuple_params(method if isinstance(method, list) else [method or "st-dac"])
+    names = list_tuple_params(method if isinstance(method, list) else [method or "st-dac"])
     wrapped: dict[str, Any] = {n: value for n, value in params.items() if n in names and isinstance(value, list)}
     for name, value in wrapped.items():
         is_axis = bool(value) and all(isinstance(item, list) for item in value)
@@ -99,7 +99,7 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     params = block.pop("params", {})
     axes: dict[tuple[str, ...], Any] = {("seed",): block.pop("seed", 0)}
     axes |= {(key,): value for key, value in block.items()}
-    axes |= {("params", key): value for key, value in read_tuples(block.get("method"), params).items()}
+    axes |= {("params", key): value for key, value in _read_tuples(block.get("method"), params).items()}
     for values in itertools.product(*(v if isinstance(v, list) else [v] for v in axes.values())):
         cell: dict[str, Any] = {"params": {}}
         for key, value in zip(axes, values, strict=True):

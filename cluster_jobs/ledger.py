@@ -20,10 +20,10 @@ import pyarrow.parquet as pq
 
 from analysis.runs import ROWS, concat_rows, read_main_rows, read_trial
 from stdac.errors import StdacError
-from stdac.files import atomic_write, file_system_time, link_once, read_json
+from stdac.files import atomic_write, link_once, read_file_time, read_json
 from stdac.folder import PROGRESS, TrialFolder
 from stdac.results import Result
-from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
+from stdac.trial import SCHEMA_VERSION, Trial, write_canonical
 
 State = Literal["done", "running", "failed", "waiting", "blocked", "paused"]
 """waiting: may be claimed now; blocked: waits for a trial that it needs."""
@@ -119,7 +119,7 @@ class Ledger:
                 return [trial_id for trial_id in earlier if trial_id not in planned]
             number = max(self.parts(), default=0) + 1
             suffix = f"-{number}" if number > 1 else ""
-            part = trials_parquet((trial_id, planned[trial_id].to_json()) for trial_id in new)
+            part = encode_trials((trial_id, planned[trial_id].to_json()) for trial_id in new)
             if link_once(self.path / f"trials{suffix}.parquet", part):
                 link_once(self.path / f"grid{suffix}.toml", grid_text.encode())
 
@@ -132,7 +132,7 @@ class Ledger:
         """The planned trials' ids, in order. Raises StdacError for a folder that is no run of this version."""
         for path in self._found_parts():
             if path not in self._parts:
-                ids, texts = read_part(path, "trial_id", "trial")
+                ids, texts = _read_part(path, "trial_id", "trial")
                 self._ids |= dict.fromkeys(ids)
                 self._needs |= {i: tuple(json.loads(t)["needs"]) for i, t in zip(ids, texts, strict=True) if NEEDS in t}
                 self._parts.add(path)
@@ -154,7 +154,7 @@ class Ledger:
 
     def trials(self) -> Planned:
         """The planned trials, as they are now. Raises StdacError as `ids` does."""
-        parts = (read_part(path, "trial_id", "trial") for path in self._found_parts())
+        parts = (_read_part(path, "trial_id", "trial") for path in self._found_parts())
         return Planned({trial_id: text for ids, texts in parts for trial_id, text in zip(ids, texts, strict=True)})
 
     def _found_parts(self) -> Iterable[Path]:
@@ -171,7 +171,7 @@ class Ledger:
             return Status(trial_id, "done", done)
         holder = folder.holder()
         if holder is not None:
-            clock = {"now": file_system_time(self.path), "silence": folder.silence(holder["attempt"])}
+            clock = {"now": read_file_time(self.path), "silence": folder.silence(holder["attempt"])}
             return Status(trial_id, "running", holder | folder.history() | clock | {"progress": folder.progress()})
         error = folder.error()
         if error is not None:
@@ -180,7 +180,7 @@ class Ledger:
         held_up = self._look_at_needs(trial_id, known)
         if held_up is not None:
             return held_up
-        saved = saved_epoch(folder)
+        saved = _read_saved_epoch(folder)
         paused = self.pause_after is not None and saved.get("epoch", 0) >= self.pause_after
         return Status(trial_id, "paused" if paused else "waiting", saved)
 
@@ -274,7 +274,7 @@ class Ledger:
         trials = self.trials()
         tables = (read_trial(self.folder(name), trials[name], unfinished=unfinished) for name in sorted(trials))
         found = (rows for rows in tables if rows is not None)
-        groups = [pack_rows(concat_rows(group)) for group in iter(lambda: list(islice(found, AT_ONCE)), [])]
+        groups = [_pack_rows(concat_rows(group)) for group in iter(lambda: list(islice(found, AT_ONCE)), [])]
         schema = pa.unify_schemas([ROWS, *(pa.ipc.open_stream(group).schema for group in groups)])
         out = self.path / "metrics.parquet"
         with atomic_write(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
@@ -284,7 +284,7 @@ class Ledger:
         return out
 
 
-def pack_rows(rows: pa.Table) -> pa.Buffer:
+def _pack_rows(rows: pa.Table) -> pa.Buffer:
     """A table compressed in memory: which columns a collected file has is known once all of them are read."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
@@ -292,7 +292,7 @@ def pack_rows(rows: pa.Table) -> pa.Buffer:
     return sink.getvalue()
 
 
-def saved_epoch(folder: TrialFolder) -> dict[str, Any]:
+def _read_saved_epoch(folder: TrialFolder) -> dict[str, Any]:
     """The epoch of the main phase that a trial's newest checkpoint is sure to hold, of how many; empty for none.
 
     From what its attempt last said of it: the checkpoint, which is large, is not read, and may be a little newer.
@@ -304,10 +304,10 @@ def saved_epoch(folder: TrialFolder) -> dict[str, Any]:
     return {}
 
 
-def trials_parquet(trials: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
+def encode_trials(trials: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
     """Trials, ids and JSON, as the bytes of a TRIALS Parquet file."""
     rows = (
-        {"trial_id": trial_id, **{k: t[k] for k in ("method", "dataset", "seed")}, "trial": canonical_json(t)}
+        {"trial_id": trial_id, **{k: t[k] for k in ("method", "dataset", "seed")}, "trial": write_canonical(t)}
         for trial_id, t in trials
     )
     buffer = io.BytesIO()
@@ -317,7 +317,7 @@ def trials_parquet(trials: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
     return buffer.getvalue()
 
 
-def read_part(path: Path, *columns: str) -> list[list[str]]:
+def _read_part(path: Path, *columns: str) -> list[list[str]]:
     """Columns of a TRIALS file. Raises StdacError where it is damaged or of another schema version."""
     try:
         table = pq.read_table(path, columns=[*columns, "schema_version"])

@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from ray import tune
 
 from cluster_jobs.ray_nodes import Nodes, Tell, open_cluster
-from cluster_jobs.ray_tune import Job, answers, remove_scratch
+from cluster_jobs.ray_tune import Job, can_reach, remove_scratch
 from cluster_jobs.ray_units import Over, Unit, Units
 from cluster_jobs.worker import end_with_parent
 from stdac.errors import StdacError
@@ -85,7 +85,7 @@ def _run_experiment(job: Job, nodes: Nodes, units: Units) -> None:
     try:
         tune.Tuner(Unit, tune_config=config, run_config=run_config).fit()
     except Exception as error:
-        if nodes.head is not None and not answers(nodes.head):
+        if nodes.head is not None and not can_reach(nodes.head):
             raise StdacError(_explain_lost_head(nodes.head)) from error
         raise
     if units.error is not None:
@@ -115,7 +115,7 @@ def _guard(job: Job, nodes: Nodes, tell: Tell, stop: threading.Event) -> None:
                 tell("error", f"Ray did not start to answer {where} (see {job.log})")
                 os._exit(1)
         else:
-            if answers(nodes.head):
+            if can_reach(nodes.head):
                 answered = now
             asked = nodes.asked
             if now - answered > HEAD_GONE_S or (asked is not None and now - asked > SILENCE_S):

@@ -26,7 +26,7 @@ from typing import Any
 from cluster_jobs.local import make_import_path
 from cluster_jobs.request import Request, check_keys, to_plain
 from stdac.errors import StdacError
-from stdac.files import explain_refusal, file_system_time, read_json, write_json
+from stdac.files import explain_refusal, read_file_time, read_json, write_json
 from stdac.folder import LEASE_S, RENEW_S, read_namespace, read_process_start
 
 POLL_S = 0.5
@@ -80,12 +80,12 @@ def find_cluster() -> tuple[str, str] | None:
         return address, "RAY_ADDRESS is set"
     with suppress(OSError):
         noted = Path(CURRENT_CLUSTER)
-        if noted.stat().st_uid == os.getuid() and answers(found := noted.read_text().strip()):
+        if noted.stat().st_uid == os.getuid() and can_reach(found := noted.read_text().strip()):
             return found, "a Ray cluster runs on this machine"
     return None
 
 
-def answers(address: str, timeout_s: float = 2.0) -> bool:
+def can_reach(address: str, timeout_s: float = 2.0) -> bool:
     """Whether something listens at HOST:PORT."""
     host, _, port = address.rpartition(":")
     with suppress(OSError, ValueError, OverflowError):
@@ -121,7 +121,7 @@ def check_address(address: str) -> str:
         raise StdacError(
             f"got RAY_ADDRESS={address}, an address for Ray Client: launch on a node of the cluster and give HOST:PORT"
         )
-    if not answers(address, 10.0):
+    if not can_reach(address, 10.0):
         raise StdacError(f"nothing answers at RAY_ADDRESS={address}: start Ray there, or unset it to run here")
     return address
 
@@ -224,7 +224,7 @@ def make_environment(job: Job) -> dict[str, str]:
     own |= {"RAY_AUTH_TOKEN_PATH": f"{job.scratch}/token", "RAY_TMPDIR": os.path.realpath(f"{job.scratch}/tmp")}
     if job.request.nodes == 1:
         own["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # what keeps Ray on the loopback there does so everywhere
-    elif not job.request.simulate and not answers(f"127.0.0.1:{PORT}"):
+    elif not job.request.simulate and not can_reach(f"127.0.0.1:{PORT}"):
         own.setdefault("RAY_GCS_SERVER_PORT", str(PORT))
     return own
 
@@ -286,7 +286,7 @@ def _is_left_over(scratch: Path) -> bool:
         ended = bool(read_process_start(owner["pid"]) != owner["process_start"])
         return ended and not (session is not None and _list_members(session))
     try:
-        return file_system_time(scratch.parent) - scratch.stat().st_mtime > LEASE_S
+        return read_file_time(scratch.parent) - scratch.stat().st_mtime > LEASE_S
     except OSError:
         return False
 

@@ -26,7 +26,7 @@ from cluster_jobs.slurm_array import (
     choose_signal_delay,
     is_over,
     make_log_folder,
-    submit,
+    submit_array,
     sweep,
 )
 from cluster_jobs.slurm_queue import (
@@ -155,7 +155,7 @@ class Driver:
         self.seen, self.absent, self.submitted = {}, 0, time.monotonic()
         with self.interrupts.hold():
             try:
-                ids = submit(self.run, self.asked, self.node, max(1, tasks), self.say)
+                ids = submit_array(self.run, self.asked, self.node, max(1, tasks), self.say)
             except NotSubmitted:
                 return
             self.seen = {job: Job(job, "PENDING", "", "", "") for job in ids}

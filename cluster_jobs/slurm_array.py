@@ -79,7 +79,7 @@ class NotSubmitted(Exception):
     """The controller did not answer sbatch: it may have the job nevertheless."""
 
 
-def submit(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[str], None]) -> list[str]:
+def submit_array(run: Path, asked: Settings, node: "Node", tasks: int, say: Callable[[str], None]) -> list[str]:
     """Submit an array of `tasks` tasks that run `node`, of fewer where a limit asks for it; returns their ids.
 
     Raises NotSubmitted where the controller does not answer, StdacError with sbatch's reason where it refuses.

@@ -134,7 +134,7 @@ class Worker(Observer):
 
     def on_score(self, row: Mapping[str, Any]) -> None:
         """Log it."""
-        say(score_line(row))
+        say(_score_line(row))
 
     def must_save(self, epoch: int) -> bool:
         """Whether the checkpoint of an epoch is needed because the trial is left there."""
@@ -168,7 +168,7 @@ def say(line: str) -> None:
         print(line, flush=True)
 
 
-def score_line(row: Mapping[str, Any]) -> str:
+def _score_line(row: Mapping[str, Any]) -> str:
     """A row of METRICS in a few words."""
     words = [f"  {row['phase']} epoch {row['epoch']}"]
     words += [f"{name.upper()} {row[name]:.4f}" for name in ("acc", "nmi", "ari") if row.get(name) is not None]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stdac.command import require
-from stdac.words import counted, duration, one_line
+from stdac.words import count_noun, escape_line, format_duration
 
 if TYPE_CHECKING:
     from export.cluster import Progress, Summary
@@ -68,7 +68,7 @@ def export_command(
         with_embedding=with_embedding,
         data_dir=data_dir,
     )
-    click.echo(export_text(report))
+    click.echo(_export_text(report))
 
 
 def read_names(path: Path, k: int) -> tuple[str, ...]:
@@ -90,18 +90,18 @@ def read_names(path: Path, k: int) -> tuple[str, ...]:
         ) from error
 
 
-def export_text(report: "ExportReport") -> str:
+def _export_text(report: "ExportReport") -> str:
     """What was written and how it was verified, in two or three lines."""
     info, agreement = report.info, report.agreement
     takes = f"{info.width}x{info.height} {'gray' if info.colour_mode == 'L' else 'RGB'} images"
     lines = [
-        f"wrote {one_line(report.path)}: {info.k} clusters, {takes}, {info.precision}, opset {info.opset}, "
+        f"wrote {escape_line(report.path)}: {info.k} clusters, {takes}, {info.precision}, opset {info.opset}, "
         f"{report.bytes / 1e6:.1f} MB",
-        f"verified against torch on {counted(agreement.images, 'image')} in {agreement.cases} cases: "
+        f"verified against torch on {count_noun(agreement.images, 'image')} in {agreement.cases} cases: "
         f"scores differ by at most {agreement.max_difference:.1e}",
     ]
     if agreement.same_cluster is not None:
-        text = f"of {counted(agreement.measured, 'training image')} {agreement.same_cluster:.2%} keep their cluster"
+        text = f"of {count_noun(agreement.measured, 'training image')} {agreement.same_cluster:.2%} keep their cluster"
         if agreement.accuracy is not None:
             text += f"; ACC {agreement.accuracy[0]:.4f} in float32, {agreement.accuracy[1]:.4f} in {info.precision}"
         lines.append(text)
@@ -182,27 +182,27 @@ def cluster_command(
         names=names or output.parent / "names.toml",
         earlier=compare,
     )
-    with progress_shown(quiet) as show:
+    with _show_progress(quiet) as show:
         summary = cluster_files(model, inputs, output, settings, show)
     if not summary.images:
-        raise StdacError(f"no image was sorted: {unread_text(summary)}")
+        raise StdacError(f"no image was sorted: {_describe_unread(summary)}")
     if not quiet:
-        click.echo(sizes_text(summary))
+        click.echo(_format_sizes(summary))
     if summary.errors:
-        click.echo(unread_text(summary), err=True)
+        click.echo(_describe_unread(summary), err=True)
     if summary.note:
-        click.echo(one_line(summary.note), err=True)
-    say_truth(summary, quiet)
+        click.echo(escape_line(summary.note), err=True)
+    _say_truth(summary, quiet)
     if compare is not None:
-        say_drift(compare, summary)
+        _say_drift(compare, summary)
     if gallery is not None:
-        show_gallery(gallery, inputs, summary, workers, quiet)
+        _show_gallery(gallery, inputs, summary, workers, quiet)
 
 
-def say_truth(summary: "Summary", quiet: bool) -> None:
+def _say_truth(summary: "Summary", quiet: bool) -> None:
     """Print the scores against the labels, where the inputs or a labels file have some."""
     from export.results.rows import open_rows
-    from export.results.truth import score, truth_text
+    from export.results.truth import describe_truth, score
     from stdac.errors import StdacError
 
     if quiet:
@@ -214,25 +214,25 @@ def say_truth(summary: "Summary", quiet: bool) -> None:
         click.echo(str(error), err=True)
     else:
         if truth is not None:
-            click.echo(truth_text(truth, summary.names))
+            click.echo(describe_truth(truth, summary.names))
 
 
-def say_drift(earlier: Path, summary: "Summary") -> None:
+def _say_drift(earlier: Path, summary: "Summary") -> None:
     """Print how the images differ from an earlier run's, and write the outliers beside the output."""
     from export.results.drift import compare, write_outliers
-    from export.results.drift_text import drift_text
+    from export.results.drift_text import describe_drift
 
     drift = compare(earlier, summary.output)
-    click.echo(f"\n{drift_text(drift, [name or '' for name in summary.names])}")
+    click.echo(f"\n{describe_drift(drift, [name or '' for name in summary.names])}")
     path = summary.output.with_suffix(".outliers.parquet")
-    click.echo(f"wrote {one_line(path)}: {counted(write_outliers(path, drift), 'outlier')}")
+    click.echo(f"wrote {escape_line(path)}: {count_noun(write_outliers(path, drift), 'outlier')}")
 
 
-def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", workers: int | None, quiet: bool) -> None:
+def _show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", workers: int | None, quiet: bool) -> None:
     """Write the gallery."""
     from functools import partial
 
-    from export.gallery.gallery import gallery_text, write_gallery
+    from export.gallery.gallery import describe_gallery, write_gallery
     from stdac.pictures.thumbnails import read_thumbnails
 
     written = write_gallery(
@@ -245,14 +245,14 @@ def show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", worker
         k=len(summary.sizes),
     )
     if not quiet:
-        click.echo(gallery_text(written))
+        click.echo(describe_gallery(written))
 
 
 @contextmanager
-def progress_shown(quiet: bool) -> Iterator["Callable[[Progress], None] | None"]:
+def _show_progress(quiet: bool) -> Iterator["Callable[[Progress], None] | None"]:
     """A progress bar on stderr where it is a terminal, else a line now and then."""
     if quiet or not sys.stderr.isatty():
-        yield None if quiet else progress_lines()
+        yield None if quiet else _print_progress()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -276,7 +276,7 @@ def progress_shown(quiet: bool) -> Iterator["Callable[[Progress], None] | None"]
         yield show
 
 
-def progress_lines() -> "Callable[[Progress], None]":
+def _print_progress() -> "Callable[[Progress], None]":
     """A function that tells the progress as a line on stderr, at most one in LINE_EVERY_S."""
     began = last = time.monotonic()
 
@@ -291,15 +291,15 @@ def progress_lines() -> "Callable[[Progress], None]":
         if progress.total is not None:
             total = max(progress.total, progress.done)  # an archive that breaks has a row more than it says
             left = (total - progress.done) / max(rate, 1e-9)
-            text = f"{progress.done:,} of {total:,} images, {rate:,.0f} images/s, {duration(left)} left"
+            text = f"{progress.done:,} of {total:,} images, {rate:,.0f} images/s, {format_duration(left)} left"
         click.echo(text, err=True)
 
     return show
 
 
-def sizes_text(summary: "Summary") -> str:
+def _format_sizes(summary: "Summary") -> str:
     """A table of the clusters, and what was written."""
-    names = ["" if name is None else one_line(name) for name in summary.names]
+    names = ["" if name is None else escape_line(name) for name in summary.names]
     wide = max(map(len, ("name", *names)))
     lines = [f"cluster  {'name':{wide}}  {'images':>9}  mean confidence"]
     for k, (name, size, mean) in enumerate(zip(names, summary.sizes, summary.mean_confidence, strict=True)):
@@ -308,12 +308,14 @@ def sizes_text(summary: "Summary") -> str:
     took = f"{summary.seconds:.1f} s, {rate:,.0f} images/s on {summary.provider}"
     if summary.known:
         took += f"; {summary.known:,} were known from before"
-    return "\n".join([*lines, f"wrote {one_line(summary.output)}: {counted(summary.images, 'image')} sorted ({took})"])
+    return "\n".join(
+        [*lines, f"wrote {escape_line(summary.output)}: {count_noun(summary.images, 'image')} sorted ({took})"]
+    )
 
 
-def unread_text(summary: "Summary") -> str:
+def _describe_unread(summary: "Summary") -> str:
     """How many files could not be read, and why the first could not."""
     if summary.first_error is None:
         return "the inputs hold none"
-    files, first = counted(summary.errors, "file"), one_line(summary.first_error)
-    return f"{files} could not be read (the first: {first}); the column error of {one_line(summary.output)} says why"
+    files, first = count_noun(summary.errors, "file"), escape_line(summary.first_error)
+    return f"{files} could not be read (the first: {first}); the column error of {escape_line(summary.output)} says why"

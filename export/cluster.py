@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from export.clusterer import Clusterer
 from export.results.labels import Labels, read_labels
 from export.results.names import Names, carry_names, load_names, write_names
-from export.results.rows import Known, Parts, check_rows, clusters_schema
+from export.results.rows import Known, Parts, check_rows, make_schema
 from stdac import __version__
 from stdac.data import open_input
 from stdac.errors import StdacError
 from stdac.pictures.batches import BATCH, Batch, Source
 from stdac.pictures.child import Child
-from stdac.pictures.decode import DecodedBatch, decode_safely, file_stat, merge_decoded
+from stdac.pictures.decode import DecodedBatch, decode_safely, merge_decoded, read_file_stat
 from stdac.pictures.pool import open_decoders
 
 NO_SCORE = "the model gives it no score: its weights are not finite"
@@ -139,12 +139,12 @@ def cluster_files(
     sources = [open_input(text) for text in inputs]
     labels = None if settings.labels is None else read_labels(settings.labels)
     names = None if settings.names is None else load_names(settings.names)
-    schema = clusters_schema(clusterer.info.embedding, metadata(clusterer))
+    schema = make_schema(clusterer.info.embedding, metadata(clusterer))
     summary = Summary(output, sources, clusterer.info.model_id, clusterer.provider, np.zeros(k, np.int64), np.zeros(k))
     target = Path(os.path.realpath(output))  # a link stays one
     with Parts(target, schema, resume=settings.resume, fresh=settings.fresh) as parts:
-        progress = Progress(0, 0, 0, total_of(sources))
-        for table, known in sorted_tables(clusterer, sources, labels, parts.known, schema, settings.workers):
+        progress = Progress(0, 0, 0, _count_total(sources))
+        for table, known in _make_sorted_tables(clusterer, sources, labels, parts.known, schema, settings.workers):
             parts.add(table)
             errors = len(table) - table["error"].null_count
             progress = Progress(
@@ -156,9 +156,9 @@ def cluster_files(
             labels.check(progress.done)
         summary.known = progress.known
         if names is not None:
-            names, summary.note = keep_names(names, clusterer, settings, parts)
-        summary.names = names_of(names, clusterer)
-        parts.finish(named(parts.read(), summary))
+            names, summary.note = _keep_names(names, clusterer, settings, parts)
+        summary.names = _list_names(names, clusterer)
+        parts.finish(name_clusters(parts.read(), summary))
     summary.seconds = time.perf_counter() - began
     return summary
 
@@ -189,13 +189,13 @@ def metadata(clusterer: Clusterer) -> dict[str, str]:
     }
 
 
-def total_of(sources: Iterable[Source]) -> int | None:
+def _count_total(sources: Iterable[Source]) -> int | None:
     """The number of images in all, None where a source does not know."""
     counts = [source.count() for source in sources]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
-def sorted_tables(
+def _make_sorted_tables(
     clusterer: Clusterer,
     sources: Sequence[Source],
     labels: Labels | None,
@@ -211,19 +211,19 @@ def sorted_tables(
 
     def decode(child: Child, labelled: tuple[Batch, list[str | None]]) -> Part:
         batch, label = labelled
-        row = known.find(batch.source, batch.index, lambda i: file_stat(batch, i))
+        row = known.find(batch.source, batch.index, lambda i: read_file_stat(batch, i))
         missing = np.flatnonzero(row < 0)
         decoded = decode_safely(child, batch.select(missing), shape) if len(missing) else None
         return Part(batch.source, batch.index, label, row, decoded)
 
     with open_decoders("stdac.pictures.decode:decode_batch", workers) as pool:
         ahead = AHEAD * clusterer.chunk // BATCH
-        parts = pool.map(decode, label_batches(sources, labels), ahead, lambda labelled: labelled[0].nbytes)
-        for chunk in group_parts(parts, clusterer.chunk):
-            yield table_of(clusterer, chunk, known, schema), sum(int((part.row >= 0).sum()) for part in chunk)
+        parts = pool.map(decode, _read_label_batches(sources, labels), ahead, lambda labelled: labelled[0].nbytes)
+        for chunk in _group_parts(parts, clusterer.chunk):
+            yield _make_table(clusterer, chunk, known, schema), sum(int((part.row >= 0).sum()) for part in chunk)
 
 
-def label_batches(sources: Iterable[Source], labels: Labels | None) -> Iterator[tuple[Batch, list[str | None]]]:
+def _read_label_batches(sources: Iterable[Source], labels: Labels | None) -> Iterator[tuple[Batch, list[str | None]]]:
     """The batches of the sources with their labels: those of the labels file, if there is one."""
     position = 0
     for source in sources:
@@ -232,7 +232,7 @@ def label_batches(sources: Iterable[Source], labels: Labels | None) -> Iterator[
             position += len(batch.source)
 
 
-def group_parts(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
+def _group_parts(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
     """Parts together until they have `size` images."""
     chunk: list[Part] = []
     images = 0
@@ -246,10 +246,10 @@ def group_parts(parts: Iterable[Part], size: int) -> Iterator[list[Part]]:
         yield chunk
 
 
-def table_of(clusterer: Clusterer, chunk: Sequence[Part], known: Known, schema: pa.Schema) -> pa.Table:
+def _make_table(clusterer: Clusterer, chunk: Sequence[Part], known: Known, schema: pa.Schema) -> pa.Table:
     """The rows of a chunk: those that are known, and the others sorted."""
     row = np.concatenate([part.row for part in chunk])
-    new = new_rows(clusterer, [part for part in chunk if part.decoded is not None], schema)
+    new = _find_new_rows(clusterer, [part for part in chunk if part.decoded is not None], schema)
     table = new
     if len(new) < len(row):
         order = np.empty(len(row), np.int64)
@@ -260,7 +260,7 @@ def table_of(clusterer: Clusterer, chunk: Sequence[Part], known: Known, schema: 
     return table.set_column(schema.get_field_index("label"), schema.field("label"), label)
 
 
-def new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schema) -> pa.Table:
+def _find_new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schema) -> pa.Table:
     """Rows of the schema for the decoded images of the parts; labels and names come later."""
     decoded = [part.decoded for part in parts if part.decoded is not None]
     if not decoded:
@@ -292,12 +292,12 @@ def new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schema) -> 
     }
     if embedding is not None:
         kind = schema.field("embedding").type
-        values = pa.array(projected(embedding, kind.list_size).ravel())
+        values = pa.array(select_columns(embedding, kind.list_size).ravel())
         columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, kind.list_size)
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
-def projected(embedding: NDArray[np.float32], dimensions: int) -> NDArray[np.float16]:
+def select_columns(embedding: NDArray[np.float32], dimensions: int) -> NDArray[np.float16]:
     """Embeddings (N, D) at length 1 and in so many dimensions, (N, d) float16.
 
     The projection is random and orthogonal, the same for every D: distances keep their order of magnitude (Johnson and
@@ -305,20 +305,20 @@ def projected(embedding: NDArray[np.float32], dimensions: int) -> NDArray[np.flo
     """
     unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True).clip(1e-12)
     if unit.shape[1] > dimensions:
-        unit = unit @ projection(unit.shape[1], dimensions)
+        unit = unit @ list_columns(unit.shape[1], dimensions)
     half: NDArray[np.float16] = unit.astype(np.float16)
     return half
 
 
 @cache
-def projection(size: int, dimensions: int) -> NDArray[np.float32]:
+def list_columns(size: int, dimensions: int) -> NDArray[np.float32]:
     """(D, d) float32 with orthogonal columns of length sqrt(D / d)."""
     q, _ = np.linalg.qr(np.random.default_rng(0).standard_normal((size, dimensions)))
     scaled: NDArray[np.float32] = (q * np.sqrt(size / dimensions)).astype(np.float32)
     return scaled
 
 
-def keep_names(names: Names, clusterer: Clusterer, settings: Settings, parts: Parts) -> tuple[Names, str]:
+def _keep_names(names: Names, clusterer: Clusterer, settings: Settings, parts: Parts) -> tuple[Names, str]:
     """The names for this run's model; those of another one are carried over, and their file is kept beside."""
     assert settings.names is not None
     earlier = settings.earlier if settings.earlier is not None else parts.output
@@ -336,7 +336,7 @@ def keep_names(names: Names, clusterer: Clusterer, settings: Settings, parts: Pa
     return kept, note
 
 
-def names_of(names: Names | None, clusterer: Clusterer) -> tuple[str | None, ...]:
+def _list_names(names: Names | None, clusterer: Clusterer) -> tuple[str | None, ...]:
     """The K names: those of names.toml, else those in the model, else None."""
     info = clusterer.info
     own = info.cluster_names or ("",) * info.k
@@ -344,7 +344,7 @@ def names_of(names: Names | None, clusterer: Clusterer) -> tuple[str | None, ...
     return tuple(name or other or None for name, other in zip(given, own, strict=True))
 
 
-def named(tables: Iterable[pa.Table], summary: Summary) -> Iterator[pa.Table]:
+def name_clusters(tables: Iterable[pa.Table], summary: Summary) -> Iterator[pa.Table]:
     """The tables with their column `name`, counted in the summary."""
     names = pa.array(summary.names, pa.string())
     for table in tables:

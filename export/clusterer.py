@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from export.metadata import ModelInfo, parse_props
 from export.runtime import GPU_PROVIDERS, open_session
 from stdac.errors import StdacError
-from stdac.pictures.pixels import Pixels, as_pixels
+from stdac.pictures.pixels import Pixels, to_pixels
 
 CHUNK = 256
 """Images a run of the graph on a CPU: 64 to 1,024 are equally fast, 4,096 are not and take 1.6 GB."""
@@ -46,8 +46,8 @@ class Clusterer:
         content = read_model(self.path)
         self.sha256 = hashlib.sha256(content).hexdigest()
         self._session, self.provider = open_session(content, self.path, provider, shares_cpus=shares_cpus)
-        self.info: ModelInfo = parse_props(self.path, props_of(self.path, self._session))
-        check_signature(self.path, self._session, self.info)
+        self.info: ModelInfo = parse_props(self.path, _read_props(self.path, self._session))
+        _check_signature(self.path, self._session, self.info)
         if self.info.precision == "int8" and self.provider in GPU_PROVIDERS:
             if provider != "auto":
                 raise StdacError(
@@ -93,7 +93,7 @@ class Clusterer:
         except ValueError as error:
             raise StdacError("got images of several shapes, expected one array: resize them first") from error
         none = given.shape[:1] == (0,)
-        pixels = np.zeros((0, *self.info.shape), np.uint8) if none else as_pixels(given, "the input")
+        pixels = np.zeros((0, *self.info.shape), np.uint8) if none else to_pixels(given, "the input")
         if pixels.shape[1:] != self.info.shape:
             raise StdacError(
                 f"got images of shape (C, H, W) = {pixels.shape[1:]}, expected {self.info.shape} for {self.path.name}: "
@@ -114,7 +114,7 @@ class Clusterer:
         return [values[:n] for values in self._session.run(list(outputs), {"images": x})]
 
 
-def props_of(path: Path, session: Any) -> Mapping[str, str]:
+def _read_props(path: Path, session: Any) -> Mapping[str, str]:
     """The metadata_props of the model. Raises StdacError where they are no text."""
     try:
         props: Mapping[str, str] = session.get_modelmeta().custom_metadata_map
@@ -139,7 +139,7 @@ def read_model(path: Path) -> bytes:
         ) from error
 
 
-def check_signature(path: Path, session: Any, info: ModelInfo) -> None:
+def _check_signature(path: Path, session: Any, info: ModelInfo) -> None:
     """Raise StdacError where the graph's inputs and outputs are not those that its metadata promises."""
     inputs = [(x.name, x.type, x.shape[1:]) for x in session.get_inputs()]
     outputs = {y.name: y.shape[1:] for y in session.get_outputs()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stdac.errors import StdacError
-from stdac.pictures.pool import available_cpus
+from stdac.pictures.pool import count_cpus
 
 
 class Provider(NamedTuple):
@@ -59,15 +59,15 @@ def open_session(model: bytes, path: Path, provider: str, *, shares_cpus: bool =
     ort = import_onnxruntime()
     there = set(ort.get_available_providers())
     if provider == "auto":
-        session = start_session(ort, model, path, "cuda", shares_cpus) if PROVIDERS["cuda"].name in there else None
+        session = _start_session(ort, model, path, "cuda", shares_cpus) if PROVIDERS["cuda"].name in there else None
         if session is not None:
             return session, "cuda"
-        return start_session(ort, model, path, "cpu", shares_cpus), "cpu"
+        return _start_session(ort, model, path, "cpu", shares_cpus), "cpu"
     if PROVIDERS[provider].name not in there:
         raise StdacError(f"provider {provider} is not in this onnxruntime: {PROVIDERS[provider].package}")
-    session = start_session(ort, model, path, provider, shares_cpus)
+    session = _start_session(ort, model, path, provider, shares_cpus)
     if session is None:
-        start_session(ort, model, path, "cpu", shares_cpus)  # a model that does not load anywhere is said first
+        _start_session(ort, model, path, "cpu", shares_cpus)  # a model that does not load anywhere is said first
         raise StdacError(
             f"provider {provider} did not come up: onnxruntime found no device for it, or no libraries of it that fit; "
             "install them or use --provider cpu"
@@ -84,16 +84,16 @@ def import_onnxruntime() -> Any:
     return onnxruntime
 
 
-def start_session(ort: Any, model: bytes, path: Path, provider: str, shares_cpus: bool) -> Any:
+def _start_session(ort: Any, model: bytes, path: Path, provider: str, shares_cpus: bool) -> Any:
     """A session on one provider; None where that does not come up. Raises StdacError where the CPU cannot load it."""
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
-    options.intra_op_num_threads = available_cpus()
+    options.intra_op_num_threads = count_cpus()
     if shares_cpus:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # onnxruntime >= 1.24
-    given = wanted.options | ({"num_of_threads": str(available_cpus())} if provider == "openvino" else {})
+    given = wanted.options | ({"num_of_threads": str(count_cpus())} if provider == "openvino" else {})
     chosen = [(wanted.name, given), *(PROVIDERS[name].name for name in wanted.before)]
     ort.set_default_logger_severity(QUIET)
     try:
@@ -107,18 +107,18 @@ def start_session(ort: Any, model: bytes, path: Path, provider: str, shares_cpus
         raise StdacError(f"{path} is not an ONNX file: expected the model.onnx that stdac export writes") from error
     finally:
         ort.set_default_logger_severity(WARNINGS)
-    return session if runs_on(session, wanted.name) else None
+    return session if _has_provider(session, wanted.name) else None
 
 
-def runs_on(session: Any, name: str) -> bool:
+def _has_provider(session: Any, name: str) -> bool:
     """Whether a session has the provider, and any node of its graph is placed there."""
     if session.get_providers()[0] != name:
         return False
-    placed = placement(session)
+    placed = count_placements(session)
     return not placed or placed[name] > 0
 
 
-def placement(session: Any) -> Counter[str]:
+def count_placements(session: Any) -> Counter[str]:
     """The number of nodes by provider; empty where this onnxruntime does not tell."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return Counter()

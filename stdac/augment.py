@@ -40,7 +40,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 }
 
 
-def random_affine(n: int, a: Augmentation, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
+def draw_affine(n: int, a: Augmentation, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
     """Draw n affine maps from output to input pixel coordinates: p -> M[:, :, :2] p + M[:, :, 2].
 
     Returns (n, 2, 3) float32 in (row, column) order, M = R(theta) . T . Z about o = (H/2 + 1/2, W/2 + 1/2): the
@@ -62,7 +62,7 @@ def random_affine(n: int, a: Augmentation, height: int, width: int, device: torc
 def sample_nearest(x: Tensor, affine: Tensor) -> Tensor:
     """Sample each image at its affine map of the output grid, nearest neighbour, edge pixels beyond the border.
 
-    x: (B, C, H, W) any dtype. affine: (B, 2, 3) as from `random_affine`. Returns (B, C, H, W), the dtype of x.
+    x: (B, C, H, W) any dtype. affine: (B, 2, 3) as from `draw_affine`. Returns (B, C, H, W), the dtype of x.
     """
     b, c, h, w = x.shape
     rows = torch.arange(h, device=x.device, dtype=affine.dtype)[:, None].expand(h, w).reshape(h * w)
@@ -80,7 +80,7 @@ def augment(x: Tensor, a: Augmentation) -> Tensor:
     affine, channel shift, flip, then rescale.
     """
     b, _, h, w = x.shape
-    y = sample_nearest(x, random_affine(b, a, h, w, x.device))
+    y = sample_nearest(x, draw_affine(b, a, h, w, x.device))
     u = torch.rand(2, b, 1, 1, 1, device=x.device)
     if a.channel_shift:
         low, high = y.amin((1, 2, 3), keepdim=True), y.amax((1, 2, 3), keepdim=True)

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from stdac.errors import StdacError
-from stdac.words import one_line
+from stdac.words import escape_line
 
 EXTRAS = {
     "matplotlib": "train",
@@ -34,9 +34,9 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort):
             raise
         except StdacError as error:
-            raise click.ClickException(one_line(error)) from error
+            raise click.ClickException(escape_line(error)) from error
         except ModuleNotFoundError as error:
-            raise click.ClickException(missing_text(error)) from error
+            raise click.ClickException(_describe_missing(error)) from error
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; leave quietly
             raise click.exceptions.Exit(1) from None
@@ -44,7 +44,7 @@ class Commands(click.Group):
             if os.environ.get("STDAC_DEBUG"):
                 raise
             raise click.ClickException(
-                f"{type(error).__name__}: {one_line(error)} (unexpected: set STDAC_DEBUG=1 and run again for the "
+                f"{type(error).__name__}: {escape_line(error)} (unexpected: set STDAC_DEBUG=1 and run again for the "
                 "traceback)"
             ) from error
 
@@ -56,7 +56,7 @@ def require(*modules: str) -> None:
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
-def missing_text(error: ModuleNotFoundError) -> str:
+def _describe_missing(error: ModuleNotFoundError) -> str:
     """Which module is not installed, and the extra that brings it."""
     module = (error.name or str(error)).partition(".")[0]
     wanted = f"'stdac[{EXTRAS[module]}]'" if module in EXTRAS else "stdac"

@@ -20,26 +20,26 @@ NAMED_IMAGES = 70_000
 def estimate_cost(trial: Trial, shape: Shape, n: int) -> Cost:
     """What a trial on n images of that shape (C, H, W) computes. Raises StdacError where its network is too large for
     them; the random state is left as it was."""
-    return _cost_of(trial.method, trial.n_clusters, shape, n, trial.params, trial.epochs)
+    return _count_cost(trial.method, trial.n_clusters, shape, n, trial.params, trial.epochs)
 
 
 def count_main_macs(trial: Trial, shape: Shape, n: int) -> float:
     """Multiply-adds of a trial's epochs by a rule of thumb: three forward passes' worth an image and pass, one a label
     pass, one an evaluation. It decides whether a trial is compiled, so it stays as it is: a trial that another version
     has begun goes on with the same arithmetic."""
-    forward = _forward_of(trial.method, trial.n_clusters, shape, trial.params) if trial.epochs else 0
+    forward = _count_forward(trial.method, trial.n_clusters, shape, trial.params) if trial.epochs else 0
     return float(forward) * n * trial.epochs * (3 * getattr(trial.params, "passes", 1) + 2)
 
 
 @cache
-def _forward_of(method: str, k: int, shape: Shape, params: Params) -> int:
+def _count_forward(method: str, k: int, shape: Shape, params: Params) -> int:
     build = METHODS[method].build
     with torch.random.fork_rng(devices=[]):
         return 0 if build is None else count_forward(build(k, shape, params), shape)
 
 
 @cache
-def _cost_of(method: str, k: int, shape: Shape, n: int, params: Params, epochs: int) -> Cost:
+def _count_cost(method: str, k: int, shape: Shape, n: int, params: Params, epochs: int) -> Cost:
     with torch.random.fork_rng(devices=[]):
         return METHODS[method].estimate(Task(k, shape, n, params, epochs))
 

@@ -15,7 +15,7 @@ from stdac.errors import StdacError
 from stdac.pictures.batches import BATCH, Batch, Source, end_with_reason
 from stdac.pictures.collect import collect_pictures
 from stdac.pictures.folder import SUFFIXES, Picture
-from stdac.pictures.pixels import Pixels, as_pixels, resize
+from stdac.pictures.pixels import Pixels, resize, to_pixels
 from stdac.pictures.sources import open_path, open_source
 
 # torchvision's class, and whether its splits are chosen by train=True/False; all have 10 classes.
@@ -61,30 +61,30 @@ def load(
     that side. limit: a fixed random subset of that many images. Raises StdacError for what cannot be loaded.
     """
     size = None if image_size is None else (image_size, image_size)
-    dataset = load_all(name, data_dir or default_data_dir(), size)
+    dataset = _load_all(name, data_dir or find_data_dir(), size)
     if size is not None:
         dataset = Dataset(resize(dataset.images, size), dataset.labels, dataset.class_names)
     if limit is not None and limit < len(dataset.images):
-        dataset = subset(dataset, limit)
+        dataset = draw_subset(dataset, limit)
     return dataset
 
 
-def load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Dataset:
+def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Dataset:
     """The whole data set; that of a path is resized already, as its pictures may differ in size."""
     if name == "digits":
         return load_digits()
     if name in TORCHVISION:
-        return load_torchvision(name, data_dir)
+        return _load_torchvision(name, data_dir)
     path = os.path.expanduser(name)  # noqa: PTH111  # Path.expanduser raises for ~$x.png
     if not os.path.lexists(path):
         raise StdacError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}, or the path of {EXPECTED}")
     source = open_path(path, EXPECTED)
     if isinstance(source, Picture):
-        raise refuse_picture(path)
+        raise _refuse_picture(path)
     return Dataset(*collect_pictures(source, size))
 
 
-def refuse_picture(path: str) -> StdacError:
+def _refuse_picture(path: str) -> StdacError:
     """The error for a file that is a picture, or nothing that is known."""
     if Path(path).suffix.lower() in SUFFIXES:
         return StdacError(f"{path} is one picture, expected a data set of many: name the folder that it lies in")
@@ -132,12 +132,12 @@ class NamedSource:
             yield Batch([self.name] * len(images), index, images, label)
 
 
-def default_data_dir() -> Path:
+def find_data_dir() -> Path:
     """$STDAC_DATA, else ~/.cache/stdac."""
     return Path(os.environ.get("STDAC_DATA") or Path.home() / ".cache" / "stdac")
 
 
-def subset(dataset: Dataset, n: int) -> Dataset:
+def draw_subset(dataset: Dataset, n: int) -> Dataset:
     """A random subset of n images, the same for every seed of a trial, in the order of the set."""
     index = np.sort(np.random.default_rng(SUBSET_SEED).permutation(len(dataset.images))[:n])
     labels = None if dataset.labels is None else dataset.labels[index]
@@ -157,11 +157,11 @@ def load_digits() -> Dataset:
     return Dataset(images, digits.target.astype(np.int64), tuple("0123456789"))
 
 
-def load_torchvision(name: str, data_dir: Path) -> Dataset:
+def _load_torchvision(name: str, data_dir: Path) -> Dataset:
     """Train and test part of a torchvision data set, in that order; downloaded where they are not there yet."""
-    build = getattr(import_torchvision_datasets(), TORCHVISION[name])
+    build = getattr(_import_torchvision_datasets(), TORCHVISION[name])
     parts = [fetch(build, name, data_dir, train) for train in (True, False)]
-    images = np.concatenate([as_pixels(np.asarray(part.data), name) for part in parts])
+    images = np.concatenate([to_pixels(np.asarray(part.data), name) for part in parts])
     labels = np.concatenate([np.asarray(part.targets).reshape(len(part.data), -1)[:, 0] for part in parts])
     names = tuple(getattr(parts[0], "classes", ()))
     return Dataset(images, labels.astype(np.int64), names)
@@ -188,7 +188,7 @@ def fetch(build: Callable[..., Any], name: str, data_dir: Path, train: bool) -> 
 _LIBRARIES: list[Any] = []
 
 
-def import_torchvision_datasets() -> Any:
+def _import_torchvision_datasets() -> Any:
     """torchvision.datasets, also where torchvision was built for CUDA and torch was not.
 
     Beside a CPU-only torch its C++ library does not load and the import dies for want of two operators' schemas; the

@@ -12,13 +12,13 @@ ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_li
 
 
 @torch.library.custom_op("stdac::product", mutates_args=())
-def product(x: Tensor, weight: Tensor) -> Tensor:
+def multiply(x: Tensor, weight: Tensor) -> Tensor:
     """x (B, I) float32 times the transpose of weight (O, I): (B, O). Opaque to torch.compile, which would take MKL."""
     y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
     return y
 
 
-@product.register_fake
+@multiply.register_fake
 def _(x: Tensor, weight: Tensor) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
@@ -28,18 +28,18 @@ def save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor]
     ctx.save_for_backward(*inputs)
 
 
-def gradients(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor]:
+def differentiate(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients for x and weight, by the same kernel."""
     x, weight = ctx.saved_tensors  # type: ignore[attr-defined]  # missing in torch's stubs
-    return product(dy, weight.t()), product(dy.t().contiguous(), x.t())
+    return multiply(dy, weight.t()), multiply(dy.t().contiguous(), x.t())
 
 
-product.register_autograd(gradients, setup_context=save)
+multiply.register_autograd(differentiate, setup_context=save)
 
 
-def dense(layer: nn.Linear, x: Tensor) -> Tensor:
+def apply_dense(layer: nn.Linear, x: Tensor) -> Tensor:
     """The layer's output for x (B, I), B > 0: as `layer(x)`, by oneDNN where x is float32 on a CPU that has it."""
     if x.device.type == "cpu" and x.dtype == torch.float32 and ONEDNN and not torch.is_autocast_enabled("cpu"):
-        y: Tensor = product(x, layer.weight) + layer.bias
+        y: Tensor = multiply(x, layer.weight) + layer.bias
         return y
     return F.linear(x, layer.weight, layer.bias)

@@ -19,10 +19,10 @@ from torch import nn
 from stdac import run
 from stdac.data import Dataset
 from stdac.errors import StdacError
-from stdac.machine import Machine, device_name
+from stdac.machine import Machine, describe_device
 from stdac.methods import resolve
 from stdac.methods.st_dac import STDACParams
-from stdac.pictures.pixels import Pixels, as_pixels
+from stdac.pictures.pixels import Pixels, to_pixels
 from stdac.trial import Trial
 
 PREDICT_BATCH = 1000
@@ -89,10 +89,10 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
         """Train on X and cluster it; y is ignored, and torch's random state is left alone. Raises ValueError."""
         array = self._checked(X, reset=True)
         self.value_range_ = None if array.dtype == np.uint8 else (float(array.min()), float(array.max()))
-        images = self._pixels(array, row_shape(array.shape[1], self.image_shape) if array.ndim == 2 else None)
+        images = self._pixels(array, _find_row_shape(array.shape[1], self.image_shape) if array.ndim == 2 else None)
         try:
             trial, machine = self._trial(), Machine(device=self.device)
-            scorer = run.Scorer(trial, Dataset(images, None), device_name(machine.torch_device()))
+            scorer = run.Scorer(trial, Dataset(images, None), describe_device(machine.torch_device()))
             fitted = run.fit(trial, images, scorer, machine, {})
         except StdacError as error:
             raise ValueError(str(error)) from error
@@ -144,14 +144,14 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
             missing = math.prod(shape) - array.shape[1]
             array = np.pad(array, ((0, 0), (0, missing))).reshape(len(array), *shape)
         try:
-            return np.require(as_pixels(array, "X"), requirements="W")  # torch warns of read-only arrays
+            return np.require(to_pixels(array, "X"), requirements="W")  # torch warns of read-only arrays
         except StdacError as error:
             raise ValueError(str(error)) from error
 
     def _trial(self) -> Trial:
         spec = {"dataset": "array", "seed": int(check_random_state(self.random_state).randint(2**31 - 1))}
-        spec |= {name: plain(getattr(self, name)) for name in ("n_clusters", "epochs")}
-        return resolve(spec | {"params": {name: plain(getattr(self, name)) for name in PARAMS}})
+        spec |= {name: to_plain(getattr(self, name)) for name in ("n_clusters", "epochs")}
+        return resolve(spec | {"params": {name: to_plain(getattr(self, name)) for name in PARAMS}})
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -175,7 +175,7 @@ def predict_scores(model: nn.Module, images: Pixels, device: torch.device) -> ND
     return torch.cat([model(torch.from_numpy(x).to(device).float() / 255).cpu() for x in parts]).numpy()
 
 
-def row_shape(features: int, image_shape: tuple[int, ...] | None) -> tuple[int, ...]:
+def _find_row_shape(features: int, image_shape: tuple[int, ...] | None) -> tuple[int, ...]:
     """The image that a row of `features` values is: image_shape, else the smallest square that holds it.
 
     Raises ValueError where image_shape holds another number of values; warns where the square does.
@@ -202,6 +202,6 @@ def scale(array: NDArray[Any], low: float, high: float) -> Pixels:
     return np.rint((array.clip(low, high) - low) * factor).astype(np.uint8)
 
 
-def plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
     """numpy's numbers, as parameter grids yield them, as Python's."""
     return value.item() if isinstance(value, np.generic) else value

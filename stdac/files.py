@@ -25,7 +25,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Writes to a temporary name in the same folder, fsync, then `os.replace`. On any error the temporary file is removed
     and what was at `path` stays. Raises StdacError when the disk is full, the folder is missing or not writable.
     """
-    with temporary(path) as (file, name):
+    with open_temporary(path) as (file, name):
         yield file
         file.flush()
         os.fsync(file.fileno())
@@ -34,7 +34,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 def link_once(path: Path, content: bytes) -> bool:
     """Make a file exactly once: True if this call made it, False if it was there already. Atomic on NFS too."""
-    with temporary(path) as (file, name):
+    with open_temporary(path) as (file, name):
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -46,13 +46,13 @@ def link_once(path: Path, content: bytes) -> bool:
 
 
 @contextmanager
-def temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
+def open_temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
     """A temporary file beside `path`, gone afterwards unless it was renamed; OS errors become one sentence."""
     name = None
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o666 & ~umask())
+            os.fchmod(descriptor, 0o666 & ~_read_umask())
             yield file, name
     except OSError as error:
         raise explain_refusal(error, path) from error
@@ -66,7 +66,7 @@ def temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
                 os.unlink(name)
 
 
-def umask() -> int:
+def _read_umask() -> int:
     """The process's umask, read the only way there is."""
     mask = os.umask(0o022)
     os.umask(mask)
@@ -87,7 +87,7 @@ def explain_refusal(error: OSError, path: Path) -> StdacError:
     return StdacError(f"cannot write {path}: {error.strerror or error}")
 
 
-def file_system_time(folder: Path) -> float:
+def read_file_time(folder: Path) -> float:
     """Now, in seconds since the epoch, by the clock that stamps files in `folder`.
 
     On a network file system that is the server's, not ours: hosts whose clocks differ agree on it. Read by touching a
@@ -122,10 +122,10 @@ def sync_folder(folder: Path) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, whole or not at all."""
     with atomic_write(path) as file:
-        file.write(json_bytes(value))
+        file.write(encode_json(value))
 
 
-def json_bytes(value: Any) -> bytes:
+def encode_json(value: Any) -> bytes:
     """Indented, sorted JSON as UTF-8."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
 

@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
-from stdac.files import atomic_write, file_system_time, json_bytes, link_once, read_json, sync_folder, write_json
+from stdac.files import atomic_write, encode_json, link_once, read_file_time, read_json, sync_folder, write_json
 from stdac.record import PARTS
 from stdac.results import Result
 from stdac.trial import SCHEMA_VERSION
@@ -92,7 +92,7 @@ class TrialFolder:
     def create(self, trial_json: Mapping[str, Any]) -> None:
         """Write trial.json once. Raises StdacError where another trial or another schema version lives there."""
         self.path.mkdir(parents=True, exist_ok=True)
-        if not link_once(self.trial_path, json_bytes(trial_json)) and self.trial() != dict(trial_json):
+        if not link_once(self.trial_path, encode_json(trial_json)) and self.trial() != dict(trial_json):
             raise StdacError(f"{self.path} holds another trial: choose another folder")
 
     def trial(self) -> dict[str, Any]:
@@ -164,7 +164,7 @@ class TrialFolder:
     def silence(self, number: int) -> float:
         """Seconds since attempt `number` last renewed its lease; infinite once it was given back."""
         renewed = self.lease_path(number).stat().st_mtime
-        return float("inf") if renewed == 0 else file_system_time(self.path) - renewed
+        return float("inf") if renewed == 0 else read_file_time(self.path) - renewed
 
     def _alive(self, number: int, lease: Mapping[str, Any]) -> bool:
         if self.silence(number) >= LEASE_S:  # frozen, cut off, dead or given back
@@ -245,11 +245,11 @@ class TrialFolder:
             "process_start": read_process_start(os.getpid()),
             "job": os.environ.get("STDAC_JOB") or None,
             "log": os.environ.get("STDAC_LOG"),
-            "began": format_time(file_system_time(self.path)),
+            "began": format_time(read_file_time(self.path)),
             "lost_before": round(self._measure_lost(), 1),
         }
         path = self.lease_path(number)
-        if not link_once(path, json_bytes(lease)):
+        if not link_once(path, encode_json(lease)):
             return None
         if self.done() is not None:  # finished by another between the look and the link
             os.utime(path, (0, 0))
@@ -333,12 +333,12 @@ class Attempt:
 
     def finish(self, summary: Mapping[str, Any]) -> bool:
         """Make done.json, naming this attempt: True if it won. Then sweep what only a resume needs."""
-        finished = format_time(file_system_time(self.folder.path))
+        finished = format_time(read_file_time(self.folder.path))
         digests = {name: _hash_file(self.path / name) for name in PARTS if (self.path / name).exists()}
         done = {"attempt": self.number, "finished": finished, "sha256": digests, **self.folder.history(), **summary}
         with suppress(FileNotFoundError):  # the winner has swept it
             sync_folder(self.path)
-        won = link_once(self.folder.done_path, json_bytes(done))
+        won = link_once(self.folder.done_path, encode_json(done))
         if won:
             sync_folder(self.folder.path)  # done before anything it replaces is gone
             self._stop_renewing()
@@ -363,7 +363,7 @@ class Attempt:
         trace = "" if isinstance(error, StdacError) else "".join(traceback.format_exception(error))
         lines = [
             reason.replace("\n", " "),
-            f"attempt {self.number} on {socket.gethostname()} at {format_time(file_system_time(self.folder.path))}",
+            f"attempt {self.number} on {socket.gethostname()} at {format_time(read_file_time(self.folder.path))}",
             json.dumps(dict(trial_json), sort_keys=True),
             trace,
         ]

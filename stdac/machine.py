@@ -48,7 +48,7 @@ class Machine:
             wanted = self.compile == "on"
         else:
             wanted = device.type == "cuda" or macs > COMPILE_PAYS_MACS
-        if wanted and c_compiler() is None:
+        if wanted and _find_compiler() is None:
             print("no C++ compiler found (g++, clang++ or $CXX): training without torch.compile", file=sys.stderr)
             return False
         return wanted
@@ -67,7 +67,7 @@ class Machine:
 
 
 @cache
-def c_compiler() -> str | None:
+def _find_compiler() -> str | None:
     """The C++ compiler that torch.compile would call, or None."""
     names = [os.environ.get("CXX"), "g++", "clang++"]
     return next((path for name in names if name and (path := shutil.which(name))), None)
@@ -85,20 +85,20 @@ def keep_freed_memory() -> None:
 
 
 @cache
-def provenance() -> dict[str, Any]:
+def describe_provenance() -> dict[str, Any]:
     """What a result depends on besides its Trial: host, process, commit, library versions."""
     packages = ("stdac", "torch", "numpy", "scikit-learn", "pyarrow")
     return {
         "host": socket.gethostname(),
-        "commit": git_commit(),
+        "commit": read_commit(),
         "python": platform.python_version(),
-        "versions": {name: package_version(name) for name in packages},
+        "versions": {name: read_version(name) for name in packages},
         "cpus": os.cpu_count(),
-        "cpu": cpu_name(),
+        "cpu": read_cpu_name(),
     }
 
 
-def package_version(name: str) -> str | None:
+def read_version(name: str) -> str | None:
     """The installed version of a package, or None."""
     try:
         return version(name)
@@ -106,23 +106,23 @@ def package_version(name: str) -> str | None:
         return None
 
 
-def git_commit() -> str | None:
+def read_commit() -> str | None:
     """The commit of the checkout that this code lies in, with "+" where files differ from it; None outside of one."""
     try:
-        head = git("rev-parse", "HEAD")
-        dirty = git("status", "--porcelain", "-uno")
+        head = run_git("rev-parse", "HEAD")
+        dirty = run_git("status", "--porcelain", "-uno")
     except (OSError, subprocess.TimeoutExpired):
         return None
     return head.stdout.strip() + ("+" if dirty.stdout else "") if head.returncode == 0 else None
 
 
-def git(*words: str) -> subprocess.CompletedProcess[str]:
+def run_git(*words: str) -> subprocess.CompletedProcess[str]:
     """Run git in the folder of this code."""
     here = Path(__file__).parent
     return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
 
 
-def cpu_name() -> str:
+def read_cpu_name() -> str:
     """The processor's name as the kernel tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -131,6 +131,8 @@ def cpu_name() -> str:
         return platform.processor() or platform.machine()
 
 
-def device_name(device: torch.device) -> str:
+def describe_device(device: torch.device) -> str:
     """The device as the `device` column has it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_name()} x{torch.get_num_threads()}"
+    return (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"{read_cpu_name()} x{torch.get_num_threads()}"
+    )

@@ -13,7 +13,7 @@ from torch import nn
 from stdac.errors import StdacError
 from stdac.files import atomic_write
 from stdac.methods import METHODS, resolve
-from stdac.trial import Trial, canonical_json
+from stdac.trial import Trial, write_canonical
 
 MODEL_FORMAT = 1
 
@@ -47,7 +47,7 @@ def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
     } | ({} if config.clusters else {"clusters": False})
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_write(path) as file:
-        torch.save({"stdac": canonical_json(about), "state": state}, file)
+        torch.save({"stdac": write_canonical(about), "state": state}, file)
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
@@ -70,7 +70,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
         raise StdacError(f"{path} is cut short or not a model file: expected a model.pt of stdac") from error
     if not isinstance(content, dict) or not isinstance(content.get("stdac"), str) or "state" not in content:
         raise StdacError(f"{path} was not written by stdac: expected a model.pt of a finished trial")
-    config = parse_config(path, content["stdac"])
+    config = _parse_config(path, content["stdac"])
     model = config.build()
     try:
         model.load_state_dict(content["state"])
@@ -79,7 +79,7 @@ def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
     return model.eval(), config
 
 
-def parse_config(path: Path, text: str) -> ModelConfig:
+def _parse_config(path: Path, text: str) -> ModelConfig:
     """The config from its JSON. Raises StdacError for another format or a damaged one."""
     try:
         about = json.loads(text)

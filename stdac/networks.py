@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdac.dense import dense
+from stdac.dense import apply_dense
 from stdac.errors import StdacError
 from stdac.stn import SpatialTransformer
 
@@ -84,19 +84,19 @@ def calibrate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.var.copy_((share * (variances + (means - mean) ** 2)).sum(0))
 
 
-def scaled(channels: int, width: float) -> int:
+def scale_channels(channels: int, width: float) -> int:
     """A layer's number of channels under the width multiplier, at least 4."""
     return max(4, round(channels * width))
 
 
-def he_normal(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """He-normal weights, zero bias, in place (Keras 1 `he_normal`)."""
+def _init_he_normal(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
+    """He-normal weights, zero bias, in place (Keras 1 `_init_he_normal`)."""
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     nn.init.zeros_(layer.bias)  # type: ignore[arg-type]  # every layer here has a bias
     return layer
 
 
-def glorot_uniform(layer: nn.Linear) -> nn.Linear:
+def _init_glorot_uniform(layer: nn.Linear) -> nn.Linear:
     """Glorot-uniform weights, zero bias, in place."""
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
@@ -146,25 +146,25 @@ class STDACNet(nn.Module):
                 f"images are {height}x{width_px} pixels, but st-dac with {stn} STN layers needs at least "
                 f"{smallest}x{smallest}: set an image size of {smallest} or more"
             )
-        c1, c2, c3, units = (scaled(c, width) for c in (64, 128, 256, 3096))
+        c1, c2, c3, units = (scale_channels(c, width) for c in (64, 128, 256, 3096))
         h2, w2, h3, w3 = height // 2, width_px // 2, height // 4, width_px // 4
         self.stn1 = SpatialTransformer(channels, height, width_px, theta_bias) if stn >= 1 else None
-        self.conv1 = he_normal(nn.Conv2d(channels, c1, 3, padding=1))
+        self.conv1 = _init_he_normal(nn.Conv2d(channels, c1, 3, padding=1))
         self.bn1 = BatchNorm(c1)
         self.bn1_pool = BatchNorm(c1)
-        self.conv2 = he_normal(nn.Conv2d(c1, c2, 3, padding=1))
+        self.conv2 = _init_he_normal(nn.Conv2d(c1, c2, 3, padding=1))
         self.bn2 = BatchNorm(c2)
         self.stn2 = SpatialTransformer(c2, h2, w2, theta_bias) if stn >= 2 else None
         self.bn2_pool = BatchNorm(c2)
-        self.conv3 = he_normal(nn.Conv2d(c2, c3, 3, padding=1))
+        self.conv3 = _init_he_normal(nn.Conv2d(c2, c3, 3, padding=1))
         self.bn3 = BatchNorm(c3)
         self.stn3 = SpatialTransformer(c3, h3, w3, theta_bias) if stn >= 3 else None
         self.bn3_pool = BatchNorm(c3) if architecture == "table3" else None
         flat = c3 * (h3 // 2) * (w3 // 2) if architecture == "table3" else c3 * h3 * w3
-        self.dense1 = glorot_uniform(nn.Linear(flat, units))
+        self.dense1 = _init_glorot_uniform(nn.Linear(flat, units))
         self.bn4 = BatchNorm(units)
         self.dropout = nn.Dropout(dropout)
-        self.dense2 = glorot_uniform(nn.Linear(units, k))
+        self.dense2 = _init_glorot_uniform(nn.Linear(units, k))
         self.bn5 = BatchNorm(k)
 
     def embed(self, x: Tensor, group: int | None = None) -> Tensor:
@@ -184,7 +184,7 @@ class STDACNet(nn.Module):
             x = self.bn3_pool(F.max_pool2d(x, 2), group)
         x = x.flatten(1)
         deployed = not self.training and group is None
-        z: Tensor = self.dropout(F.relu(self.bn4(self.dense1(x) if deployed else dense(self.dense1, x), group)))
+        z: Tensor = self.dropout(F.relu(self.bn4(self.dense1(x) if deployed else apply_dense(self.dense1, x), group)))
         return z
 
     def classify(self, z: Tensor, group: int | None = None) -> Tensor:
@@ -216,14 +216,14 @@ class AllConvNet(nn.Module):
                 f"images are {height}x{width_px} pixels, but DAC's network needs at least 22x22: "
                 "set an image size of 22 or more"
             )
-        a, b = scaled(64, width), scaled(128, width)
+        a, b = scale_channels(64, width), scale_channels(128, width)
         plan = [(channels, a), (a, a), (a, a), (a, b), (b, b), (b, b)]
-        self.convs = nn.ModuleList(he_normal(nn.Conv2d(i, o, 3)) for i, o in plan)
+        self.convs = nn.ModuleList(_init_he_normal(nn.Conv2d(i, o, 3)) for i, o in plan)
         self.norms = nn.ModuleList(BatchNorm(o) for _, o in plan)
         self.pool_norms = nn.ModuleList([BatchNorm(a), BatchNorm(b)])
-        self.conv_k = he_normal(nn.Conv2d(b, k, 1))
+        self.conv_k = _init_he_normal(nn.Conv2d(b, k, 1))
         self.norm_k, self.pool_norm_k = BatchNorm(k), BatchNorm(k)
-        self.denses = nn.ModuleList(identity(nn.Linear(k, k)) for _ in range(2))
+        self.denses = nn.ModuleList(init_identity(nn.Linear(k, k)) for _ in range(2))
         self.dense_norms = nn.ModuleList(BatchNorm(k) for _ in range(2))
 
     def embed(self, x: Tensor, group: int | None = None) -> Tensor:
@@ -244,7 +244,7 @@ class AllConvNet(nn.Module):
         return self.classify(self.embed(x, group), group)
 
 
-def identity(layer: nn.Linear) -> nn.Linear:
+def init_identity(layer: nn.Linear) -> nn.Linear:
     """Identity weights, zero bias, in place."""
     nn.init.eye_(layer.weight)
     nn.init.zeros_(layer.bias)

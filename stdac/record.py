@@ -98,7 +98,7 @@ def check_log(log: Mapping[str, float]) -> None:
             )
 
 
-def metrics_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+def make_metrics(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     """Rows as a METRICS table, with the columns of OPEN that they have; what a row lacks is null."""
     names = {name for row in rows for name in row}
     unknown = {name for name in names - set(METRICS.names) if not OPEN.fullmatch(name)}

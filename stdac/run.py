@@ -17,17 +17,17 @@ from stdac.data import Dataset, load
 from stdac.errors import DiskFull, StdacError
 from stdac.files import atomic_write
 from stdac.folder import Attempt, Superseded, TrialFolder
-from stdac.machine import Machine, device_name, provenance
+from stdac.machine import Machine, describe_device, describe_provenance
 from stdac.methods import METHODS
 from stdac.methods.method import Fitted, check_fitted
 from stdac.metrics import score_clusters
 from stdac.model_file import ModelConfig, save_model
 from stdac.observer import Observer
-from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, check_log, metrics_table
+from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, check_log, make_metrics
 from stdac.results import Result
-from stdac.step import multiplying
+from stdac.step import set_precision
 from stdac.train import Assignment, Progress, Source, Trainer
-from stdac.trial import SCHEMA_VERSION, Trial, canonical_json, make_id
+from stdac.trial import SCHEMA_VERSION, Trial, make_id, write_canonical
 
 SAVING_SHARE = 0.1  # of a trial's time at most, but for the first checkpoint
 
@@ -69,7 +69,7 @@ class Scorer:
             "mean_confidence": None if confidence is None else float(confidence.double().mean()),
             **log,
             "device": self.device,
-            "params": canonical_json(self.trial.to_json()["params"]),
+            "params": write_canonical(self.trial.to_json()["params"]),
             "schema_version": SCHEMA_VERSION,
             "main": main,
         }
@@ -86,7 +86,7 @@ class Scorer:
 
         An epoch of minutes is always saved. On a fast GPU writing a checkpoint may take as long as an epoch.
         """
-        epoch = main_epoch(phases)
+        epoch = _main_epoch(phases)
         demanded = self.observer.must_save(epoch)
         if self.attempt is None or not (demanded or time.monotonic() >= self._next_save):
             return
@@ -107,7 +107,7 @@ class Scorer:
             )
         self.rows = [row | {"main": row.get("main", row["phase"] == FIRST_MAIN)} for row in checkpoint["rows"]]
         self.protocol = None if checkpoint["protocol"] is None else Assignment(*checkpoint["protocol"])
-        self.saved = main_epoch(checkpoint["phases"])
+        self.saved = _main_epoch(checkpoint["phases"])
         return dict(checkpoint["phases"])
 
     def progress(self, progress: Progress) -> None:
@@ -117,7 +117,7 @@ class Scorer:
         self.observer.on_progress(progress)
 
 
-def main_epoch(phases: Mapping[str, Any]) -> int:
+def _main_epoch(phases: Mapping[str, Any]) -> int:
     """The epochs of the main phase that a checkpoint's phases hold."""
     return max((int(p["epoch"]) for name, p in phases.items() if p.get("main", name == FIRST_MAIN)), default=0)
 
@@ -140,7 +140,7 @@ def run_trial(
     """
     machine, observer = machine or Machine(), observer or Observer()
     folder.create(trial.to_json())
-    attempt = folder.claim(provenance())
+    attempt = folder.claim(describe_provenance())
     if attempt is None:
         return False
     with attempt:
@@ -176,13 +176,13 @@ def finish_attempt(
 
     # the images, and those of the labelled source where the trial has one
     dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
-    source = load_source(trial, data_dir)
-    fingerprint = combine_fingerprints(dataset, source)
-    check_needed(trial, needed, dataset.fingerprint if needed else "")
+    source = _load_source(trial, data_dir)
+    fingerprint = _combine_fingerprints(dataset, source)
+    _check_needed(trial, needed, dataset.fingerprint if needed else "")
 
     # train, from the newest checkpoint on
-    scorer = Scorer(trial, dataset, device_name(device), attempt, observer, fingerprint)
-    checkpoint = newest_checkpoint(attempt)
+    scorer = Scorer(trial, dataset, describe_device(device), attempt, observer, fingerprint)
+    checkpoint = _load_newest_checkpoint(attempt)
     saved = {} if checkpoint is None else scorer.resume(checkpoint)
     fitted = fit(trial, dataset.images, scorer, machine, saved, needed=needed, source=source)
 
@@ -192,14 +192,14 @@ def finish_attempt(
     if fitted.model is not None:
         scorer.score("deployed", scorer.last_epoch, Assignment(fitted.labels), {})
     attempt.check()
-    attempt.write_table("metrics.parquet", metrics_table(scorer.rows))
+    attempt.write_table("metrics.parquet", make_metrics(scorer.rows))
     if keep == "all":
-        write_results(attempt, trial, dataset, fitted, scorer)
+        _write_results(attempt, trial, dataset, fitted, scorer)
     summary = {"seconds": time.perf_counter() - began, "fingerprint": scorer.fingerprint, "device": scorer.device}
     attempt.finish(summary | {"trial_id": trial.id})
 
 
-def load_source(trial: Trial, data_dir: Path | None) -> Dataset | None:
+def _load_source(trial: Trial, data_dir: Path | None) -> Dataset | None:
     """The labelled data set of a trial, of its image size and limit. Raises StdacError where it has no labels."""
     if trial.source is None:
         return None
@@ -209,7 +209,7 @@ def load_source(trial: Trial, data_dir: Path | None) -> Dataset | None:
     return source
 
 
-def combine_fingerprints(dataset: Dataset, source: Dataset | None) -> str:
+def _combine_fingerprints(dataset: Dataset, source: Dataset | None) -> str:
     """What a trial's data are known by: the images, and the images and labels of its source."""
     if source is None:
         return dataset.fingerprint
@@ -219,7 +219,7 @@ def combine_fingerprints(dataset: Dataset, source: Dataset | None) -> str:
     return digest.hexdigest()
 
 
-def check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> None:
+def _check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> None:
     """Raise StdacError where the results are not those that the trial needs, or of other images of its data set."""
     got = tuple(make_id(result.trial) for result in needed)
     if got != trial.needs:
@@ -237,7 +237,7 @@ def check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> No
             )
 
 
-def newest_checkpoint(attempt: Attempt) -> dict[str, Any] | None:
+def _load_newest_checkpoint(attempt: Attempt) -> dict[str, Any] | None:
     """The newest checkpoint that can be read; a damaged one is passed over with a line on stderr."""
     for path in attempt.folder.checkpoints():
         try:
@@ -270,11 +270,11 @@ def fit(
     shape = (images.shape[1], images.shape[2], images.shape[3])
     compiles = machine.compiles(device, count_main_macs(trial, shape, n))
     precision = getattr(trial.params, "precision", "float32")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), multiplying(precision):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), set_precision(precision):
         seed_everything(trial.seed)
         trainer = Trainer(trial.seed, trial.epochs, scorer, device, compiles, machine.graphs(device), saved, needed)
-        trainer.source = None if source is None else to_source(source, device)
-        x = to_tensor(images, device)
+        trainer.source = None if source is None else _to_source(source, device)
+        x = _to_tensor(images, device)
         fitted = method.fit(x, k, trial.params, trainer)
         if trial.epochs and not trainer.has_main:
             raise StdacError(f"method {trial.method} has marked no main phase: pass main=True to one call of phase()")
@@ -282,16 +282,16 @@ def fit(
     return fitted
 
 
-def to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
+def _to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
     """Images (N, C, H, W) uint8 on the device."""
     return torch.from_numpy(np.ascontiguousarray(images)).to(device)
 
 
-def to_source(source: Dataset, device: torch.device) -> Source:
+def _to_source(source: Dataset, device: torch.device) -> Source:
     """A labelled data set on the device, its classes numbered from 0."""
     assert source.labels is not None, "load_source has seen to it"
     names, labels = np.unique(source.labels, return_inverse=True)
-    return Source(to_tensor(source.images, device), torch.from_numpy(labels.reshape(-1)).to(device), len(names))
+    return Source(_to_tensor(source.images, device), torch.from_numpy(labels.reshape(-1)).to(device), len(names))
 
 
 def seed_everything(seed: int) -> None:
@@ -299,9 +299,9 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:
+def _write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:
     """Assignments, the model or encoder, and the figures' data."""
-    attempt.write_table("assignments.parquet", assignments_table(dataset, fitted, scorer))
+    attempt.write_table("assignments.parquet", _make_assignments(dataset, fitted, scorer))
     module = fitted.model or fitted.encoder
     if module is not None:
         _, channels, height, width = dataset.images.shape
@@ -314,7 +314,7 @@ def write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitt
             np.savez_compressed(file, allow_pickle=False, **fitted.figures)
 
 
-def assignments_table(dataset: Dataset, fitted: Fitted, scorer: Scorer) -> pa.Table:
+def _make_assignments(dataset: Dataset, fitted: Fitted, scorer: Scorer) -> pa.Table:
     """One row an image, see ASSIGNMENTS."""
     n = len(dataset.images)
     clusters, confidence = scorer.protocol if scorer.protocol is not None else (None, None)

@@ -28,19 +28,19 @@ WARM_UP = 3  # steps of a shape before it is captured: compilation, cuDNN's sear
 SHAPES = 4  # graphs held; mini-batches of further shapes are launched kernel by kernel
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, or functools.partial of one, under torch.compile.
 
     Compiled once for each architecture that it meets in this process, whichever trial's network comes with it: the
     function is module-level and networks are arguments, so that nothing of one trial is baked in.
     """
     if isinstance(function, partial):
-        return partial(compiled(function.func), *function.args, **function.keywords)
-    return compiled_once(function)
+        return partial(compile_function(function.func), *function.args, **function.keywords)
+    return compile_once(function)
 
 
 @cache
-def compiled_once(function: Callable[..., Any]) -> Callable[..., Any]:
+def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile of a module-level function."""
     import torch._dynamo.config as dynamo
     import torch._inductor.config as inductor
@@ -63,7 +63,7 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 
 @contextmanager
-def multiplying(precision: str) -> Iterator[None]:
+def set_precision(precision: str) -> Iterator[None]:
     """Let the GPU round float32 products to TF32 or not, as one of PRECISIONS says; afterwards all is as it was."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = matmul.allow_tf32, cudnn.allow_tf32
@@ -120,7 +120,7 @@ class ReplayedStep(TrainingStep):
 
     def __init__(self, loss: Loss, optimizer: torch.optim.Optimizer, capture: Capture | None = None) -> None:
         super().__init__(loss, optimizer)
-        self.capture = capture or capture_cuda
+        self.capture = capture or _capture_cuda
         self.capturable = True
         self.seen: Counter[Any] = Counter()
         self.replays: dict[Any, Replay] = {}
@@ -184,7 +184,7 @@ class Replay:
         self.launch()
 
 
-def capture_cuda(step: Callable[[], None]) -> Callable[[], None]:
+def _capture_cuda(step: Callable[[], None]) -> Callable[[], None]:
     """Capture the kernels of a step as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

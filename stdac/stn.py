@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def affine_grid_matrix(height: int, width: int) -> tuple[Tensor, Tensor]:
+def make_affine_grid(height: int, width: int) -> tuple[Tensor, Tensor]:
     """The sampling grid as one linear map of theta: grid = theta @ matrix + shift.
 
     Returns matrix (6, 2HW) and shift (2HW,), both float32; theta is row-major (a11 a12 tx a21 a22 ty), x first.
@@ -64,7 +64,7 @@ class SpatialTransformer(nn.Module):
     def __init__(self, channels: int, height: int, width: int, theta_bias: float = 1.0) -> None:
         super().__init__()
         self.localisation = LocalisationNet(channels, height, width, theta_bias)
-        matrix, shift = affine_grid_matrix(height, width)
+        matrix, shift = make_affine_grid(height, width)
         self.register_buffer("matrix", matrix, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 

@@ -1,6 +1,6 @@
 """The only training loop, and what a method is given to run in it.
 
-A method calls `phase` once for each of its phases. Read `phase`, then `train_epoch`; `stdac.step` has the single step.
+A method calls `phase` once for each of its phases. Read `phase`, then `_train_epoch`; `stdac.step` has the single step.
 """
 
 import time
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stdac.errors import StdacError
-from stdac.step import Loss, ReplayedStep, TrainingStep, compiled
+from stdac.step import Loss, ReplayedStep, TrainingStep, compile_function
 
 
 class Assignment(NamedTuple):
@@ -89,7 +89,7 @@ class Trainer:
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The module-level function, or partial of one, under torch.compile where this trial compiles, else itself."""
-        return compiled(function) if self.compile else function
+        return compile_function(function) if self.compile else function
 
     def training_step(self, loss: Loss, optimizer: torch.optim.Optimizer) -> TrainingStep:
         """The step that this trial takes; see `stdac.step`."""
@@ -162,7 +162,7 @@ def phase(
             rate = images / (time.perf_counter() - began)
             trainer.recorder.progress(Progress(name, epoch, epochs, step, steps, rate, main))
 
-        means, steps, images = train_epoch(batches(epoch), training_step, tick)
+        means, steps, images = _train_epoch(batches(epoch), training_step, tick)
         seconds = time.perf_counter() - began
         if not all(abs(mean) < float("inf") for mean in means.values()):
             raise StdacError(f"the loss of phase {name} is not finite in epoch {epoch}: lower the learning rate")
@@ -178,7 +178,7 @@ def phase(
             return
 
 
-def train_epoch(
+def _train_epoch(
     batches: Iterable[tuple[Tensor, ...]], step: TrainingStep, tick: Callable[[int, int], None]
 ) -> tuple[dict[str, float], int, int]:
     """A step for every mini-batch; the mean of every logged term, the number of steps, and of images.

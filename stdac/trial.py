@@ -95,17 +95,17 @@ def _to_plain(value: Any) -> Any:
     return [_to_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-def earlier_values(kind: type[Any]) -> dict[str, Any]:
+def list_earlier_values(kind: type[Any]) -> dict[str, Any]:
     """What a stored trial without some of a dataclass' fields had in them: those that were `added`."""
     return {f.name: f.metadata["before"] for f in fields(kind) if "before" in f.metadata}
 
 
 def make_id(trial_json: Mapping[str, Any]) -> str:
     """The id of a trial from its JSON. Raises ValueError or RecursionError for what is no trial's."""
-    return hashlib.sha256(canonical_json(trial_json).encode()).hexdigest()[:16]
+    return hashlib.sha256(write_canonical(trial_json).encode()).hexdigest()[:16]
 
 
-def canonical_json(value: Any) -> str:
+def write_canonical(value: Any) -> str:
     """JSON with sorted keys and no spaces: the same text for equal values on every Python version."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
@@ -121,7 +121,7 @@ def choose_telling(settings: Sequence[Mapping[str, Any]], names: Iterable[str]) 
 
 def count_distinct(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) -> int:
     """How many different values settings have in these names together."""
-    return len({canonical_json([values.get(name) for name in names]) for values in settings})
+    return len({write_canonical([values.get(name) for name in names]) for values in settings})
 
 
 def check_ranges(params: Params, least: Mapping[str, int], positive: Iterable[str] = ("width", "lr")) -> None:

@@ -1,17 +1,17 @@
 """Numbers and names as a terminal shows them."""
 
 
-def one_line(text: object) -> str:
+def escape_line(text: object) -> str:
     """The text without line breaks or control characters, which the name of a file or a cluster may hold."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def counted(n: int, noun: str) -> str:
+def count_noun(n: int, noun: str) -> str:
     """A number with its noun: "1 image", "2,000 images"."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
     whole = round(seconds)
     if whole < 60:

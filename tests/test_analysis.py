@@ -12,23 +12,23 @@ import pytest
 import torch
 from scipy import stats
 
-from analysis.cells import results
-from analysis.figures import curves, spread_out, stn_pictures, write_figures
-from analysis.intervals import difference_interval, mean_interval
-from analysis.published import Published, published, published_curve
+from analysis.cells import make_cells
+from analysis.figures import draw_curves, draw_stn_pictures, spread_out, write_figures
+from analysis.intervals import estimate_difference, estimate_mean
+from analysis.published import Published, find_published, find_published_curve
 from analysis.runs import ROWS, SETTINGS, read_metrics
 from analysis.table import format_results, show, show_signed
 from cluster_jobs.doctor import examine
 from cluster_jobs.ledger import Ledger
 from stdac.errors import StdacError
 from stdac.methods import resolve
-from stdac.record import METRICS, metrics_table
-from stdac.trial import SCHEMA_VERSION, Trial, canonical_json
+from stdac.record import METRICS, make_metrics
+from stdac.trial import SCHEMA_VERSION, Trial, write_canonical
 
 
 def rows_of(trial: Trial, accs: list[float | None], deployed: float | None = None) -> list[dict[str, Any]]:
     common = {name: getattr(trial, name) for name in ("method", "dataset", "seed")}
-    common |= {"trial_id": trial.id, "params": canonical_json(trial.to_json()["params"])}
+    common |= {"trial_id": trial.id, "params": write_canonical(trial.to_json()["params"])}
     common |= {"schema_version": SCHEMA_VERSION}
     rows = [
         common | {"phase": "cluster", "epoch": e, "acc": acc, "nmi": acc and acc / 2, "ari": acc and acc / 5}
@@ -46,7 +46,7 @@ def write_trial(
     (folder / f"attempt-{attempt}").mkdir(parents=True)
     (folder / "trial.json").write_text(json.dumps(trial.to_json()))
     rows = rows_of(trial, accs, deployed)
-    pq.write_table(metrics_table(rows), folder / f"attempt-{attempt}" / "metrics.parquet")
+    pq.write_table(make_metrics(rows), folder / f"attempt-{attempt}" / "metrics.parquet")
     (folder / "done.json").write_text(json.dumps({"attempt": attempt, "trial_id": trial.id}))
     return folder / f"attempt-{attempt}"
 
@@ -93,7 +93,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def test_mean_std_and_best_are_those_worked_out_by_hand(run: Path) -> None:
-    cells = results(read_metrics(run))
+    cells = make_cells(read_metrics(run))
     assert [cell.label for cell in cells] == ["k-means", "ST-DAC, 0 STN", "ST-DAC, 2 STN"]
     cell = cells[2]
     assert (cell.n, cell.seeds) == (2, (0, 1))
@@ -109,7 +109,7 @@ def test_mean_std_and_best_are_those_worked_out_by_hand(run: Path) -> None:
 
 def test_the_table_says_who_wins_and_what_is_not_settled(run: Path) -> None:
     write_trial(run, digits(1), [0.2, 0.5, 0.5], 0.5)
-    text = format_results(results(read_metrics(run)))
+    text = format_results(make_cells(read_metrics(run)))
     row = next(line for line in text.splitlines() if line.startswith("ST-DAC, 2 STN"))
     expected = ["ST-DAC, 2 STN", ".850 ± .050 (2)", ".425 ± .025", ".170 ± .010", ".845", ".900"]
     assert re.split(r" {2,}", row) == expected
@@ -117,14 +117,14 @@ def test_the_table_says_who_wins_and_what_is_not_settled(run: Path) -> None:
     assert "With fewer than 10 seeds the ranking of 1 and 2 STN is not settled." in text
     assert "differ by more than .005 (deployed less protocol, widest seed): ST-DAC, 2 STN (-.020)." in text
     assert "paper " not in row and "†" not in text
-    markdown = format_results(results(read_metrics(run)), markdown=True)
+    markdown = format_results(make_cells(read_metrics(run)), markdown=True)
     assert "| ST-DAC, 2 STN | .850 ± .050 (2) |" in markdown
 
 
 def test_the_table_admits_that_k_means_wins(tmp_path: Path) -> None:
     write_trial(tmp_path, {"dataset": "digits", "method": "kmeans"}, [0.8], 0.8)
     write_trial(tmp_path, digits(2), [0.2, 0.5, 0.6], 0.6)
-    text = format_results(results(read_metrics(tmp_path)))
+    text = format_results(make_cells(read_metrics(tmp_path)))
     assert (
         "Highest mean ACC on digits: k-means, .800 (n = 1); the best learned method is ST-DAC, 2 STN with .600" in text
     )
@@ -134,27 +134,27 @@ def test_the_table_admits_that_k_means_wins(tmp_path: Path) -> None:
 def test_intervals_are_those_of_scipy() -> None:
     ours, theirs = [0.97, 0.98, 0.955], [0.9, 0.95, 0.96, 0.91, 0.97]
     wanted = stats.ttest_1samp(ours, 0).confidence_interval()
-    assert mean_interval(ours) == pytest.approx((wanted.low, min(1, wanted.high)))
+    assert estimate_mean(ours) == pytest.approx((wanted.low, min(1, wanted.high)))
     paper = Published(float(np.mean(theirs)), float(np.std(theirs)), "a table (5 runs)")
     wanted = stats.ttest_ind(ours, theirs, equal_var=False).confidence_interval()
-    assert difference_interval(ours, paper) == pytest.approx((wanted.low, wanted.high))
+    assert estimate_difference(ours, paper) == pytest.approx((wanted.low, wanted.high))
 
 
 def test_there_is_no_interval_of_one_seed_or_against_an_unknown_spread() -> None:
-    paper = published("ST-DAC, 2 STN", "mnist", "acc")
+    paper = find_published("ST-DAC, 2 STN", "mnist", "acc")
     assert paper is not None and paper.n == 10
-    assert mean_interval([0.9]) is None and mean_interval([]) is None and difference_interval([0.9], paper) is None
-    assert difference_interval([0.9, 0.8], paper._replace(std=None)) is None
-    assert difference_interval([0.9, 0.8], paper._replace(source="a table")) is None
-    assert mean_interval([0.5, 0.5]) == (0.5, 0.5) and mean_interval([0.1, 0.9]) == (0, 1)
-    assert difference_interval([0.98, 0.98], paper._replace(std=0.0)) == pytest.approx((0, 0))
+    assert estimate_mean([0.9]) is None and estimate_mean([]) is None and estimate_difference([0.9], paper) is None
+    assert estimate_difference([0.9, 0.8], paper._replace(std=None)) is None
+    assert estimate_difference([0.9, 0.8], paper._replace(source="a table")) is None
+    assert estimate_mean([0.5, 0.5]) == (0.5, 0.5) and estimate_mean([0.1, 0.9]) == (0, 1)
+    assert estimate_difference([0.98, 0.98], paper._replace(std=0.0)) == pytest.approx((0, 0))
 
 
 def test_the_table_has_intervals_where_there_are_seeds(tmp_path: Path) -> None:
     for seed, acc in enumerate((0.97, 0.98, 0.99)):
         write_trial(tmp_path, {"dataset": "mnist", "seed": seed, "params": {"stn": 2}}, [0.2] * 10 + [acc], acc)
     write_trial(tmp_path, {"dataset": "mnist", "params": {"stn": 0}}, [0.2] * 10 + [0.95], 0.95)
-    cells = results(read_metrics(tmp_path))
+    cells = make_cells(read_metrics(tmp_path))
     text = format_results(cells)
     assert re.search(r"\nST-DAC, 2 STN  \.955 to 1\.000  -\.021 to \+\.021\n", text)  # t(.975, 2) = 4.303
     assert "n = 1: no interval of ST-DAC, 0 STN." in text
@@ -163,17 +163,19 @@ def test_the_table_has_intervals_where_there_are_seeds(tmp_path: Path) -> None:
 
 
 def test_published_values_and_curves() -> None:
-    value = published("ST-DAC, 2 STN", "mnist", "acc")
+    value = find_published("ST-DAC, 2 STN", "mnist", "acc")
     assert value is not None and (value.mean, value.std) == (0.980, 0.007) and "Table 6" in value.source
-    assert published("ST-DAC+3STN", "Fashion-MNIST", "ari") is not None
-    dac = published("DAC*", "mnist", "acc")
+    assert find_published("ST-DAC+3STN", "Fashion-MNIST", "ari") is not None
+    dac = find_published("DAC*", "mnist", "acc")
     assert dac is not None and dac.of_best_epoch and not value.of_best_epoch
-    dec = published("DEC", "fashion-mnist", "acc")
+    dec = find_published("DEC", "fashion-mnist", "acc")
     assert dec is not None and (dec.mean, dec.std) == (0.518, None)
-    assert published("ST-DAC, 2 STN", "digits", "acc") is None and published("k-means", "mnist", "acc") is None
-    curve = published_curve("ST-DAC, 2 STN", "mnist")
+    assert (
+        find_published("ST-DAC, 2 STN", "digits", "acc") is None and find_published("k-means", "mnist", "acc") is None
+    )
+    curve = find_published_curve("ST-DAC, 2 STN", "mnist")
     assert (curve[0], curve[1], curve[10]) == (0.22, 0.75, 0.98) and list(curve) == sorted(curve)
-    assert published_curve("DAC*", "mnist") == {}
+    assert find_published_curve("DAC*", "mnist") == {}
 
 
 def test_the_published_value_stands_beside_the_papers_recipe_only(tmp_path: Path) -> None:
@@ -184,7 +186,7 @@ def test_the_published_value_stands_beside_the_papers_recipe_only(tmp_path: Path
     write_trial(tmp_path, mnist | {"epochs": 3}, full[:4], 0.9)
     write_trial(tmp_path, {"dataset": "mnist", "params": {"stn": 2, "width": 0.5}}, full, 0.975)
     write_trial(tmp_path, {"dataset": "mnist", "params": {"stn": 2, "preset": "text"}}, full, 0.975)
-    cells = results(read_metrics(tmp_path))
+    cells = make_cells(read_metrics(tmp_path))
     assert {cell.label: bool(cell.published) for cell in cells} == {
         "ST-DAC, 2 STN, preset code, width 1, epochs 10, limit none": True,
         "ST-DAC, 2 STN, preset code, width 1, epochs 10, limit 5000": False,
@@ -199,7 +201,7 @@ def test_the_published_value_stands_beside_the_papers_recipe_only(tmp_path: Path
 def test_dac_star_is_compared_by_its_best_epoch_as_the_paper_did(tmp_path: Path) -> None:
     trial = {"dataset": "mnist", "method": "dac-star"}
     write_trial(tmp_path, trial, [0.2] + [0.984] + [0.96] * (resolve(trial).epochs - 1), 0.96)
-    (cell,) = results(read_metrics(tmp_path))
+    (cell,) = make_cells(read_metrics(tmp_path))
     assert cell.mean("acc") == pytest.approx(0.96) and cell.mean("acc_best") == pytest.approx(0.984)
     assert cell.difference == pytest.approx(0.984 - 0.974)
     text = format_results([cell])
@@ -211,8 +213,8 @@ def test_unfinished_trials_and_losing_attempts_are_left_out(run: Path) -> None:
     winner = write_trial(run, digits(1), [0.1, 0.4, 0.5], attempt=2)
     (winner.parent / "attempt-1").mkdir()
     loser = rows_of(resolve(digits(1)), [0.1, 0.4, 0.99])
-    pq.write_table(metrics_table(loser), winner.parent / "attempt-1" / "metrics.parquet")
-    cells = {cell.label: cell for cell in results(read_metrics(run))}
+    pq.write_table(make_metrics(loser), winner.parent / "attempt-1" / "metrics.parquet")
+    cells = {cell.label: cell for cell in make_cells(read_metrics(run))}
     assert "ST-DAC, 3 STN" not in cells
     assert cells["ST-DAC, 1 STN"].mean("acc") == 0.5
 
@@ -222,11 +224,11 @@ def test_a_collected_file_gives_the_same_table(run: Path, tmp_path: Path) -> Non
     assert rows.schema.equals(ROWS)
     collected = tmp_path / "collected"
     collected.mkdir()
-    expected = format_results(results(rows))
+    expected = format_results(make_cells(rows))
     for columns in (ROWS.names, [*METRICS.names, *SETTINGS], METRICS.names):  # now, and by earlier versions
         pq.write_table(rows.select(columns), collected / "metrics.parquet")
-        assert format_results(results(read_metrics(collected))) == expected
-        assert format_results(results(read_metrics(collected / "metrics.parquet"))) == expected
+        assert format_results(make_cells(read_metrics(collected))) == expected
+        assert format_results(make_cells(read_metrics(collected / "metrics.parquet"))) == expected
 
 
 def test_collect_writes_what_a_reader_needs_to_know_of_every_trial(run: Path) -> None:
@@ -248,14 +250,14 @@ def test_a_collected_trial_whose_size_is_unknown_has_no_published_value(tmp_path
     accs: list[float | None] = [0.9] * 11
     for limit in (None, 1000):
         rows = rows_of(resolve({"dataset": "mnist", "params": {"stn": 2}, "limit": limit}), accs)
-        pq.write_table(metrics_table(rows), tmp_path / "metrics.parquet")
-        (cell,) = results(read_metrics(tmp_path))
+        pq.write_table(make_metrics(rows), tmp_path / "metrics.parquet")
+        (cell,) = make_cells(read_metrics(tmp_path))
         assert bool(cell.published) is (limit is None)
 
 
 def test_an_unfinished_cell_stands_beside_the_papers_value_after_the_same_epoch(tmp_path: Path) -> None:
     write_unfinished(tmp_path, {"dataset": "mnist", "params": {"stn": 2}}, [0.25, 0.78, 0.9, 0.95])
-    (cell,) = results(read_metrics(tmp_path, unfinished=True))
+    (cell,) = make_cells(read_metrics(tmp_path, unfinished=True))
     assert (cell.epoch, cell.done, cell.mean("acc"), cell.mean("acc_deployed")) == (3, 0, 0.95, None)
     assert cell.published["acc"].mean == 0.94 and cell.difference == pytest.approx(0.01)  # Fig. 15, not the final .980
     text = format_results([cell])
@@ -266,20 +268,20 @@ def test_an_unfinished_cell_stands_beside_the_papers_value_after_the_same_epoch(
 
 def test_no_published_value_stands_beside_an_epoch_at_which_the_figure_was_not_read(tmp_path: Path) -> None:
     write_unfinished(tmp_path, {"dataset": "mnist", "params": {"stn": 2}}, [0.25] + [0.95] * 7)
-    (cell,) = results(read_metrics(tmp_path, unfinished=True))
+    (cell,) = make_cells(read_metrics(tmp_path, unfinished=True))
     assert cell.epoch == 7 and not cell.published and cell.difference is None
 
 
 def test_seeds_at_different_epochs_are_shown_at_the_last_that_all_have(run: Path) -> None:
     write_unfinished(run, digits(2, 2), [0.1, 0.5])
-    cell = results(read_metrics(run, unfinished=True))[2]
+    cell = make_cells(read_metrics(run, unfinished=True))[2]
     assert (cell.n, cell.done, cell.epoch) == (3, 2, 1)
     assert cell.scores["acc"] == [0.9, 0.7, 0.5] and "acc_deployed" not in cell.scores
     assert cell.curves == {0: [0.2, 0.3, 0.1], 1: [0.9, 0.7, 0.5]}
-    text = format_results(results(read_metrics(run, unfinished=True)))
+    text = format_results(make_cells(read_metrics(run, unfinished=True)))
     assert "ST-DAC, 2 STN (after 1 of 2 epochs; 2 of 3 seeds are finished)." in text
     assert "Highest mean ACC on digits among what is finished: k-means, .790" in text
-    assert results(read_metrics(run))[2].epoch is None
+    assert make_cells(read_metrics(run))[2].epoch is None
 
 
 def test_of_a_damaged_checkpoint_the_one_before_counts(tmp_path: Path) -> None:
@@ -307,16 +309,16 @@ def test_one_trials_folder_is_a_run_of_one(run: Path) -> None:
 
 def test_images_without_ground_truth_have_a_row_without_scores(tmp_path: Path) -> None:
     write_trial(tmp_path, {"dataset": "/photos", "n_clusters": 3, "epochs": 1}, [None, None])
-    cells = results(read_metrics(tmp_path))
+    cells = make_cells(read_metrics(tmp_path))
     assert cells[0].mean("acc") is None and "ST-DAC, 2 STN" in format_results(cells)
     with pytest.raises(StdacError, match="no trial has accuracies"):
-        curves(read_metrics(tmp_path), tmp_path / "curves.png")
+        draw_curves(read_metrics(tmp_path), tmp_path / "curves.png")
 
 
 def test_a_seed_that_stopped_early_keeps_its_last_score(tmp_path: Path) -> None:
     write_trial(tmp_path, digits(2, 0), [0.2, 0.4])
     write_trial(tmp_path, digits(2, 1), [0.2, 0.5, 0.6])
-    (cell,) = results(read_metrics(tmp_path))
+    (cell,) = make_cells(read_metrics(tmp_path))
     assert cell.curves[2] == [0.4, 0.6] and cell.mean("acc") == pytest.approx(0.5)
 
 
@@ -331,7 +333,7 @@ def test_what_is_no_run_is_told_in_one_sentence(what: str, tmp_path: Path) -> No
     if what in ("version", "not Parquet", "not ours"):
         path = tmp_path / "metrics.parquet"
         rows = [row | {"schema_version": 99} for row in rows_of(resolve(digits(2)), [0.1])]
-        pq.write_table(metrics_table(rows), path)
+        pq.write_table(make_metrics(rows), path)
         expected = "schema version 99, expected"
     if what == "not Parquet":
         path.write_text("trial_id,acc")
@@ -350,7 +352,7 @@ def test_figures_are_written_and_hold_something(run: Path, tmp_path: Path) -> No
     assert [path.name for path in paths] == ["accuracy-by-epoch.png", "digits-st-dac-2-stn.png"]
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
-    svg = curves(read_metrics(run), tmp_path / "curves.svg")
+    svg = draw_curves(read_metrics(run), tmp_path / "curves.svg")
     assert b"<svg" in svg.read_bytes()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -359,24 +361,24 @@ def test_the_figures_of_unfinished_trials_say_so(run: Path, tmp_path: Path) -> N
     assert len(write_figures(run, tmp_path, unfinished=True)) == 2
     write_unfinished(run, digits(3), [0.2, 0.4])
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        svg = curves(read_metrics(run, unfinished=True), tmp_path / "curves.svg").read_text()
+        svg = draw_curves(read_metrics(run, unfinished=True), tmp_path / "curves.svg").read_text()
     assert "ST-DAC, 3 STN  .400, epoch 1" in svg and "ST-DAC, 2 STN  .850<" in svg
 
 
 def test_pictures_of_one_epoch_and_in_colour(tmp_path: Path) -> None:
     trace = write_trace(tmp_path, epochs=1, stn=3, channels=3)
-    assert stn_pictures(trace, tmp_path / "a.png").stat().st_size > 5_000
-    assert stn_pictures(tmp_path, tmp_path / "b.svg").stat().st_size > 5_000
+    assert draw_stn_pictures(trace, tmp_path / "a.png").stat().st_size > 5_000
+    assert draw_stn_pictures(tmp_path, tmp_path / "b.svg").stat().st_size > 5_000
 
 
 def test_figures_refuse_what_they_cannot_draw(run: Path, tmp_path: Path) -> None:
     with pytest.raises(StdacError, match=r"ends in .png, .svg, .pdf"):
-        curves(read_metrics(run), tmp_path / "curves.bmp")
+        draw_curves(read_metrics(run), tmp_path / "curves.bmp")
     with pytest.raises(StdacError, match="trace of transformers"):
-        stn_pictures(tmp_path, tmp_path / "a.png")
+        draw_stn_pictures(tmp_path, tmp_path / "a.png")
     (tmp_path / "stn.npz").write_bytes(b"not a zip")
     with pytest.raises(StdacError, match="trace of transformers"):
-        stn_pictures(tmp_path, tmp_path / "a.png")
+        draw_stn_pictures(tmp_path, tmp_path / "a.png")
     assert not (tmp_path / "a.png").exists()
 
 

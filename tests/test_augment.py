@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 
-from stdac.augment import AUGMENTATIONS, Augmentation, augment, random_affine, sample_nearest
+from stdac.augment import AUGMENTATIONS, Augmentation, augment, draw_affine, sample_nearest
 
 Image = NDArray[np.float64]
 
@@ -90,7 +90,7 @@ def test_zoom_above_one_shrinks_the_object() -> None:
 def test_random_maps_are_keras_matrices_of_the_numbers_drawn() -> None:
     ranges = Augmentation(rotation_deg=20.0, shift=0.18, zoom=(0.85, 1.15))
     torch.manual_seed(3)
-    affine = random_affine(50, ranges, 28, 28)
+    affine = draw_affine(50, ranges, 28, 28)
     torch.manual_seed(3)
     u = torch.rand(5, 50).double().numpy()
     for i in range(50):
@@ -103,7 +103,7 @@ def test_random_maps_fill_their_ranges_independently() -> None:
     torch.manual_seed(0)
     n, height, width = 20_000, 28, 20
     ranges = Augmentation(rotation_deg=10.0, shift=0.1, zoom=(0.95, 1.05))
-    affine = random_affine(n, ranges, height, width).double()
+    affine = draw_affine(n, ranges, height, width).double()
     angle = torch.atan2(affine[:, 1, 0], affine[:, 0, 0])
     zoom = affine[:, :, :2].norm(dim=1)  # columns of R diag(z)
     centre = torch.tensor([height / 2 + 0.5, width / 2 + 0.5]).double()

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from export import Clusterer
 from export.clusterer import CHUNK
-from export.runtime import PROVIDERS, open_session, placement
+from export.runtime import PROVIDERS, count_placements, open_session
 from stdac.errors import StdacError
 from stdac.model_file import load_model
 from stdac.pictures.pixels import Pixels
@@ -163,7 +163,7 @@ def test_a_provider_that_is_not_there_is_one_sentence(model: Path) -> None:
 
 def test_a_session_tells_where_its_nodes_are(model: Path) -> None:
     session, provider = open_session(model.read_bytes(), model, "cpu")
-    placed = placement(session)
+    placed = count_placements(session)
     assert provider == "cpu"
     assert not placed or set(placed) == {PROVIDERS["cpu"].name}
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from analysis.cells import results
+from analysis.cells import make_cells
 from analysis.runs import concat_rows, read_main_rows, read_metrics, read_rows
 from cluster_jobs.commands.grid import main as stdac_grid
 from cluster_jobs.commands.stdac import main as stdac
@@ -23,7 +23,7 @@ from stdac.folder import TrialFolder
 from stdac.methods import METHODS, fill_params, resolve
 from stdac.methods.method import Fitted, check_fitted
 from stdac.model_file import load_model
-from stdac.record import CORE, METRICS, conform_metrics, metrics_table
+from stdac.record import CORE, METRICS, conform_metrics, make_metrics
 from stdac.run import Scorer, fit, run_trial
 from stdac.train import Assignment, Progress, Trainer, phase
 from stdac.trial import Params, Trial, added
@@ -227,25 +227,25 @@ def test_rows_of_the_version_before_are_read() -> None:
     assert table.select(old.column_names).equals(old)
     assert table["noise"].null_count == len(table)
     assert table.filter(table["main"])["phase"].unique().to_pylist() == ["cluster"]
-    labels = [(cell.dataset, cell.label) for cell in results(table)]
+    labels = [(cell.dataset, cell.label) for cell in make_cells(table)]
     assert ("mnist", "ST-DAC, 2 STN") in labels and len(labels) == 8
 
 
 def test_rows_of_a_version_to_come_are_read(tmp_path: Path) -> None:
-    table = metrics_table([{"trial_id": "a", "phase": "x", "epoch": 1, "acc": 0.5, "term_new": 2.0, "main": True}])
+    table = make_metrics([{"trial_id": "a", "phase": "x", "epoch": 1, "acc": 0.5, "term_new": 2.0, "main": True}])
     table = table.append_column("hue", pa.array(["red"])).set_column(
         table.schema.get_field_index("schema_version"), "schema_version", pa.array([1], pa.int32())
     )
     pq.write_table(table, tmp_path / "rows.parquet")
     (row,) = read_rows(tmp_path / "rows.parquet").to_pylist()
     assert row["term_new"] == 2.0 and "hue" not in row
-    both = concat_rows([read_rows(tmp_path / "rows.parquet"), conform_metrics(metrics_table([]))])
+    both = concat_rows([read_rows(tmp_path / "rows.parquet"), conform_metrics(make_metrics([]))])
     assert both["term_new"].to_pylist() == [2.0]
 
 
 @pytest.mark.parametrize("name", CORE)
 def test_a_reader_needs_the_core(name: str) -> None:
-    table = metrics_table([{"trial_id": "a", "phase": "cluster", "epoch": 1}]).drop_columns(["loss_pair", "noise"])
+    table = make_metrics([{"trial_id": "a", "phase": "cluster", "epoch": 1}]).drop_columns(["loss_pair", "noise"])
     assert conform_metrics(table).schema.names == METRICS.names
     with pytest.raises(StdacError, match=f"it lacks the columns {name}: expected a file that stdac wrote"):
         conform_metrics(table.drop_columns([name]))

@@ -10,7 +10,7 @@ from stdac.folder import TrialFolder
 from stdac.machine import Machine
 from stdac.methods import resolve
 from stdac.run import Scorer, fit, run_trial
-from stdac.step import ReplayedStep, multiplying
+from stdac.step import ReplayedStep, set_precision
 from stdac.stn import SpatialTransformer
 from tests.conftest import Watch
 
@@ -72,7 +72,7 @@ def test_the_grid_is_exact_whatever_products_round_to() -> None:
     transformer = SpatialTransformer(1, 28, 28).cuda()
     theta = torch.rand(64, 6, device="cuda") * 2 - 1
     exact = theta.double() @ transformer.matrix.double() + transformer.shift.double()
-    with multiplying("bfloat16"):
+    with set_precision("bfloat16"):
         assert (transformer.grid(theta) - exact).abs().max() < 1e-6
 
 

@@ -20,7 +20,7 @@ from cluster_jobs.ledger import Ledger
 from cluster_jobs.request import Options
 from cluster_jobs.worker import Worker
 from stdac.errors import StdacError
-from stdac.files import json_bytes
+from stdac.files import encode_json
 from stdac.folder import LEASE_S
 from stdac.methods import resolve
 from stdac.record import TIMINGS
@@ -46,7 +46,7 @@ def plan_and_work(run: Path) -> pa.Table:
 
 
 def rewrite(path: Path, change: Callable[[dict[str, object]], object]) -> None:
-    path.write_bytes(json_bytes(change(json.loads(path.read_text()))))
+    path.write_bytes(encode_json(change(json.loads(path.read_text()))))
 
 
 @pytest.fixture(scope="module")

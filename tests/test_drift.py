@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from export.results.drift import OUTLIERS, Drift, compare, write_outliers
-from export.results.drift_text import drift_text
-from export.results.two_samples import beyond_quantile, holm, ks_test, newcombe, share_changes, shares_test
+from export.results.drift_text import describe_drift
+from export.results.two_samples import holm, ks_test, newcombe, share_changes, shares_test, test_beyond_quantile
 from stdac.errors import StdacError
 
 K = 5
@@ -89,14 +89,14 @@ def test_holm_is_the_one_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize(("n", "tail", "chance"), [(1, 0.01, 1 / 2), (99, 0.01, 1 / 100), (99, 0.02, 2 / 100)])
 def test_the_chance_of_a_new_value_beyond_the_largest_is_that_of_its_rank(n: int, tail: float, chance: float) -> None:
-    beyond, excess = beyond_quantile(stats, np.arange(n, dtype=float), np.array([1000.0]), tail)
+    beyond, excess = test_beyond_quantile(stats, np.arange(n, dtype=float), np.array([1000.0]), tail)
     assert excess is not None and beyond.all()
     assert (excess.expected, excess.seen, excess.p) == pytest.approx((chance, 1, chance))
 
 
 def test_values_that_are_not_numbers_count_on_neither_side() -> None:
     then, now = np.array([1.0, np.nan, np.inf]), np.array([2.0, np.nan])
-    beyond, excess = beyond_quantile(stats, then, now, 0.01)
+    beyond, excess = test_beyond_quantile(stats, then, now, 0.01)
     assert excess is not None and excess.threshold == 1.0
     assert beyond.tolist() == [True, False] and excess.p == 0.5
 
@@ -124,7 +124,7 @@ def test_share_intervals_hold_together_as_often_as_they_say() -> None:
 @pytest.mark.parametrize(("n", "m"), [(3000, 400), (50, 300)])
 def test_outliers_of_the_same_distribution_raise_no_more_alarms_than_alpha_says(n: int, m: int) -> None:
     rng = np.random.default_rng(n)
-    excesses = [beyond_quantile(stats, rng.normal(size=n), rng.normal(size=m), 0.01)[1] for _ in range(400)]
+    excesses = [test_beyond_quantile(stats, rng.normal(size=n), rng.normal(size=m), 0.01)[1] for _ in range(400)]
     assert rate([excess.p < 0.05 for excess in excesses if excess is not None]) < 0.085
     seen = np.mean([excess.seen for excess in excesses if excess is not None])
     assert seen == pytest.approx(excesses[0].expected, rel=0.2)  # type: ignore[union-attr]
@@ -146,7 +146,7 @@ def test_clusters_that_grew_are_found_and_named(tmp_path: Path) -> None:
     drift = both(tmp_path, now={"cluster": more})
     assert drift.size == "medium" and drift.shares is not None and drift.shares.notable
     assert drift.low[0] > 0.2 and drift.low[1] < 0 < drift.high[1]
-    text = drift_text(drift, ["cat", "dog\n", "", "", ""])
+    text = describe_drift(drift, ["cat", "dog\n", "", "", ""])
     assert text.startswith("medium drift: the mix of clusters shifted by") and "cluster 0 (cat) from" in text
     rows = {line.split()[0]: line for line in text.splitlines() if line.strip()[:1].isdigit()}
     assert "share changed" in rows["0"] and "share changed" not in rows["1"] and "dog\\n" in rows["1"]
@@ -159,7 +159,7 @@ def test_a_model_that_is_less_sure_is_told_with_its_outliers(tmp_path: Path) -> 
     assert drift.low_confidence.expected == pytest.approx(1000 * 10 / 1001)
     assert drift.low_confidence.seen == (unsure < drift.low_confidence.threshold).sum() == drift.outliers.low.sum()
     assert all(test is not None and test.notable for test in drift.by_cluster)
-    assert "the model is less sure" in drift_text(drift) and "of low confidence" in drift_text(drift)
+    assert "the model is less sure" in describe_drift(drift) and "of low confidence" in describe_drift(drift)
 
 
 def test_images_far_from_their_cluster_are_listed(tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_a_folder_that_grew_is_compared_by_what_came_since(tmp_path: Path) -> No
     drift = compare(old, tmp_path / "new.parquet")
     assert (drift.then, drift.now, drift.known) == (1000, 300, 1000)
     assert drift.counts[1].sum() == 300 and not drift.outliers.low[:1000].any()
-    assert "1,000 of the new run are the same ones again" in drift_text(drift)
+    assert "1,000 of the new run are the same ones again" in describe_drift(drift)
 
 
 @pytest.mark.parametrize("column", ["source", "modified_ns"])
@@ -237,13 +237,13 @@ def test_the_same_run_again_has_nothing_to_compare(tmp_path: Path) -> None:
     old = write_run(tmp_path / "old.parquet", 1)
     drift = compare(old, old)
     assert (drift.now, drift.size, drift.shares, drift.confidence) == (0, "none", None, None)
-    assert "no new image" in drift_text(drift)
+    assert "no new image" in describe_drift(drift)
     assert write_outliers(tmp_path / "outliers.parquet", drift) == 0
 
 
 def test_an_earlier_run_without_images_is_told(tmp_path: Path) -> None:
     drift = both(tmp_path, {"n": 0})
-    assert drift.size == "none" and "nothing to compare with" in drift_text(drift)
+    assert drift.size == "none" and "nothing to compare with" in describe_drift(drift)
 
 
 def test_another_model_tells_both_sides_by_its_own_clusters(tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_another_model_tells_both_sides_by_its_own_clusters(tmp_path: Path) -> N
     assert drift.matching is not None and drift.matching.old_of == (4, 0, 1, 2, 3)
     assert (drift.then, drift.now) == (1000, 400) and 0.96 < drift.matching.agreement < 1
     assert drift.counts[0].tolist() == np.bincount(turned.to_numpy(), minlength=K).tolist()
-    assert "the model is another one" in drift_text(drift)
+    assert "the model is another one" in describe_drift(drift)
 
 
 def test_another_model_may_have_fewer_clusters_than_the_earlier_one(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_another_model_may_have_fewer_clusters_than_the_earlier_one(tmp_path: Pa
     pq.write_table(both_runs.set_column(2, "cluster", three).replace_schema_metadata(about), tmp_path / "new.parquet")
     drift = compare(old, tmp_path / "new.parquet")
     assert drift.counts.shape == (2, 3) and drift.matching is not None and drift.matching.shared.shape == (5, 3)
-    assert "cluster  name" in drift_text(drift, ["a", None, "c"])
+    assert "cluster  name" in describe_drift(drift, ["a", None, "c"])
 
 
 def test_another_model_without_common_images_cannot_be_compared(tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_many_images_that_differ_a_little_are_not_said_to_drift(tmp_path: Path) 
     old = write_run(tmp_path / "old.parquet", 1, n)
     drift = compare(old, write_run(tmp_path / "new.parquet", 2, n, cluster=slightly))
     assert drift.shares is not None and drift.shares.p < 1e-6 and drift.size == "negligible"
-    assert drift_text(drift).startswith("no drift that matters")
+    assert describe_drift(drift).startswith("no drift that matters")
 
 
 MILLION = """

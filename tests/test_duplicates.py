@@ -12,7 +12,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import export.gallery.duplicates
-from export.gallery.duplicates import BITS, RADIUS, Codes, alike, count_bits, exact_groups, join, near_pairs, read_codes
+from export.gallery.duplicates import (
+    BITS,
+    RADIUS,
+    Codes,
+    are_alike,
+    count_bits,
+    find_exact_groups,
+    find_near_pairs,
+    join,
+    read_codes,
+)
 from stdac.errors import StdacError
 from stdac.pictures.pixels import Pixels
 
@@ -62,7 +72,7 @@ def test_a_hash_of_another_length_is_one_sentence() -> None:
 def test_exact_duplicates_point_to_the_first_of_them() -> None:
     codes = random_codes(50)
     order = np.random.default_rng(3).integers(0, 50, 400)
-    first = exact_groups(codes[order])
+    first = find_exact_groups(codes[order])
     seen: dict[int, int] = {}
     assert first.tolist() == [seen.setdefault(int(which), row) for row, which in enumerate(order)]
 
@@ -71,14 +81,14 @@ def test_exact_duplicates_point_to_the_first_of_them() -> None:
 def test_every_pair_within_the_radius_is_found(bits: int) -> None:
     codes = random_codes(300)
     both = np.concatenate([codes, flipped(codes, bits)])
-    pairs, found = near_pairs(both, 1000)
+    pairs, found = find_near_pairs(both, 1000)
     assert {(int(a), int(b)) for a, b in pairs} == {(i, 300 + i) for i in range(300)} == by_brute_force(both)
     assert found == 300
 
 
 def test_no_pair_beyond_the_radius_is_a_candidate() -> None:
     codes = random_codes(300)
-    assert near_pairs(np.concatenate([codes, flipped(codes, RADIUS + 1)]), 1000).found == 0
+    assert find_near_pairs(np.concatenate([codes, flipped(codes, RADIUS + 1)]), 1000).found == 0
 
 
 @settings(max_examples=40, deadline=None)
@@ -86,27 +96,27 @@ def test_no_pair_beyond_the_radius_is_a_candidate() -> None:
 def test_what_is_found_is_what_brute_force_finds_in_small_groups(distances: list[int], seed: int) -> None:
     base = random_codes(20, seed)
     codes = np.concatenate([base, *(flipped(base[i : i + 1], d, seed + i) for i, d in enumerate(distances))])
-    assert {(int(a), int(b)) for a, b in near_pairs(codes, 1000).pairs} == by_brute_force(codes)
+    assert {(int(a), int(b)) for a, b in find_near_pairs(codes, 1000).pairs} == by_brute_force(codes)
 
 
 def test_the_nearest_pairs_are_kept_where_there_are_more_than_wanted() -> None:
     codes = random_codes(300)
     both = np.concatenate([codes, flipped(codes[:200], 4), flipped(codes[200:], 1)])
-    pairs, found = near_pairs(both, 100)
+    pairs, found = find_near_pairs(both, 100)
     assert found == 300
     assert pairs.tolist() == [[i, 300 + i] for i in range(200, 300)]
 
 
 def test_a_crowd_of_equal_fingerprints_stays_one_group_in_bounded_work() -> None:
-    pairs, found = near_pairs(np.zeros((5000, 8), np.uint16), 100_000)
+    pairs, found = find_near_pairs(np.zeros((5000, 8), np.uint16), 100_000)
     assert found <= 5000 * export.gallery.duplicates.WINDOW
     assert [len(group) for group in join(pairs.tolist())] == [5000]
 
 
 def test_no_rows_or_a_single_one_have_no_pairs() -> None:
-    assert near_pairs(random_codes(0), 10).pairs.shape == (0, 2)
-    assert near_pairs(random_codes(1), 10).pairs.shape == (0, 2)
-    assert exact_groups(random_codes(0)).shape == (0,)
+    assert find_near_pairs(random_codes(0), 10).pairs.shape == (0, 2)
+    assert find_near_pairs(random_codes(1), 10).pairs.shape == (0, 2)
+    assert find_exact_groups(random_codes(0)).shape == (0,)
 
 
 def test_bits_are_counted_the_same_with_and_without_numpys_own_function(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,28 +137,28 @@ def test_a_picture_is_alike_to_its_recompressed_brighter_and_smaller_copies() ->
     brighter = (picture * 0.8 + 30).astype(np.uint8)
     smaller = np.asarray(Image.fromarray(picture).resize((64, 64), Image.Resampling.BOX))
     for copy in (np.asarray(Image.open(file)), brighter, smaller):
-        assert alike(picture, copy)
+        assert are_alike(picture, copy)
 
 
 def test_other_pictures_mirrored_and_shifted_ones_are_not_alike() -> None:
     picture = smooth_picture(0)
     for other in (smooth_picture(1), picture[:, ::-1], np.roll(picture, 16, 1), 255 - picture):
-        assert not alike(picture, np.ascontiguousarray(other))
+        assert not are_alike(picture, np.ascontiguousarray(other))
 
 
 def test_plain_pictures_are_alike_where_their_colours_are() -> None:
     red, dark_red = (np.full((20, 20, 3), (value, 0, 0), np.uint8) for value in (250, 120))
-    assert alike(red, red)
-    assert not alike(red, dark_red)
-    assert not alike(red, smooth_picture(0))
-    assert alike(np.full((9, 9), 7, np.uint8), np.full((30, 20), 8, np.uint8))
+    assert are_alike(red, red)
+    assert not are_alike(red, dark_red)
+    assert not are_alike(red, smooth_picture(0))
+    assert are_alike(np.full((9, 9), 7, np.uint8), np.full((30, 20), 8, np.uint8))
 
 
 def test_different_handwriting_with_near_fingerprints_is_mostly_not_alike() -> None:
     digits: Pixels = pytest.importorskip("stdac.data").load("digits").images[:, 0]
     ones = digits[:400]
     pairs = list(combinations(range(0, 400, 8), 2))
-    assert sum(alike(ones[a], ones[b]) for a, b in pairs) <= len(pairs) / 1000
+    assert sum(are_alike(ones[a], ones[b]) for a, b in pairs) <= len(pairs) / 1000
 
 
 def test_groups_are_joined_across_chains() -> None:

@@ -20,18 +20,18 @@ from onnx import TensorProto, helper
 from export.cli import export_command
 from export.convert import to_onnx
 from export.convert import verify as verify_module
-from export.convert.half import float_nodes, halve
-from export.convert.kernels import kernels, without_kernel
-from export.convert.to_onnx import Graph, export_model, model_id
+from export.convert.half import halve, list_float_nodes
+from export.convert.kernels import find_without_kernel, read_kernels
+from export.convert.to_onnx import Graph, export_model, hash_model
 from export.convert.verify import (
     LEAST_AGREEMENT,
     TOLERANCE,
     TOLERANCES,
     Real,
-    cases,
     check_graph,
-    disagreement,
-    stressed,
+    describe_disagreement,
+    list_cases,
+    stress_model,
     verify,
     verify_reduced,
 )
@@ -128,7 +128,7 @@ def test_onnx_gives_what_torch_gives_at_any_batch_size(
     assert scores.shape == (n, 10)
     assert (cluster.dtype, confidence.dtype, scores.dtype) == (np.int64, np.float32, np.float32)
     np.testing.assert_allclose(scores, expected, atol=TOLERANCE)
-    assert disagreement(expected, scores, cluster, confidence) <= TOLERANCE
+    assert describe_disagreement(expected, scores, cluster, confidence) <= TOLERANCE
 
 
 @pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if method.build))
@@ -216,7 +216,7 @@ def test_fp16_halves_convolutions_and_dense_layers_and_nothing_that_makes_coordi
     for node in graph.node:
         if node.op_type in ("GridSample", "Softmax", "Tanh"):
             assert all(types[name] == TensorProto.FLOAT for name in (*node.input, *node.output))
-    assert without_kernel(onnx.load(reduced["fp16"].path)) == []
+    assert find_without_kernel(onnx.load(reduced["fp16"].path)) == []
 
 
 def test_int8_quantises_all_but_what_makes_coordinates_and_the_last_layer(
@@ -276,7 +276,7 @@ def test_int8_calibrated_on_noise_is_refused(trained: dict[int, Path], tmp_path:
         Graph(load_model(trained[0])[0]).eval(),
         onnx.load(export_model(trained[0], tmp_path / "m.onnx").path),
     )
-    broken = to_onnx.reduced(proto, "int8", Real(np.zeros((8, 1, 28, 28), np.uint8)))
+    broken = to_onnx.reduce_precision(proto, "int8", Real(np.zeros((8, 1, 28, 28), np.uint8)))
     with pytest.raises(
         StdacError, match=r"only .*% of 200 real images keep their cluster in int8.*nothing was written"
     ):
@@ -299,10 +299,10 @@ def test_no_data_set_is_downloaded_to_verify_fp32(tmp_path: Path) -> None:
 
 def test_every_batch_size_of_the_contract_is_verified(monkeypatch: pytest.MonkeyPatch, untrained: Path) -> None:
     monkeypatch.setattr(verify_module, "LARGEST_BATCH", 4096)
-    sizes = {case.batch or len(case.images) for case in cases((1, 28, 28), None).values()}
+    sizes = {case.batch or len(case.images) for case in list_cases((1, 28, 28), None).values()}
     assert {0, 1, 7, 64, 4096} <= sizes
     assert export_model(untrained, untrained.with_suffix(".onnx")).agreement.images > 4096
-    larger = {case.batch or len(case.images) for case in cases((3, 224, 224), None).values()}
+    larger = {case.batch or len(case.images) for case in list_cases((3, 224, 224), None).values()}
     assert max(larger) == 65  # 64 large images fill the memory that 4,096 small ones would
 
 
@@ -339,11 +339,11 @@ def test_all_precisions_of_a_model_have_its_id_and_another_model_another(
     fp32 = parse_props(exported[2], {p.key: p.value for p in proto.metadata_props})
     assert {fp32.model_id} == {report.info.model_id for report in reduced.values()}
     model, _ = load_model(trained[2])
-    assert fp32.model_id == model_id(model)
+    assert fp32.model_id == hash_model(model)
     assert len(fp32.model_id) == 16
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1e-3
-    assert fp32.model_id != model_id(model)
+    assert fp32.model_id != hash_model(model)
     for precision, report in reduced.items():
         assert (report.info.precision, report.info.embedding) == (precision, 774)
 
@@ -510,7 +510,7 @@ def test_stress_moves_the_samples_and_leaves_the_model_alone(
     x = torch.from_numpy(load("digits").images[:4])
     with torch.no_grad():
         plain = graph(x)[2]
-        changed = [float((g(x)[2] - plain).abs().max()) for _, g, _ in stressed(graph, proto)]
+        changed = [float((g(x)[2] - plain).abs().max()) for _, g, _ in stress_model(graph, proto)]
     assert len(changed) == 4
     assert min(changed) > 1e-3
     assert all(torch.equal(graph.state_dict()[name], value) for name, value in before.items())
@@ -532,13 +532,13 @@ HALF, FULL = TensorProto.FLOAT16, TensorProto.FLOAT
 
 def test_the_kernel_table_knows_operators_versions_and_types() -> None:
     pool = {"kernel_shape": [2, 2]}
-    assert without_kernel(one_node("MaxPool", [FULL], 18, **pool)) == []
-    assert without_kernel(one_node("MaxPool", [HALF], 18, **pool)) == []
-    assert without_kernel(one_node("MaxPool", [FULL], 22, **pool)) == ["MaxPool-22(float)"]
-    assert without_kernel(one_node("GridSample", [FULL, FULL], 18)) == []
-    assert without_kernel(one_node("GridSample", [HALF, HALF], 18)) == ["GridSample-16(float16, float16)"]
-    assert without_kernel(one_node("Relu", [TensorProto.INT32], 18)) == ["Relu-14(int32)"]
-    assert len(kernels()) > 40
+    assert find_without_kernel(one_node("MaxPool", [FULL], 18, **pool)) == []
+    assert find_without_kernel(one_node("MaxPool", [HALF], 18, **pool)) == []
+    assert find_without_kernel(one_node("MaxPool", [FULL], 22, **pool)) == ["MaxPool-22(float)"]
+    assert find_without_kernel(one_node("GridSample", [FULL, FULL], 18)) == []
+    assert find_without_kernel(one_node("GridSample", [HALF, HALF], 18)) == ["GridSample-16(float16, float16)"]
+    assert find_without_kernel(one_node("Relu", [TensorProto.INT32], 18)) == ["Relu-14(int32)"]
+    assert len(read_kernels()) > 40
 
 
 def test_an_operator_without_a_cuda_kernel_is_refused_unless_the_file_is_for_cpus() -> None:
@@ -550,7 +550,7 @@ def test_an_operator_without_a_cuda_kernel_is_refused_unless_the_file_is_for_cpu
 
 def test_what_only_serves_a_sampling_grid_and_the_last_layer_stay_in_float(exported: dict[int, Path]) -> None:
     proto = onnx.load(exported[3])
-    kept = float_nodes(proto)
+    kept = list_float_nodes(proto)
     for node in proto.graph.node:
         if any("localisation" in name or "dense2" in name for name in node.input) or node.op_type == "Tanh":
             assert node.name in kept
@@ -563,11 +563,11 @@ def test_a_tie_is_no_disagreement_but_nan_and_another_argmax_are() -> None:
     other = np.array([[0.49999, 0.5, 0.00001]], np.float32)
     clear = np.array([[0.2, 0.7, 0.1]], np.float32)
     one, half = np.array([1]), np.array([0.5], np.float32)
-    assert disagreement(tied, other, one, half) == pytest.approx(1e-5, rel=0.01)
-    assert disagreement(clear, clear, one, np.array([0.7], np.float32)) == 0
-    assert disagreement(clear, clear, np.array([0]), np.array([0.7], np.float32)) == np.inf
-    assert disagreement(clear, clear, one, half) == np.inf
-    assert disagreement(clear * np.nan, clear * np.nan, one, half) == np.inf
+    assert describe_disagreement(tied, other, one, half) == pytest.approx(1e-5, rel=0.01)
+    assert describe_disagreement(clear, clear, one, np.array([0.7], np.float32)) == 0
+    assert describe_disagreement(clear, clear, np.array([0]), np.array([0.7], np.float32)) == np.inf
+    assert describe_disagreement(clear, clear, one, half) == np.inf
+    assert describe_disagreement(clear * np.nan, clear * np.nan, one, half) == np.inf
 
 
 def test_the_command_exports_with_names_and_real_images(untrained: Path, tmp_path: Path) -> None:

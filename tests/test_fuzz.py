@@ -32,7 +32,7 @@ from export.cluster import Settings, cluster_files
 from export.results.labels import read_labels
 from stdac.data import open_input
 from stdac.errors import StdacError
-from stdac.pictures.batches import escape_name, stat_in
+from stdac.pictures.batches import cut_stat, escape_name
 from stdac.pictures.pixels import Pixels
 
 GOOD = 12
@@ -588,7 +588,7 @@ def test_an_odd_argument_is_one_sentence(text: str, said: str) -> None:
 def test_a_time_of_no_calendar_is_kept_as_one_that_64_bits_hold() -> None:
     for modified_ns in (-(1 << 80), -1, 0, 1 << 80):
         about = os.stat_result((0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0.0, 0.0, 0.0, 0, modified_ns, 0))
-        assert pa.array(stat_in(about), pa.int64())[0].as_py() == 7
+        assert pa.array(cut_stat(about), pa.int64())[0].as_py() == 7
 
 
 def hostile_labels(folder: Path) -> dict[str, Path]:

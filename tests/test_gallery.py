@@ -19,7 +19,7 @@ from PIL import Image
 from export.gallery.duplicates import Rows
 from export.gallery.gallery import GallerySummary, Pictures, write_gallery
 from export.gallery.selection import MOST_EXTREME, MOST_SAMPLED, READ
-from export.gallery.sprites import data_uri, make_sheet
+from export.gallery.sprites import encode_data_uri, make_sheet
 from export.results.names import load_names
 from stdac.data import load
 from stdac.errors import StdacError
@@ -580,5 +580,5 @@ def test_thumbnails_of_several_sizes_and_colours_lie_on_one_sheet() -> None:
 def test_without_webp_sheets_are_png_or_jpeg(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.gallery.sprites.features.check", lambda name: False)
     image = Image.fromarray(np.zeros((8, 8, 3), np.uint8))
-    assert data_uri(image, lossless=True).startswith("data:image/png;base64,")
-    assert data_uri(image, lossless=False).startswith("data:image/jpeg;base64,")
+    assert encode_data_uri(image, lossless=True).startswith("data:image/png;base64,")
+    assert encode_data_uri(image, lossless=False).startswith("data:image/jpeg;base64,")

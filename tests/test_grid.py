@@ -10,7 +10,7 @@ import pytest
 
 from cluster_jobs import ledger as ledgers
 from cluster_jobs.display import Display, report
-from cluster_jobs.grid import load_grid, preset_names
+from cluster_jobs.grid import list_presets, load_grid
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.local import Workers, choose_gpu
 from cluster_jobs.request import Options
@@ -49,8 +49,8 @@ def test_quick_has_every_ablation_cell_twice() -> None:
 
 
 def test_every_preset_expands() -> None:
-    assert {"quick", "paper"} <= set(preset_names())
-    assert all(load_grid(name).trials for name in preset_names())
+    assert {"quick", "paper"} <= set(list_presets())
+    assert all(load_grid(name).trials for name in list_presets())
 
 
 def test_lists_are_axes_and_equal_trials_are_kept_once(tmp_path: Path) -> None:

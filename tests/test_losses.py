@@ -7,7 +7,7 @@ import torch
 
 from stdac.data import Dataset, load
 from stdac.methods import resolve
-from stdac.methods.dec import clustering_loss, target_distribution
+from stdac.methods.dec import clustering_loss, sharpen_targets
 from stdac.methods.pairwise import CleanPass, fall_threshold, pair_batches, pair_targets
 from stdac.methods.st_dac import auxiliary_loss, pair_loss
 from stdac.networks import STDACNet
@@ -48,9 +48,9 @@ def test_auxiliary_loss_by_hand() -> None:
 
 def test_target_distribution_and_its_divergence_by_hand() -> None:
     q = torch.tensor([[0.75, 0.25], [0.25, 0.75]])
-    torch.testing.assert_close(target_distribution(q), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
+    torch.testing.assert_close(sharpen_targets(q), torch.tensor([[0.9, 0.1], [0.1, 0.9]]))
     expected = 0.9 * math.log(0.9 / 0.75) + 0.1 * math.log(0.1 / 0.25)
-    assert float(clustering_loss(target_distribution(q), q)) == pytest.approx(expected, rel=1e-5)
+    assert float(clustering_loss(sharpen_targets(q), q)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_thresholds_of_the_first_and_last_epoch() -> None:

@@ -23,7 +23,7 @@ import export.web
 import export.web.page
 from export import Clusterer
 from export.results.names import Names, write_names
-from export.web import FILES, find_runtime, install
+from export.web import FILES, find_runtime, install_runtime
 from export.web.page import page_command, write_page
 from stdac.command import Commands
 from stdac.data import load
@@ -517,12 +517,12 @@ def test_a_missing_or_wrong_runtime_is_one_sentence(
     assert said[0].startswith("fetching onnxruntime-web")
     (tmp_path / "wrong.tgz").write_bytes(b"something else")
     with pytest.raises(StdacError, match=r"wrong\.tgz is not onnxruntime-web .*: its SHA-512 is"):
-        install(tmp_path / "vendored", tmp_path / "wrong.tgz")
+        install_runtime(tmp_path / "vendored", tmp_path / "wrong.tgz")
     with pytest.raises(StdacError, match=r"cannot read .*none\.tgz"):
-        install(tmp_path / "vendored", tmp_path / "none.tgz")
+        install_runtime(tmp_path / "vendored", tmp_path / "none.tgz")
     assert list(tmp_path.rglob("*.wasm")) == []
-    shutil.copytree(runtime, export.web.cache_folder())
-    assert find_runtime(said.append) == export.web.cache_folder()
+    shutil.copytree(runtime, export.web.find_cache_folder())
+    assert find_runtime(said.append) == export.web.find_cache_folder()
     assert len(said) == 1
     assert all((find_runtime(said.append) / name).is_file() for name in FILES)
 
@@ -532,7 +532,7 @@ def test_npm_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "npm").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     with pytest.raises(StdacError, match=r"npm could not fetch .* \(npm error code ENOTFOUND\): check the network"):
-        install(tmp_path / "vendored")
+        install_runtime(tmp_path / "vendored")
     assert not (tmp_path / "vendored").exists()
 
 

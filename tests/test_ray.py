@@ -18,7 +18,7 @@ import pytest
 from cluster_jobs import backends, local, ray_tune
 from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import Ledger
-from cluster_jobs.ray_tune import Job, answers, check_address, find_cluster, make_environment, make_scratch, sweep
+from cluster_jobs.ray_tune import Job, can_reach, check_address, find_cluster, make_environment, make_scratch, sweep
 from cluster_jobs.request import Options, Request
 from stdac.errors import StdacError
 from stdac.folder import LEASE_S
@@ -84,7 +84,7 @@ def test_a_ray_on_this_machine_is_found_only_while_it_listens(
 
 @pytest.mark.parametrize("address", ["", "host", "host:port", "127.0.0.1:99999999", "no.such.host.invalid:1"])
 def test_what_is_no_address_does_not_answer(address: str) -> None:
-    assert not answers(address)
+    assert not can_reach(address)
 
 
 def test_a_dead_or_a_client_address_is_one_sentence() -> None:

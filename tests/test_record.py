@@ -16,7 +16,7 @@ from stdac.errors import DiskFull, StdacError
 from stdac.files import atomic_write, link_once, write_json
 from stdac.folder import Superseded, TrialFolder
 from stdac.methods import resolve
-from stdac.record import METRICS, metrics_table
+from stdac.record import METRICS, make_metrics
 from stdac.run import run_trial
 from tests.conftest import CPU, small
 
@@ -220,7 +220,7 @@ def test_done_is_made_once_and_the_loser_is_swept(folder: TrialFolder) -> None:
     first, path = folder.claim({}), folder.path
     (path / "lease-2.json").write_bytes((path / "lease-1.json").read_bytes())
     second = folders.Attempt(folder, 2)
-    second.write_table("metrics.parquet", metrics_table([]))
+    second.write_table("metrics.parquet", make_metrics([]))
     assert second.finish({}) and not first.finish({})
     assert folder.done()["attempt"] == 2 and (path / "attempt-2" / "metrics.parquet").exists()
     assert not (path / "attempt-1").exists()
@@ -240,8 +240,8 @@ def test_a_folder_of_another_schema_version_is_refused(folder: TrialFolder) -> N
 
 def test_rows_with_unknown_columns_are_refused() -> None:
     with pytest.raises(ValueError, match="colour"):
-        metrics_table([{"colour": 1}])
-    assert metrics_table([{"epoch": 1}]).schema.equals(METRICS)
+        make_metrics([{"colour": 1}])
+    assert make_metrics([{"epoch": 1}]).schema.equals(METRICS)
 
 
 def test_a_failed_trial_leaves_its_reason(tmp_path: Path) -> None:

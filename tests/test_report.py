@@ -13,7 +13,7 @@ from click.testing import CliRunner
 
 import analysis.publish
 import analysis.readme
-from analysis.provenance import derived_grid
+from analysis.provenance import derive_grid
 from analysis.publish import publish
 from analysis.report import write_report
 from analysis.runs import ROWS, read_metrics
@@ -174,7 +174,7 @@ def test_the_grid_worked_out_of_trials_is_of_these_trials(run: Path, tmp_path: P
     write_trial(run, odd | {"seed": 3}, [None, None])
     write_trial(run, {"dataset": "mnist", "params": {"stn": 0, "preset": "text", "theta_bias": 0.5}}, [0.1])
     rows = read_metrics(run, unfinished=True)
-    text = derived_grid(rows)
+    text = derive_grid(rows)
     (tmp_path / "grid.toml").write_text(text)
     trials = [trial.id for trial in load_grid(str(tmp_path / "grid.toml")).trials]
     assert sorted(trials) == sorted(set(rows["trial_id"].to_pylist()))

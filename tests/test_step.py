@@ -12,13 +12,12 @@ from torch.utils._pytree import tree_leaves
 
 from stdac import step as step_module
 from stdac.data import Dataset, load
-from stdac.dense import dense
 from stdac.errors import StdacError
 from stdac.machine import Machine
 from stdac.methods import dac_star, resolve, st_dac
 from stdac.methods.pairwise import compare_all, normalize
 from stdac.run import Scorer, fit
-from stdac.step import ReplayedStep, TrainingStep, autocast, check_precision, multiplying
+from stdac.step import ReplayedStep, TrainingStep, autocast, check_precision, set_precision
 from stdac.train import capture, restore
 
 SMALL = {
@@ -132,7 +131,7 @@ def test_trials_of_one_architecture_are_compiled_once(monkeypatch: pytest.Monkey
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
-    step_module.compiled_once.cache_clear()
+    step_module.compile_once.cache_clear()
     monkeypatch.setattr(step_module.torch, "compile", partial(torch.compile, backend="eager"))
     frames = []
     try:
@@ -146,7 +145,7 @@ def test_trials_of_one_architecture_are_compiled_once(monkeypatch: pytest.Monkey
             losses(spec, Machine("cpu", "on", 1))
             frames.append(counters["frames"]["total"])
     finally:
-        step_module.compiled_once.cache_clear()
+        step_module.compile_once.cache_clear()
         torch._dynamo.reset()
     assert frames[0] > 0 and frames[0] == frames[1] == frames[2]
     assert frames[3] == 2 * frames[0] == frames[4]
@@ -155,7 +154,7 @@ def test_trials_of_one_architecture_are_compiled_once(monkeypatch: pytest.Monkey
 def test_products_round_to_tf32_only_where_the_trial_says_so() -> None:
     before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     for precision, allowed in (("float32", False), ("tf32", True), ("bfloat16", True)):
-        with pytest.raises(ZeroDivisionError), multiplying(precision):
+        with pytest.raises(ZeroDivisionError), set_precision(precision):
             assert torch.backends.cuda.matmul.allow_tf32 is torch.backends.cudnn.allow_tf32 is allowed
             raise ZeroDivisionError
         assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
@@ -232,7 +231,7 @@ def test_a_loss_takes_nothing_from_the_host_and_gives_nothing_to_it(
 def test_onednns_products_are_those_of_a_linear_layer(compiles: bool) -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(50, 30), torch.randn(8, 50, requires_grad=True)
-    by_onednn = torch.compile(dense, backend="aot_eager") if compiles else dense
+    by_onednn = torch.compile(apply_dense, backend="aot_eager") if compiles else apply_dense
     found = []
     for product in (by_onednn, nn.Linear.__call__):
         x.grad = None

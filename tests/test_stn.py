@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from stdac.stn import LocalisationNet, SpatialTransformer, affine_grid_matrix
+from stdac.stn import LocalisationNet, SpatialTransformer, make_affine_grid
 
 IDENTITY = torch.tensor([[1.0, 0, 0, 0, 1, 0]])
 
@@ -26,7 +26,7 @@ def ramp(height: int, width: int) -> Tensor:
 @pytest.mark.parametrize(("height", "width"), [(28, 28), (7, 7), (6, 9)])
 def test_grid_is_torchs_affine_grid_moved_by_half_a_pixel(height: int, width: int) -> None:
     theta = torch.rand(5, 6, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    matrix, shift = affine_grid_matrix(height, width)
+    matrix, shift = make_affine_grid(height, width)
     ours = (theta @ matrix).view(5, height, width, 2)
     torch.testing.assert_close(ours, F.affine_grid(theta.view(5, 2, 3), [5, 1, height, width], align_corners=True))
     assert shift.view(height, width, 2)[2, 3].tolist() == pytest.approx([1 / width, 1 / height])

@@ -15,8 +15,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import analysis.k_study
-from analysis.k_figure import draw_study, study_text
-from analysis.k_study import Assigned, Scores, agreement_error, scores, silhouette, study, suggest
+from analysis.k_figure import describe_study, draw_study
+from analysis.k_study import Assigned, Scores, estimate_error, measure_silhouette, score_study, score_trials, suggest
 from cluster_jobs.commands.suggest_k import Study, make_grid, parse_ks, suggest_k_command
 from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import Ledger
@@ -57,19 +57,19 @@ def test_the_error_of_agreement_is_the_jackknife_over_seeds(monkeypatch: pytest.
     monkeypatch.setattr(analysis.k_study, "agreement", lambda a, b: found[int(a[0]), int(b[0])])
     clusters = [np.array([seed]) for seed in range(3)]
     # leaving out a seed leaves one pair: .6, .2, .1, of mean .3 and variance (.09 + .01 + .04) / 3
-    assert agreement_error(clusters) == pytest.approx((2 * 0.14 / 3) ** 0.5)
-    assert np.isnan(agreement_error(clusters[:2]))
+    assert estimate_error(clusters) == pytest.approx((2 * 0.14 / 3) ** 0.5)
+    assert np.isnan(estimate_error(clusters[:2]))
 
 
 def test_silhouette_is_the_one_worked_out_by_hand() -> None:
     points = np.array([[0.0], [1.0], [10.0], [11.0]])
-    assert silhouette(points, np.array([0, 0, 1, 1])) == pytest.approx(1 - (1 / 10.5 + 1 / 9.5) / 2)
-    assert np.isnan(silhouette(points, np.array([3, 3, 3, 3])))
+    assert measure_silhouette(points, np.array([0, 0, 1, 1])) == pytest.approx(1 - (1 / 10.5 + 1 / 9.5) / 2)
+    assert np.isnan(measure_silhouette(points, np.array([3, 3, 3, 3])))
 
 
 def test_agreement_is_one_for_renamed_clusters_and_confidence_is_zero_at_chance() -> None:
     one, two = np.array([0, 0, 1, 1, 2, 2]), np.array([2, 2, 0, 0, 1, 1])
-    found = scores(4, [Assigned(one, 0.25), Assigned(two, 1.0), Assigned(one * 0, float("nan"))], np.eye(6))
+    found = score_trials(4, [Assigned(one, 0.25), Assigned(two, 1.0), Assigned(one * 0, float("nan"))], np.eye(6))
     assert found.agreement == (1.0, 0.0, 0.0) and found.confidence == (0.0, 1.0) and found.used == (3, 3, 1)
     assert np.isnan(found.silhouette[2])
 
@@ -95,13 +95,15 @@ def test_curves_that_contradict_each_other_give_candidates_and_doubts() -> None:
     found = suggest([curve(k, a, s) for k, a, s in ((2, 0.9, 0.1), (4, 0.6, 0.2), (6, 0.5, 0.4), (8, 0.4, 0.2))])
     assert (found.k, found.candidates, found.firm) == (2, (2, 6), False)
     assert any("contradict each other: the silhouette is best at K = 6" in reason for reason in found.reasons)
-    assert "perhaps K = 2, with doubts; candidates are 2 and 6" in study_text([], found).lower().replace("k =", "K =")
+    assert "perhaps K = 2, with doubts; candidates are 2 and 6" in describe_study([], found).lower().replace(
+        "k =", "K ="
+    )
 
 
 def test_flat_curves_give_no_suggestion() -> None:
     found = suggest([curve(k, 0.8, 0.1 + k / 100, error=0.1) for k in (2, 4, 6)])
     assert found.k is None and found.candidates == (2, 4, 6) and not found.firm
-    assert "decides nothing" in found.reasons[0] and "No suggestion" in study_text([], found)
+    assert "decides nothing" in found.reasons[0] and "No suggestion" in describe_study([], found)
 
 
 def test_poor_agreement_everywhere_is_said() -> None:
@@ -123,9 +125,11 @@ def test_one_k_is_no_curve() -> None:
 
 
 def test_methods_without_confidence_and_trials_of_one_cluster_leave_gaps(tmp_path: Path) -> None:
-    curves = [curve(k, 0.5 + k / 100, 0.1)._replace(confidence=(), silhouette=(float("nan"),) * 3) for k in (2, 3, 4)]
+    curves = [
+        curve(k, 0.5 + k / 100, 0.1)._replace(confidence=(), measure_silhouette=(float("nan"),) * 3) for k in (2, 3, 4)
+    ]
     found = suggest(curves)
-    rows = study_text(curves, found).splitlines()[2:5]
+    rows = describe_study(curves, found).splitlines()[2:5]
     assert [row.split()[5:7] for row in rows] == [["-", "-"]] * 3
     assert draw_study(curves, found, tmp_path / "k.png", title="few").read_bytes().startswith(b"\x89PNG")
 
@@ -148,16 +152,16 @@ def test_a_study_reads_the_finished_trials_that_were_asked_for(tmp_path: Path) -
     ids += [finished_trial(tmp_path, 3, seed, [0, 0, 1, 1, 2, 2]) for seed in range(2)]
     ids += [finished_trial(tmp_path, 4, 0, [0, 1, 2, 3, 3, 3])]  # a single seed agrees with nobody
     finished_trial(tmp_path, 2, 9, [0, 1, 0, 1, 0, 1])
-    found = study(tmp_path, ids, images)
+    found = score_study(tmp_path, ids, images)
     assert [(s.k, s.agreement, len(s.used)) for s in found] == [(2, (1.0,) * 3, 3), (3, (1.0,), 2)]
     with pytest.raises(StdacError, match="has 6 images, expected 5"):
-        study(tmp_path, ids, images[:5])
+        score_study(tmp_path, ids, images[:5])
     (tmp_path / "trials" / ids[0] / "attempt-1" / "assignments.parquet").write_text("hello")
     with pytest.raises(
         StdacError,
         match=r"cannot read .*/assignments\.parquet: take that trial's folder away and launch the study again",
     ):
-        study(tmp_path, ids, images)
+        score_study(tmp_path, ids, images)
 
 
 def test_the_run_folder_is_named_after_the_input_and_its_settings() -> None:

@@ -10,7 +10,7 @@ from stdac.errors import StdacError
 from stdac.methods import METHODS, resolve
 from stdac.methods.st_dac import STDACParams
 from stdac.record import ASSIGNMENTS, METRICS
-from stdac.trial import canonical_json
+from stdac.trial import write_canonical
 
 FROZEN = Path(__file__).parent / "frozen"
 
@@ -19,7 +19,7 @@ def frozen_trials() -> dict[str, str]:
     specs = [{"dataset": d, "method": m, "seed": s} for d in ("digits", "mnist") for m in METHODS for s in (0, 7)]
     specs += [{"dataset": d, "params": {"stn": n, "preset": p}} for d in ("mnist", "fashion-mnist")
               for n in range(4) for p in ("code", "text")]  # fmt: skip
-    return {canonical_json(spec): resolve(spec).id for spec in specs}
+    return {write_canonical(spec): resolve(spec).id for spec in specs}
 
 
 def test_ids_are_frozen(request: pytest.FixtureRequest) -> None:

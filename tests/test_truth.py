@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from export.results.truth import score, truth_text
+from export.results.truth import describe_truth, score
 from stdac import metrics
 from stdac.errors import StdacError
 
@@ -38,13 +38,13 @@ def test_a_perfect_clustering_scores_one_and_names_its_labels() -> None:
     assert (truth.acc, truth.nmi, truth.ari) == (1, 1, 1)
     assert truth.labels == ("9", "10", "a")
     assert truth.matching.tolist() == [1, 0, 2]
-    assert truth_text(truth, (None,) * 3) == "against the labels of 5 images: ACC 1.000, NMI 1.000, ARI 1.000"
+    assert describe_truth(truth, (None,) * 3) == "against the labels of 5 images: ACC 1.000, NMI 1.000, ARI 1.000"
 
 
 def test_the_largest_mistakes_are_told_in_a_few_lines_without_control_characters() -> None:
     truth = score(table([0] * 6 + [1] * 3 + [1], ["a"] * 4 + ["b\n"] * 2 + ["b\n"] * 3 + ["a"]), 2)
     assert truth is not None
-    assert truth_text(truth, ("good\tname", None)).splitlines()[1:] == [
+    assert describe_truth(truth, ("good\tname", None)).splitlines()[1:] == [
         "  2 of label b\\n are in cluster 0 (good\\tname), which stands for a",
         "  1 of label a are in cluster 1, which stands for b\\n",
     ]
@@ -54,7 +54,7 @@ def test_more_clusters_than_labels_leave_some_without_one() -> None:
     truth = score(table([0, 1, 2], ["x", "x", "x"]), 3)
     assert truth is not None
     assert sorted(truth.matching.tolist()) == [-1, -1, 0]
-    assert "which stands for no label" in truth_text(truth, (None,) * 3)
+    assert "which stands for no label" in describe_truth(truth, (None,) * 3)
 
 
 @pytest.mark.parametrize("labels", [[None, None], []])

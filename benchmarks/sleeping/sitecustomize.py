@@ -12,7 +12,7 @@ from typing import Any
 
 def run_trial(trial: Any, folder: Any, *, observer: Any, **_: Any) -> bool:
     """In the place of `stdac.run.run_trial`."""
-    from stdac.record import metrics_table
+    from stdac.record import make_metrics
     from stdac.trial import SCHEMA_VERSION
 
     folder.create(trial)
@@ -24,7 +24,7 @@ def run_trial(trial: Any, folder: Any, *, observer: Any, **_: Any) -> bool:
         time.sleep(float(os.environ["STDAC_SLEEP_S"]))
         keys = {key: trial[key] for key in ("method", "dataset", "seed")}
         row = {"trial_id": folder.path.name, **keys, "phase": "cluster", "epoch": 0, "schema_version": SCHEMA_VERSION}
-        attempt.write_table("metrics.parquet", metrics_table([row]))
+        attempt.write_table("metrics.parquet", make_metrics([row]))
         attempt.finish({"seconds": 0.0, "device": "none", "trial_id": folder.path.name})
     return True
 

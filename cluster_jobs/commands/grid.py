@@ -40,18 +40,20 @@ def plan(grid: str, device: str) -> None:
     from cluster_jobs.display import Labels
     from cluster_jobs.grid import load_grid
     from cluster_jobs.local import count_places, uses_gpu
-    from stdac.words import duration
+    from stdac.words import format_duration
 
     loaded = load_grid(grid)
     gpu, workers = uses_gpu(device), count_places(device)
     label = Labels(trial.to_json() for trial in loaded.trials)
     for trial in loaded.trials:
-        click.echo(f"{trial.id}  {label(trial.to_json()):<44} {duration(estimate(trial, gpu)):>14}")
-    total = grid_estimate(loaded, gpu, workers)
-    click.echo(f"{len(loaded.trials)} trials, roughly {duration(total)}, {workers} at a time on {device_word(gpu)}")
+        click.echo(f"{trial.id}  {label(trial.to_json()):<44} {format_duration(estimate(trial, gpu)):>14}")
+    total = _estimate_grid(loaded, gpu, workers)
+    click.echo(
+        f"{len(loaded.trials)} trials, roughly {format_duration(total)}, {workers} at a time on {_name_device(gpu)}"
+    )
 
 
-def device_word(gpu: bool) -> str:
+def _name_device(gpu: bool) -> str:
     """What the estimate is for, as a person says it."""
     return "a GPU each" if gpu else "CPU cores"
 
@@ -63,12 +65,12 @@ def estimate(trial: Any, gpu: bool) -> float:
     return estimate_seconds(trial, gpu=gpu)
 
 
-def grid_estimate(grid: "Grid", gpu: bool, workers: int) -> float:
+def _estimate_grid(grid: "Grid", gpu: bool, workers: int) -> float:
     """Seconds for the whole grid with `workers` trials at a time."""
     return sum(estimate(trial, gpu) for trial in grid.trials) / min(workers, len(grid.trials))
 
 
-def slurm_options(command: Callable[..., None]) -> Callable[..., None]:
+def _add_slurm_options(command: Callable[..., None]) -> Callable[..., None]:
     """The options that say how to ask SLURM for nodes; the command gets them as **slurm."""
     options = [
         click.option("--partition", help="SLURM partition; else $SBATCH_PARTITION, else [slurm] of GRID."),
@@ -103,7 +105,7 @@ def slurm_options(command: Callable[..., None]) -> Callable[..., None]:
 @PAUSE_AFTER
 @click.option("--detach", is_flag=True, help="Return at once; status, logs and cancel look after the run.")
 @click.option("--yes", is_flag=True, help="Do not ask before hours of computing.")
-@slurm_options
+@_add_slurm_options
 def launch(
     grid: str,
     out: Path | None,
@@ -129,18 +131,18 @@ def launch(
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.request import Options, Request
-    from stdac.words import duration
+    from stdac.words import format_duration
 
     loaded = load_grid(grid)
     ledger = Ledger((out or Path("runs") / loaded.name).resolve(), pause_after)
-    options = Options(device, None, absolute(data_dir), keep, pause_after)
+    options = Options(device, None, _resolve_path(data_dir), keep, pause_after)
     request = Request(ledger.path, options, nodes, workers, trials_per_gpu, simulate)
     chosen = choose_backend(backend, request, slurm, loaded.slurm)
-    hours = grid_estimate(loaded, chosen.gpu, chosen.at_once) / 3600
+    hours = _estimate_grid(loaded, chosen.gpu, chosen.at_once) / 3600
     if hours > HOURS_TO_CONFIRM and not yes:
         click.echo(
-            f"{len(loaded.trials)} trials will take roughly {duration(hours * 3600)}, {chosen.at_once} at a time on "
-            f"{device_word(chosen.gpu)}; `stdac-grid launch quick` makes a real table on two cores in a few minutes.",
+            f"{len(loaded.trials)} trials will take roughly {format_duration(3600 * hours)}, {chosen.at_once} at a time "
+            f"on {_name_device(chosen.gpu)}; `stdac-grid launch quick` makes a real table on two cores in a few minutes.",
             err=True,
         )
         click.confirm("Go on?", abort=True, err=True)
@@ -161,7 +163,7 @@ def launch(
     finish(ledger)
 
 
-def absolute(path: Path | None) -> Path | None:
+def _resolve_path(path: Path | None) -> Path | None:
     """The path from the root, as processes that start elsewhere need it."""
     return None if path is None else path.resolve()
 
@@ -221,7 +223,7 @@ def work(
         ledger.plan(loaded.trials, loaded.text)
     if ledger.cancelled():
         raise StdacError(f"{run} was cancelled: `stdac-grid retry {run}` lets workers take its trials again")
-    options = Options(device, threads, absolute(data_dir), keep, pause_after)
+    options = Options(device, threads, _resolve_path(data_dir), keep, pause_after)
     done, failed = work_here(ledger, workers, options, grace)
     if not ledger.count(*LEFT):
         ledger.collect()
@@ -308,7 +310,7 @@ def doctor(run: Path, mend: bool) -> None:
 @UNFINISHED
 def results(run: Path, markdown: bool, figures: Path | None, unfinished: bool) -> None:
     """Print mean ± std (n) of every cell of RUN beside the published value."""
-    from analysis.cells import results as cells_of
+    from analysis.cells import make_cells as cells_of
     from analysis.figures import write_figures
     from analysis.runs import read_metrics
     from analysis.table import format_results

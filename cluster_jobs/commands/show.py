@@ -15,14 +15,14 @@ def show_command(path: Path) -> None:
     if not path.exists():
         raise StdacError(f"there is no {path}: expected a trial's folder, a model.pt or an ONNX file")
     if path.is_dir():
-        show_trial(path)
+        _show_trial(path)
     elif path.suffix == ".onnx":
-        show_onnx(path)
+        _show_onnx(path)
     else:
-        show_model(path)
+        _show_model(path)
 
 
-def show_trial(path: Path) -> None:
+def _show_trial(path: Path) -> None:
     """Print a trial's description and where it stands."""
     from stdac.folder import TrialFolder
 
@@ -39,7 +39,7 @@ def show_trial(path: Path) -> None:
     click.echo(f"state       {state}")
 
 
-def show_model(path: Path) -> None:
+def _show_model(path: Path) -> None:
     """Print a model file's trial, input and scores."""
     from stdac.model_file import load_model
 
@@ -50,7 +50,7 @@ def show_model(path: Path) -> None:
     click.echo(f"scores      {config.scores}")
 
 
-def show_onnx(path: Path) -> None:
+def _show_onnx(path: Path) -> None:
     """Print an ONNX file's metadata."""
     from export import Clusterer
 

@@ -38,10 +38,10 @@ class Study(NamedTuple):
 
     def folder(self) -> Path:
         """Its run folder where none is named: of other settings, another one."""
-        from stdac.trial import canonical_json
+        from stdac.trial import write_canonical
 
         name = re.sub(r"[^a-z0-9.]+", "-", Path(self.input).name.lower()).strip("-.") or "images"
-        digest = hashlib.sha256(canonical_json(self._asdict()).encode()).hexdigest()[:8]
+        digest = hashlib.sha256(write_canonical(self._asdict()).encode()).hexdigest()[:8]
         return Path("runs/suggest-k") / f"{name}-{digest}"
 
 
@@ -80,8 +80,8 @@ def suggest_k_command(
     looks at how far the seeds agree and how well the clusters are separated; labels are never used. Stopped or killed,
     the same command goes on; more K or seeds add to what is done.
     """
-    from analysis.k_figure import draw_study, study_text
-    from analysis.k_study import study, suggest
+    from analysis.k_figure import describe_study, draw_study
+    from analysis.k_study import score_study, suggest
     from cluster_jobs.backends import use_this_machine
     from cluster_jobs.request import Options, Request
     from stdac.command import parse_setting
@@ -89,23 +89,23 @@ def suggest_k_command(
 
     check_names({method}, METHODS, "method")
     params = dict(METHODS[method].small) | dict(map(parse_setting, settings))
-    asked = Study(absolute(input_), method, epochs, limit, image_size, params)
+    asked = Study(_resolve_input(input_), method, epochs, limit, image_size, params)
     run = (out or asked.folder()).resolve()
     numbers = parse_ks(ks)
-    images = take_images(asked, run, data_dir)
+    images = _take_images(asked, run, data_dir)
     grid = make_grid(asked, run, numbers, seeds, len(images))
     backend = use_this_machine("as asked", Request(run, Options(device), workers=workers))
     confirm(grid, run, images, backend, yes)
-    keep_images(asked, run, images)
+    _keep_images(asked, run, images)
     launch(grid, run, backend)
-    curves = study(run, {trial.id for trial in grid.trials}, images)
+    curves = score_study(run, {trial.id for trial in grid.trials}, images)
     suggestion = suggest(curves)
-    click.echo(study_text(curves, suggestion))
+    click.echo(describe_study(curves, suggestion))
     figure = draw_study(curves, suggestion, run / "suggest-k.png", title=Path(input_).name)
     click.echo(f"wrote {figure}", err=True)
 
 
-def absolute(text: str) -> str:
+def _resolve_input(text: str) -> str:
     """A path from the root, so that it names the same images wherever one stands; a data set's name as it is."""
     from stdac.data import NAMES
 
@@ -130,7 +130,7 @@ def parse_ks(text: str) -> list[int]:
     return sorted(numbers)
 
 
-def take_images(asked: Study, run: Path, data_dir: Path | None) -> "NDArray[np.uint8]":
+def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "NDArray[np.uint8]":
     """The study's images (N, C, H, W) uint8: those in RUN where it was launched before, else from the input.
 
     Raises StdacError where the input cannot be loaded, or the folder holds a study of other settings.
@@ -146,11 +146,11 @@ def take_images(asked: Study, run: Path, data_dir: Path | None) -> "NDArray[np.u
     return load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit).images
 
 
-def keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]") -> None:
+def _keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]") -> None:
     """Write RUN/images.npz, then RUN/study.json, where they are not there yet. Raises StdacError where it cannot."""
     import numpy as np
 
-    from stdac.files import atomic_write, explain_refusal, json_bytes, link_once
+    from stdac.files import atomic_write, encode_json, explain_refusal, link_once
 
     if (run / "study.json").exists() and (run / "images.npz").exists():
         return
@@ -160,7 +160,7 @@ def keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]") -> None:
         raise explain_refusal(error, run) from error
     with atomic_write(run / "images.npz") as file:
         np.savez(file, images=images)
-    link_once(run / "study.json", json_bytes(asked._asdict()))
+    link_once(run / "study.json", encode_json(asked._asdict()))
 
 
 def make_grid(asked: Study, run: Path, numbers: list[int], seeds: int, n: int) -> "Grid":
@@ -176,13 +176,13 @@ def make_grid(asked: Study, run: Path, numbers: list[int], seeds: int, n: int) -
     cell = {"dataset": str(run / "images.npz"), "method": asked.method, "epochs": asked.epochs, "n_clusters": numbers}
     block = cell | {"seeds": seeds}
     given = {name: value for name, value in params.items() if value is not None}
-    lines = [f"{key} = {to_toml(value)}" for key, value in block.items()]
-    table = ", ".join(f"{name} = {to_toml(value)}" for name, value in given.items())
+    lines = [f"{key} = {_to_toml(value)}" for key, value in block.items()]
+    table = ", ".join(f"{name} = {_to_toml(value)}" for name, value in given.items())
     text = "\n".join(["[[trials]]", *lines, f"params = {{ {table} }}", ""])
     return Grid("suggest-k", [resolve(trial) for trial in expand(block | {"params": given})], text, {})
 
 
-def to_toml(value: Any) -> str:
+def _to_toml(value: Any) -> str:
     """A string, number, truth value or list of them as TOML, of which JSON's are a part."""
     return json.dumps(value, ensure_ascii=False)
 
@@ -192,14 +192,14 @@ def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Back
     the method's network does not take."""
     from cluster_jobs.commands.grid import HOURS_TO_CONFIRM
     from cluster_jobs.ledger import Ledger
-    from stdac.words import duration
+    from stdac.words import format_duration
 
     ledger = Ledger(run)
     left = [trial for trial in grid.trials if ledger.status(trial.id).state != "done"]
     seconds = sum(estimate(trial, images, backend.gpu) for trial in left) / max(1, min(backend.at_once, len(left)))
-    click.echo(plan_text(grid, images, run), err=True)
+    click.echo(_plan_text(grid, images, run), err=True)
     if left:
-        click.echo(f"{len(left)} to run: roughly {duration(seconds)}, {backend.at_once} at a time", err=True)
+        click.echo(f"{len(left)} to run: roughly {format_duration(seconds)}, {backend.at_once} at a time", err=True)
     if seconds > HOURS_TO_CONFIRM * 3600 and not yes:
         click.confirm("Go on?", abort=True, err=True)
 
@@ -216,14 +216,14 @@ def launch(grid: "Grid", run: Path, backend: "Backend") -> None:
     ledger.resume()
     ledger.retry()
     try:
-        with study_display(ledger) as display:
+        with _make_display(ledger) as display:
             drive(ledger, backend, display)
     except KeyboardInterrupt:
         raise StdacError("stopped; what is done is kept, and the same command goes on from there") from None
-    check_finished(ledger, grid)
+    _check_finished(ledger, grid)
 
 
-def plan_text(grid: "Grid", images: "NDArray[np.uint8]", run: Path) -> str:
+def _plan_text(grid: "Grid", images: "NDArray[np.uint8]", run: Path) -> str:
     """What is run, on what, where, and how to go on."""
     trial, (n, _, height, width) = grid.trials[0], images.shape
     numbers = sorted({t.n_clusters for t in grid.trials})
@@ -246,19 +246,19 @@ def estimate(trial: Any, images: "NDArray[np.uint8]", gpu: bool) -> float:
     return estimate_seconds(replace(trial, limit=len(images), image_size=max(images.shape[2:])), gpu=gpu)
 
 
-def study_display(ledger: "Ledger") -> Any:
+def _make_display(ledger: "Ledger") -> Any:
     """The grid's display, which names a trial by its K."""
-    from cluster_jobs.display import Display, where
+    from cluster_jobs.display import Display, describe_place
 
     class StudyDisplay(Display):
         def ended(self, status: Any) -> str:
             failed = "FAILED: " if status.state == "failed" else ""
-            return f"{self.labels[status.trial_id]}: {failed}{where(status)}"
+            return f"{self.labels[status.trial_id]}: {failed}{describe_place(status)}"
 
     return StudyDisplay(ledger, lambda trial: f"K = {trial['n_clusters']}, seed {trial['seed']}")
 
 
-def check_finished(ledger: "Ledger", grid: "Grid") -> None:
+def _check_finished(ledger: "Ledger", grid: "Grid") -> None:
     """Say which trials failed. Raises StdacError where fewer than two K are left to compare."""
     statuses = [ledger.status(trial.id) for trial in grid.trials]
     failed = [status for status in statuses if status.state == "failed"]

@@ -66,11 +66,11 @@ def train_command(
     for each in add_needs([trial]):
         what = f"{each.method} on {each.dataset}, {each.n_clusters} clusters, seed {each.seed}"
         click.echo(f"trial {each.id}: {what}{'' if each == trial else f', which {trial.id} needs'}", err=True)
-        results[each.id] = train_one(each, out, Machine(device, compile_, threads), data_dir, results)
+        results[each.id] = _train_one(each, out, Machine(device, compile_, threads), data_dir, results)
     click.echo(results[trial.id].path)
 
 
-def train_one(
+def _train_one(
     trial: "Trial", out: Path, machine: "Machine", data_dir: Path | None, results: Mapping[str, "Result"]
 ) -> "Result":
     """Run one trial in OUT, or go on with it. Raises StdacError where another process is at it, or a trial that it

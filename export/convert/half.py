@@ -19,7 +19,7 @@ CARRIERS = frozenset({"BatchNormalization", "MaxPool", "ReduceMean", "Relu", "Re
 HALF = ".half"
 
 
-def float_nodes(proto: Any) -> set[str]:
+def list_float_nodes(proto: Any) -> set[str]:
     """The names of the nodes that are float32 in every precision: what only serves a sampling grid, and the last layer.
 
     Sub-pixel coordinates do not survive fewer bits (float16 errs by .02 pixels at 28x28), and the last layer decides.
@@ -51,7 +51,7 @@ def halve(proto: Any) -> Any:
     """
     import onnx
 
-    kept = float_nodes(proto)
+    kept = list_float_nodes(proto)
     graph = onnx.ModelProto.FromString(proto.SerializeToString()).graph
     rewriter = Rewriter({tensor.name: tensor for tensor in graph.initializer}, {x.name for x in graph.input})
     for node in proto.graph.node:
@@ -90,7 +90,7 @@ class Rewriter:
     def require(self, name: str, half: bool) -> str:
         """The name of a tensor in the precision wanted; whole numbers, such as shapes, have but one."""
         if name in self.constants:
-            return name + HALF if half and is_float(self.constants[name]) else name
+            return name + HALF if half and _is_float(self.constants[name]) else name
         wanted, other = (name + HALF, name) if half else (name, name + HALF)
         if wanted not in self.known:
             from onnx import TensorProto, helper
@@ -103,7 +103,7 @@ class Rewriter:
     def fits(self, node: Any) -> bool:
         """Whether float16 can hold the constants of a node."""
         constants = [self.constants[name] for name in node.input if name in self.constants]
-        return all(np.isfinite(as_half(tensor)).all() for tensor in constants if is_float(tensor))
+        return all(np.isfinite(_to_half(tensor)).all() for tensor in constants if _is_float(tensor))
 
     def used_constants(self) -> list[Any]:
         """The constants that the new nodes name, each in the precision in which they name it."""
@@ -112,15 +112,15 @@ class Rewriter:
         used = {name for node in self.nodes for name in node.input}
         kept = [tensor for name, tensor in self.constants.items() if name in used]
         halved = [t for name, t in self.constants.items() if name + HALF in used]
-        return kept + [numpy_helper.from_array(as_half(tensor), tensor.name + HALF) for tensor in halved]
+        return kept + [numpy_helper.from_array(_to_half(tensor), tensor.name + HALF) for tensor in halved]
 
 
-def is_float(tensor: Any) -> bool:
+def _is_float(tensor: Any) -> bool:
     """Whether a constant is of type float32."""
     return bool(tensor.data_type == 1)  # TensorProto.FLOAT
 
 
-def as_half(tensor: Any) -> NDArray[np.float16]:
+def _to_half(tensor: Any) -> NDArray[np.float16]:
     """A constant rounded to float16; infinite where that cannot hold it."""
     from onnx import numpy_helper
 

@@ -62,7 +62,7 @@ Choice = Mapping[str, frozenset[str]]
 
 
 @cache
-def kernels() -> Mapping[tuple[str, int], tuple[Choice, ...]]:
+def read_kernels() -> Mapping[tuple[str, int], tuple[Choice, ...]]:
     """TABLE, parsed: (operator, version) -> the choices of types by type parameter."""
     found = defaultdict(list)
     for line in TABLE.strip().split("\n"):
@@ -72,7 +72,7 @@ def kernels() -> Mapping[tuple[str, int], tuple[Choice, ...]]:
     return {key: tuple(choices) for key, choices in found.items()}
 
 
-def without_kernel(proto: Any) -> list[str]:
+def find_without_kernel(proto: Any) -> list[str]:
     """The nodes of an ONNX model that have no known CUDA kernel, as "operator-version(input types)", sorted.
 
     proto: a model that passed onnx.checker with full_check.
@@ -84,28 +84,28 @@ def without_kernel(proto: Any) -> list[str]:
     for value in (*graph.input, *graph.output, *graph.value_info):
         types[value.name] = value.type.tensor_type.elem_type
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
-    missing = (unsupported(node, types, opsets) for node in graph.node)
+    missing = (_find_unsupported(node, types, opsets) for node in graph.node)
     return sorted({text for text in missing if text is not None})
 
 
-def unsupported(node: Any, types: Mapping[str, int], opsets: Mapping[str, int]) -> str | None:
+def _find_unsupported(node: Any, types: Mapping[str, int], opsets: Mapping[str, int]) -> str | None:
     """None where a node has a kernel, else its operator, version and input types. types: of each tensor, by name."""
     from onnx import defs
 
     if node.domain not in ("", "ai.onnx"):
         return f"{node.domain}.{node.op_type}"
     schema = defs.get_schema(node.op_type, opsets[""])
-    given = [type_name(types.get(name, 0)) for name in node.input]
+    given = [_name_type(types.get(name, 0)) for name in node.input]
     parameters = [schema.inputs[min(i, len(schema.inputs) - 1)] for i in range(len(given))]  # the last may repeat
     bound = [*zip(parameters, given, strict=True)]
-    bound += [(y, type_name(types.get(name, 0))) for y, name in zip(schema.outputs, node.output, strict=False)]
-    for choice in kernels().get((node.op_type, schema.since_version), ()):
+    bound += [(y, _name_type(types.get(name, 0))) for y, name in zip(schema.outputs, node.output, strict=False)]
+    for choice in read_kernels().get((node.op_type, schema.since_version), ()):
         if all(kind in choice.get(x.type_str, choice.get(x.name, {kind})) for x, kind in bound if kind != "undefined"):
             return None
     return f"{node.op_type}-{schema.since_version}({', '.join(given)})"
 
 
-def type_name(code: int) -> str:
+def _name_type(code: int) -> str:
     """An element type as ONNX Runtime calls it: float, float16, uint8, ...; "undefined" for an input left out."""
     from onnx import TensorProto
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from export.convert.half import WEIGHTED, float_nodes
+from export.convert.half import WEIGHTED, list_float_nodes
 from export.runtime import import_onnxruntime
 from stdac.pictures.pixels import Pixels
 
@@ -27,7 +27,7 @@ def quantize(proto: Any, images: Pixels) -> Any:
     """
     import onnx
 
-    kept = float_nodes(proto) | light_nodes(proto)
+    kept = list_float_nodes(proto) | _find_light_nodes(proto)
     import_onnxruntime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
 
@@ -52,7 +52,7 @@ def quantize(proto: Any, images: Pixels) -> Any:
     return quantized
 
 
-def light_nodes(proto: Any) -> set[str]:
+def _find_light_nodes(proto: Any) -> set[str]:
     """The names of the layers that have less than the share LIGHT of a model's multiply-adds."""
     from onnx import shape_inference
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from export.convert.half import halve
 from export.convert.quantize import quantize
-from export.convert.verify import Agreement, Real, check_graph, first_line, verify, verify_reduced
+from export.convert.verify import Agreement, Real, check_graph, take_first_line, verify, verify_reduced
 from export.metadata import COLOUR_MODES, PRECISIONS, ModelInfo
-from stdac.data import NAMES, TORCHVISION, default_data_dir, load
+from stdac.data import NAMES, TORCHVISION, find_data_dir, load
 from stdac.errors import StdacError
 from stdac.files import atomic_write
-from stdac.machine import package_version
+from stdac.machine import read_version
 from stdac.model_file import ModelConfig, load_model
-from stdac.pictures.pixels import as_pixels, conform
+from stdac.pictures.pixels import conform, to_pixels
 
 OPSET = 18
 """At 22 and above MaxPool has no CUDA kernel; TensorRT reads the "linear" GridSample of 20 and above as nearest."""
@@ -72,18 +72,18 @@ def export_model(
         what = f"an embedding model of method {config.trial.method}"
         raise StdacError(f"{model_path} is {what}: it has no clusters to sort images into")
     info = describe(config, names, model_path)
-    check_weights(model, model_path)
+    _check_weights(model, model_path)
     with atomic_write(onnx_path) as file:
-        real = own_images(config, precision, data_dir) if images is None else Real(images, labels)
-        real = None if real is None else chosen(real, config.shape)
+        real = _load_own_images(config, precision, data_dir) if images is None else Real(images, labels)
+        real = None if real is None else choose_images(real, config.shape)
         graph = Graph(model, with_embedding).eval()
         proto = convert(graph, config)
         agreement = verify(graph, proto, config.shape, None if real is None else real.images[:VERIFIED_IMAGES])
         if precision != "fp32":
-            proto = reduced(proto, precision, real)
+            proto = reduce_precision(proto, precision, real)
             agreement = verify_reduced(graph, proto, precision, config.shape, real and real.last(MEASURED_IMAGES))
-        info = info._replace(precision=precision, embedding=embedding_size(proto), model_id=model_id(model))
-        set_metadata(proto, info)
+        info = info._replace(precision=precision, embedding=find_embedding_size(proto), model_id=hash_model(model))
+        _set_metadata(proto, info)
         content = proto.SerializeToString(deterministic=True)
         file.write(content)
     operators = tuple(sorted({node.op_type for node in proto.graph.node}))
@@ -105,14 +105,14 @@ class Graph(nn.Module):
         return (*outputs, z) if self.with_embedding else outputs
 
 
-def own_images(config: ModelConfig, precision: str, data_dir: Path | None) -> Real | None:
+def _load_own_images(config: ModelConfig, precision: str, data_dir: Path | None) -> Real | None:
     """The images that the model was trained on; None where they are not at hand and the precision needs none.
 
     Raises StdacError where int8 needs them and they cannot be loaded.
     """
     trial = config.trial
     folder = TORCHVISION.get(trial.dataset)
-    at_hand = folder is None or ((data_dir or default_data_dir()) / folder).is_dir()
+    at_hand = folder is None or ((data_dir or find_data_dir()) / folder).is_dir()
     if precision != "int8" and not at_hand:
         return None  # a download is not worth it
     try:
@@ -127,35 +127,35 @@ def own_images(config: ModelConfig, precision: str, data_dir: Path | None) -> Re
     return Real(dataset.images, dataset.labels)
 
 
-def chosen(real: Real, shape: tuple[int, int, int]) -> Real:
+def choose_images(real: Real, shape: tuple[int, int, int]) -> Real:
     """Some of the images at random, the same every time, as the model takes them. Raises StdacError for no images."""
-    images = as_pixels(real.images, "verification")
+    images = to_pixels(real.images, "verification")
     if not len(images):
         raise StdacError("got no images to verify on, expected at least one")
     index = np.random.default_rng(0).permutation(len(images))[: CALIBRATION_IMAGES + MEASURED_IMAGES]
     return Real(conform(images[index], shape), None if real.labels is None else real.labels[index])
 
 
-def reduced(proto: Any, precision: str, real: Real | None) -> Any:
+def reduce_precision(proto: Any, precision: str, real: Real | None) -> Any:
     """The graph in fewer bits, valid and without anything local. Raises StdacError where that does not suit it."""
     if precision == "fp16":
         proto = halve(proto)
     else:
         assert real is not None, "own_images finds some or raises"
-        with quiet():
+        with silence():
             proto = quantize(proto, real.images[:CALIBRATION_IMAGES])
     strip(proto)
     check_graph(proto, for_gpu=precision != "int8")
     return proto
 
 
-def embedding_size(proto: Any) -> int:
+def find_embedding_size(proto: Any) -> int:
     """The dimension of the output `embedding`; 0 where there is none."""
     shapes = {y.name: y.type.tensor_type.shape.dim for y in proto.graph.output}
     return int(shapes["embedding"][1].dim_value) if "embedding" in shapes else 0
 
 
-def model_id(model: nn.Module) -> str:
+def hash_model(model: nn.Module) -> str:
     """16 hex digits of SHA-256 over the names, types, shapes and bytes of the weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -177,7 +177,7 @@ def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> M
         raise StdacError(f"{model_path} takes images of {channels} channels, expected 1 (gray) or 3 (RGB)")
     dataset = trial.dataset if trial.dataset in NAMES else Path(trial.dataset).name  # no local path in the file
     return ModelInfo(
-        stdac_version=package_version("stdac") or "unknown",
+        stdac_version=read_version("stdac") or "unknown",
         trial_id=trial.id,
         trial=trial.to_json() | {"dataset": dataset},
         k=trial.n_clusters,
@@ -191,7 +191,7 @@ def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> M
     )
 
 
-def check_weights(model: nn.Module, path: Path) -> None:
+def _check_weights(model: nn.Module, path: Path) -> None:
     """Raise StdacError for NaN or infinity: from a NaN theta ONNX Runtime's GridSample makes a confident answer."""
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -211,7 +211,7 @@ def convert(graph: Graph, config: ModelConfig) -> Any:
             f"to export a model needs {error.name}, which is not installed: pip install 'stdac[export]'"
         ) from error
     example = torch.zeros(2, *config.shape, dtype=torch.uint8)
-    with quiet():
+    with silence():
         try:
             program = torch.onnx.export(
                 graph,
@@ -227,7 +227,7 @@ def convert(graph: Graph, config: ModelConfig) -> Any:
         except Exception as error:  # whatever part of the exporter gives up
             what = f"a model of method {config.trial.method}"
             raise StdacError(
-                f"{what} could not be converted to ONNX ({first_line(error)}): please report this"
+                f"{what} could not be converted to ONNX ({take_first_line(error)}): please report this"
             ) from error
     assert program is not None
     proto = program.model_proto
@@ -237,7 +237,7 @@ def convert(graph: Graph, config: ModelConfig) -> Any:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep the exporter's warnings, log lines and prints from the user."""
     disabled = logging.root.manager.disable
     logging.disable(logging.ERROR)
@@ -261,7 +261,7 @@ def strip(message: Any) -> None:
             strip(part)
 
 
-def set_metadata(proto: Any, info: ModelInfo) -> None:
+def _set_metadata(proto: Any, info: ModelInfo) -> None:
     """Store the metadata, and the program that made the file."""
     proto.producer_name, proto.producer_version = "stdac", info.stdac_version
     for key, value in info.to_props().items():

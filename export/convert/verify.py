@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from export.convert.kernels import without_kernel
+from export.convert.kernels import find_without_kernel
 from export.runtime import open_session
 from stdac.errors import StdacError
 from stdac.metrics import accuracy
@@ -95,10 +95,12 @@ def check_graph(proto: Any, for_gpu: bool = True) -> None:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise StdacError(f"the exported graph is not valid ONNX ({first_line(error)}): please report this") from error
+        raise StdacError(
+            f"the exported graph is not valid ONNX ({take_first_line(error)}): please report this"
+        ) from error
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in proto.graph.initializer):
         raise StdacError("the exported graph keeps weights outside of its file: please report this")
-    strange = without_kernel(proto) if for_gpu else []
+    strange = find_without_kernel(proto) if for_gpu else []
     if strange:
         raise StdacError(
             f"the exported graph has operators without a known CUDA kernel ({', '.join(strange)}): "
@@ -106,7 +108,7 @@ def check_graph(proto: Any, for_gpu: bool = True) -> None:
         )
 
 
-def first_line(error: Exception) -> str:
+def take_first_line(error: Exception) -> str:
     """The first line of an error's text, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
@@ -120,11 +122,11 @@ def verify(
     the ONNX model, of the precision. images: (N, C, H, W) uint8, real ones. Raises StdacError that names the case
     where they disagree.
     """
-    tolerance, inputs = TOLERANCES[precision], cases(shape, images)
-    found = [compare(by_torch(graph), open_proto(proto), inputs, tolerance)]
+    tolerance, inputs = TOLERANCES[precision], list_cases(shape, images)
+    found = [compare(_run_torch(graph), _open_proto(proto), inputs, tolerance)]
     few = {name: Case(x.images[:64]) for name, x in inputs.items() if name in STRESSED_ON}
-    for what, stressed_graph, stressed_proto in stressed(graph, proto):
-        found.append(compare(by_torch(stressed_graph), open_proto(stressed_proto), few, tolerance, f" with {what}"))
+    for what, stressed_graph, stressed_proto in stress_model(graph, proto):
+        found.append(compare(_run_torch(stressed_graph), _open_proto(stressed_proto), few, tolerance, f" with {what}"))
     return Agreement(max(f.max_difference for f in found), sum(f.images for f in found), sum(f.cases for f in found))
 
 
@@ -139,17 +141,17 @@ def verify_reduced(
     if precision == "fp16":
         agreement = verify(graph, proto, shape, None if real is None else real.last(BATCH).images, precision)
     else:
-        session = open_proto(proto)
+        session = _open_proto(proto)
         who = "the int8 graph one image at a time and in batches"
-        agreement = compare(one_by_one(session), session, cases(shape, None), TOLERANCES[precision], who=who)
-    return agreement if real is None else measured(agreement, graph, proto, precision, real)
+        agreement = compare(_run_singly(session), session, list_cases(shape, None), TOLERANCES[precision], who=who)
+    return agreement if real is None else measure_agreement(agreement, graph, proto, precision, real)
 
 
-def measured(agreement: Agreement, graph: nn.Module, proto: Any, precision: str, real: Real) -> Agreement:
+def measure_agreement(agreement: Agreement, graph: nn.Module, proto: Any, precision: str, real: Real) -> Agreement:
     """The agreement with what was measured on real images added. Raises StdacError where too few keep their cluster."""
-    scores = np.concatenate([by_torch(graph)(x).scores for x in batches(real.images)])
-    session = open_proto(proto)
-    found = np.concatenate([by_session(session)(x).scores for x in batches(real.images)])
+    scores = np.concatenate([_run_torch(graph)(x).scores for x in make_batches(real.images)])
+    session = _open_proto(proto)
+    found = np.concatenate([_run_session(session)(x).scores for x in make_batches(real.images)])
     expected, clusters = scores.argmax(1), found.argmax(1)
     same = float((expected == clusters).mean())
     if same < LEAST_AGREEMENT[precision]:
@@ -164,13 +166,13 @@ def measured(agreement: Agreement, graph: nn.Module, proto: Any, precision: str,
     return Agreement(difference, agreement.images, agreement.cases, len(clusters), same, accuracy_of_both)
 
 
-def batches(images: Pixels) -> Iterator[Pixels]:
+def make_batches(images: Pixels) -> Iterator[Pixels]:
     """The images in batches that fit into memory."""
     for start in range(0, len(images), BATCH):
         yield images[start : start + BATCH]
 
 
-def cases(shape: tuple[int, int, int], images: Pixels | None) -> dict[str, Case]:
+def list_cases(shape: tuple[int, int, int], images: Pixels | None) -> dict[str, Case]:
     """Inputs of several kinds and batch sizes, by name."""
     noise = np.random.default_rng(0).integers(0, 256, (64, *shape), dtype=np.uint8)
     checks = np.indices(shape).sum(0) % 2 * np.uint8(255)
@@ -189,7 +191,7 @@ def cases(shape: tuple[int, int, int], images: Pixels | None) -> dict[str, Case]
     return known if images is None else known | {"real images": Case(images)}
 
 
-def stressed(graph: nn.Module, proto: Any) -> Iterator[tuple[str, nn.Module, Any]]:
+def stress_model(graph: nn.Module, proto: Any) -> Iterator[tuple[str, nn.Module, Any]]:
     """Copies of the model in both forms whose spatial transformers are driven to an extreme, the same in both."""
     from onnx import numpy_helper
 
@@ -212,12 +214,12 @@ def stressed(graph: nn.Module, proto: Any) -> Iterator[tuple[str, nn.Module, Any
         yield what, graph, proto
 
 
-def open_proto(proto: Any) -> Any:
+def _open_proto(proto: Any) -> Any:
     """An onnxruntime session on the CPU."""
     return open_session(proto.SerializeToString(), Path("the exported graph"), "cpu")[0]
 
 
-def by_torch(graph: nn.Module) -> Reference:
+def _run_torch(graph: nn.Module) -> Reference:
     """What torch gives."""
 
     def run(x: Pixels) -> Outputs:
@@ -227,14 +229,14 @@ def by_torch(graph: nn.Module) -> Reference:
     return run
 
 
-def by_session(session: Any) -> Reference:
+def _run_session(session: Any) -> Reference:
     """What a session gives."""
     return lambda x: Outputs(*session.run(None, {"images": x})[2:])
 
 
-def one_by_one(session: Any) -> Reference:
+def _run_singly(session: Any) -> Reference:
     """What a session gives for each image alone."""
-    run = by_session(session)
+    run = _run_session(session)
 
     def run_each(x: Pixels) -> Outputs:
         parts = [run(x[i : i + 1]) for i in range(len(x))] or [run(x)]
@@ -261,9 +263,9 @@ def compare(
         index = np.arange(n) % max(len(case.images), 1)
         expected = reference(case.images)
         cluster, confidence, scores, *embedding = session.run(None, {"images": case.images[index]})
-        difference = disagreement(expected.scores[index], scores, cluster, confidence, tolerance)
+        difference = describe_disagreement(expected.scores[index], scores, cluster, confidence, tolerance)
         if expected.embedding is not None:
-            difference = max(difference, distance(expected.embedding[index], embedding[0]))
+            difference = max(difference, measure_distance(expected.embedding[index], embedding[0]))
         if not difference <= tolerance:
             raise StdacError(
                 f"{who} disagree on {name}{note}: scores differ by {difference:.2g}, "
@@ -273,7 +275,7 @@ def compare(
     return Agreement(worst, total, len(inputs))
 
 
-def distance(expected: NDArray[np.float32], embedding: NDArray[np.float32]) -> float:
+def measure_distance(expected: NDArray[np.float32], embedding: NDArray[np.float32]) -> float:
     """The largest difference between embeddings (N, D), as a share of the largest value where that is above 1."""
     if embedding.shape != expected.shape or not np.isfinite(embedding).all():
         return np.inf
@@ -281,7 +283,7 @@ def distance(expected: NDArray[np.float32], embedding: NDArray[np.float32]) -> f
     return float(np.abs(embedding - expected).max(initial=0)) / scale
 
 
-def disagreement(
+def describe_disagreement(
     expected: NDArray[np.float32],
     scores: NDArray[np.float32],
     cluster: NDArray[np.int64],

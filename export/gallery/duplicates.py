@@ -4,7 +4,7 @@ A code is the 128 bits of a hash or fingerprint as eight words of 16 bits. Two c
 bits differ in at most six of the eight words, so they agree in at least two (the pigeonhole principle): sorting by each
 of the 28 pairs of words brings all near pairs side by side. Where more than WINDOW codes share two words, only the
 WINDOW next ones in the order are compared, which bounds the time. A near fingerprint is only a candidate: small dark
-images collide easily, so `alike` looks at the pixels before two pictures are called near duplicates.
+images collide easily, so `are_alike` looks at the pixels before two pictures are called near duplicates.
 """
 
 from collections.abc import Iterable, Iterator
@@ -43,11 +43,11 @@ class Candidates(NamedTuple):
 
 def read_codes(column: pa.ChunkedArray) -> Codes:
     """(N, 8) uint16 words of N strings of 32 hex digits; null becomes 0. Raises StdacError for other strings."""
-    parts = [words(chunk) for chunk in column.chunks]
+    parts = [split_words(chunk) for chunk in column.chunks]
     return np.concatenate(parts) if parts else np.zeros((0, WORDS), np.uint16)
 
 
-def words(chunk: pa.Array) -> Codes:
+def split_words(chunk: pa.Array) -> Codes:
     """(n, 8) uint16 words of one Arrow array of hex strings."""
     try:
         fixed = chunk.fill_null("0" * 32).cast(pa.binary()).cast(pa.binary(32))
@@ -60,7 +60,7 @@ def words(chunk: pa.Array) -> Codes:
     return (nibbles[:, ::2] << 4 | nibbles[:, 1::2]).view(">u2").astype(np.uint16)
 
 
-def exact_groups(content: Codes) -> Rows:
+def find_exact_groups(content: Codes) -> Rows:
     """(N,) int64: for each code the position of the first that equals it, its own where it is the first.
 
     content: (N, 8) uint16. Two images are exact duplicates where the results are equal.
@@ -74,20 +74,20 @@ def exact_groups(content: Codes) -> Rows:
     return first
 
 
-def near_pairs(fingerprint: Codes, most: int) -> Candidates:
+def find_near_pairs(fingerprint: Codes, most: int) -> Candidates:
     """Pairs of fingerprints at most RADIUS bits apart: the `most` nearest of them, see the module's docstring.
 
     fingerprint: (N, 8) uint16. Memory is bounded by N and `most`; a million take some twenty seconds.
     """
     n, kept, found = len(fingerprint), np.zeros((0, 2), np.int64), 0
     for first, second in combinations(range(WORDS), 2):
-        for keys in agreeing(fingerprint, first, second):
+        for keys in _find_agreeing(fingerprint, first, second):
             found += len(keys)
-            kept = nearest(np.concatenate([kept, keys]), most)
+            kept = find_nearest(np.concatenate([kept, keys]), most)
     return Candidates(np.stack(np.divmod(kept[:, 1], max(n, 1)), axis=1), found)
 
 
-def agreeing(fingerprint: Codes, first: int, second: int) -> Iterator[Rows]:
+def _find_agreeing(fingerprint: Codes, first: int, second: int) -> Iterator[Rows]:
     """Near pairs whose first two equal words are `first` and `second`: (m, 2) int64 distance and key a * N + b, a < b.
 
     So each pair is found in one order only, and counted once.
@@ -116,33 +116,33 @@ def count_bits(different: NDArray[np.uint64]) -> Rows:
     return np.asarray(bits.sum(1), np.int64)
 
 
-def nearest(keys: Rows, most: int) -> Rows:
+def find_nearest(keys: Rows, most: int) -> Rows:
     """The `most` rows with the lowest distance, then key, of (m, 2) distances and keys."""
     if len(keys) > most:
         keys = keys[keys[:, 0] <= np.partition(keys[:, 0], most - 1)[most - 1]]
     return keys[np.lexsort((keys[:, 1], keys[:, 0]))[:most]]
 
 
-def alike(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
+def are_alike(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> bool:
     """Whether two thumbnails show the same picture: at SIDE x SIDE their pixels correlate with at least CORRELATION.
 
     a, b: (H, W) or (H, W, 3) uint8. Insensitive to size, brightness and contrast, sensitive to a shift of some percent.
     Two pictures without structure are alike where their colours are.
     """
-    x, y = (centred(image) for image in (a, b))
+    x, y = (_center(image) for image in (a, b))
     if min(x.std(), y.std()) < FLAT:
-        return bool(max(x.std(), y.std()) < FLAT and np.abs(colour(a) - colour(b)).max() <= 2 * FLAT)
+        return bool(max(x.std(), y.std()) < FLAT and np.abs(compare_colour(a) - compare_colour(b)).max() <= 2 * FLAT)
     return float((x * y).mean() / (x.std() * y.std())) >= CORRELATION
 
 
-def centred(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _center(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The picture as SIDE x SIDE x 3 float32, each channel of mean 0."""
     small = Image.fromarray(image).convert("RGB").resize((SIDE, SIDE), Image.Resampling.BILINEAR)
     values = np.asarray(small, np.float32)
     return np.asarray(values - values.mean((0, 1)), np.float32)
 
 
-def colour(image: NDArray[np.uint8]) -> NDArray[np.float64]:
+def compare_colour(image: NDArray[np.uint8]) -> NDArray[np.float64]:
     """The mean red, green and blue of a picture, in gray levels."""
     return np.asarray(np.asarray(Image.fromarray(image).convert("RGB")).mean((0, 1)), np.float64)
 

@@ -20,15 +20,15 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from export.gallery.duplicates import Candidates, Rows, alike, join, near_pairs
+from export.gallery.duplicates import Candidates, Rows, are_alike, find_near_pairs, join
 from export.gallery.selection import (
     Columns,
     View,
     choose,
-    copies_of,
-    first_copies,
-    groups_shown,
-    largest_groups,
+    choose_groups,
+    find_copies,
+    find_first_copies,
+    find_largest_groups,
     open_table,
     read_columns,
     read_details,
@@ -111,32 +111,32 @@ def write_gallery(
     """
     file = open_table(clusters)
     columns = read_columns(file, k)
-    exact = find_exact(columns, k)
-    candidates = find_near(columns, exact.first)
+    exact = _find_exact(columns, k)
+    candidates = _find_near(columns, exact.first)
     views = choose(columns, k, exact.first)
     always = np.unique(np.concatenate([*(rows for view in views for rows in view), *exact.groups]))
     thumbnails = fetch(pictures, file, np.union1d(always, candidates.pairs))
-    near = Near(candidates, join(alike_pairs(candidates.pairs, thumbnails)))
-    near_shown = show_near(near.groups, columns.cluster, k)
+    near = Near(candidates, join(_find_alike_pairs(candidates.pairs, thumbnails)))
+    near_shown = _show_near(near.groups, columns.cluster, k)
     shown = np.union1d(always, np.array([row for groups in near_shown for group in groups for row in group], np.int64))
-    sheets = make_sheets(shown, columns.cluster, thumbnails, views)
-    truth, note = truth_of(file, k)
-    number = counts(columns, exact, near, len(shown))
+    sheets = _make_sheets(shown, columns.cluster, thumbnails, views)
+    truth, note = _read_truth(file, k)
+    number = count_values(columns, exact, near, len(shown))
     data = {
         "title": title,
         "model": model_id,
         "names": [name or "" for name in names],
         "labels": columns.labels,
         "counts": number,
-        "truth": truth and truth_data(truth),
+        "truth": truth and _make_truth_data(truth),
         "note": note,
-        "errors": errors_data(file),
-        "rows": rows_data(file, columns, exact.copies, shown, thumbnails),
-        "copies": copies_data(file, exact, shown),
-        "clusters": clusters_data(columns, views, exact, near_shown, shown, k),
+        "errors": _make_errors_data(file),
+        "rows": _make_rows_data(file, columns, exact.copies, shown, thumbnails),
+        "copies": _make_copies_data(file, exact, shown),
+        "clusters": _make_clusters_data(columns, views, exact, near_shown, shown, k),
         "sheets": {name: {"columns": sheet.columns, "tile": sheet.tile} for name, sheet in sheets.items()},
     }
-    page = build_page(title, data, sheets)
+    page = _build_page(title, data, sheets)
     with atomic_write(path) as out:
         out.write(page)
     return GallerySummary(
@@ -144,23 +144,23 @@ def write_gallery(
     )
 
 
-def gallery_text(summary: GallerySummary) -> str:
+def describe_gallery(summary: GallerySummary) -> str:
     """What was written, in a line for the terminal."""
     copies = f"{summary.exact:,} exact duplicates, {summary.near:,} near ones seen"
     shows = f"shows {summary.shown:,} of {summary.images:,} images"
     return f"wrote {summary.path}: {shows}, {copies} ({summary.bytes / 1e6:.1f} MB)"
 
 
-def find_exact(columns: Columns, k: int) -> Exact:
+def _find_exact(columns: Columns, k: int) -> Exact:
     """The exact duplicates of all images that could be read."""
-    first, copies = first_copies(columns)
-    return Exact(first, copies, largest_groups(first, copies, columns.cluster, k))
+    first, copies = find_first_copies(columns)
+    return Exact(first, copies, find_largest_groups(first, copies, columns.cluster, k))
 
 
-def find_near(columns: Columns, first: Rows) -> Candidates:
+def _find_near(columns: Columns, first: Rows) -> Candidates:
     """Pairs of rows with near fingerprints, copies left out."""
     heads = np.flatnonzero(first == np.arange(len(first)))
-    pairs, found = near_pairs(columns.fingerprint[heads], COMPARED)
+    pairs, found = find_near_pairs(columns.fingerprint[heads], COMPARED)
     return Candidates(heads[pairs], found)
 
 
@@ -174,24 +174,26 @@ def fetch(pictures: Pictures, file: pq.ParquetFile, rows: Rows) -> dict[int, Thu
     return {row: pixels for key, pixels in pictures(rows_of.keys(), side) for row in rows_of.get(key, ())}
 
 
-def alike_pairs(pairs: Rows, thumbnails: Mapping[int, Thumbnail]) -> Iterator[tuple[int, int]]:
+def _find_alike_pairs(pairs: Rows, thumbnails: Mapping[int, Thumbnail]) -> Iterator[tuple[int, int]]:
     """Those pairs of rows whose thumbnails show the same picture."""
     for a, b in pairs.tolist():
-        if a in thumbnails and b in thumbnails and alike(thumbnails[a], thumbnails[b]):
+        if a in thumbnails and b in thumbnails and are_alike(thumbnails[a], thumbnails[b]):
             yield a, b
 
 
-def show_near(groups: list[list[int]], cluster: Rows, k: int) -> list[list[list[int]]]:
+def _show_near(groups: list[list[int]], cluster: Rows, k: int) -> list[list[list[int]]]:
     """The largest groups of each cluster, at most MOST_MEMBERS rows of each; a group belongs to its first row's."""
     shown: list[list[list[int]]] = [[] for _ in range(k)]
     for group in sorted(groups, key=len, reverse=True):
         here = shown[cluster[group[0]]]
-        if len(here) < groups_shown(k):
+        if len(here) < choose_groups(k):
             here.append(group[:MOST_MEMBERS])
     return shown
 
 
-def make_sheets(shown: Rows, cluster: Rows, thumbnails: Mapping[int, Thumbnail], views: list[View]) -> dict[str, Sheet]:
+def _make_sheets(
+    shown: Rows, cluster: Rows, thumbnails: Mapping[int, Thumbnail], views: list[View]
+) -> dict[str, Sheet]:
     """The thumbnails of each cluster on one sheet, by its number, in the order of the rows; those that have any.
 
     "faces": the most confident image of each cluster, so that the page need not decode all sheets to show these.
@@ -202,7 +204,7 @@ def make_sheets(shown: Rows, cluster: Rows, thumbnails: Mapping[int, Thumbnail],
     return {name: make_sheet(part) for name, part in pictures.items() if part}
 
 
-def truth_of(file: pq.ParquetFile, k: int) -> tuple[Truth | None, str]:
+def _read_truth(file: pq.ParquetFile, k: int) -> tuple[Truth | None, str]:
     """The scores, or None and the reason where what they need is not installed."""
     try:
         return score(file.read(["cluster", "label"], use_threads=False), k), ""
@@ -210,7 +212,7 @@ def truth_of(file: pq.ParquetFile, k: int) -> tuple[Truth | None, str]:
         return None, str(error)
 
 
-def counts(columns: Columns, exact: Exact, near: Near, shown: int) -> dict[str, int]:
+def count_values(columns: Columns, exact: Exact, near: Near, shown: int) -> dict[str, int]:
     """Numbers for the head of the page: images = clustered + errors, clustered = distinct + copies."""
     images, clustered = len(columns.cluster), int((columns.cluster >= 0).sum())
     distinct = int((exact.copies > 0).sum())
@@ -229,7 +231,7 @@ def counts(columns: Columns, exact: Exact, near: Near, shown: int) -> dict[str, 
     }
 
 
-def truth_data(truth: Truth) -> dict[str, Any]:
+def _make_truth_data(truth: Truth) -> dict[str, Any]:
     """The scores and the confusion matrix of the MOST_LABELS most frequent labels."""
     kept = np.sort(np.argsort(-truth.confusion.sum(0), kind="stable")[:MOST_LABELS])
     place = {int(label): i for i, label in enumerate(kept)}
@@ -243,13 +245,13 @@ def truth_data(truth: Truth) -> dict[str, Any]:
     }
 
 
-def errors_data(file: pq.ParquetFile) -> dict[str, Any]:
+def _make_errors_data(file: pq.ParquetFile) -> dict[str, Any]:
     """How often each reason is given, the most frequent first, and the first MOST_ERRORS images."""
     reasons, rows = read_errors(file, MOST_ERRORS)
     return {"reasons": sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:MOST_ERRORS], "rows": rows}
 
 
-def rows_data(
+def _make_rows_data(
     file: pq.ParquetFile, columns: Columns, copies: Rows, shown: Rows, thumbnails: Mapping[int, Thumbnail]
 ) -> dict[str, Any]:
     """What the page says of each image that it shows, a list a column; size: width and height, [0, 0] for none."""
@@ -261,7 +263,7 @@ def rows_data(
         "source": [sources[source] for source in details["source"]],
         "index": details["index"],
         "cluster": columns.cluster[shown].tolist(),
-        "confidence": rounded(columns.confidence[shown]),
+        "confidence": round_values(columns.confidence[shown]),
         "runnerUp": details["runner_up"],
         "margin": [margin and round(margin, 4) for margin in details["margin"]],
         "label": columns.label[shown].tolist(),
@@ -270,23 +272,23 @@ def rows_data(
     }
 
 
-def rounded(values: NDArray[np.float32]) -> list[float]:
+def round_values(values: NDArray[np.float32]) -> list[float]:
     """The values with four decimals."""
     return [round(float(value), 4) for value in values]
 
 
-def copies_data(file: pq.ParquetFile, exact: Exact, shown: Rows) -> dict[int, list[tuple[str, int]]]:
+def _make_copies_data(file: pq.ParquetFile, exact: Exact, shown: Rows) -> dict[int, list[tuple[str, int]]]:
     """For the groups of exact duplicates: the shown one, and source and index of the first MOST_MEMBERS others."""
-    rows = copies_of(exact.first, np.concatenate(exact.groups), MOST_MEMBERS)
+    rows = find_copies(exact.first, np.concatenate(exact.groups), MOST_MEMBERS)
     details = read_details(file, rows, ("source", "index"))
     others: dict[int, list[tuple[str, int]]] = {}
     where = zip(details["source"], details["index"], strict=True)
-    for place, other in zip(places(shown, exact.first[rows]), where, strict=True):
+    for place, other in zip(find_places(shown, exact.first[rows]), where, strict=True):
         others.setdefault(place, []).append(other)
     return others
 
 
-def clusters_data(
+def _make_clusters_data(
     columns: Columns, views: list[View], exact: Exact, near: list[list[list[int]]], shown: Rows, k: int
 ) -> list[dict[str, Any]]:
     """Each cluster: its numbers, and the places among the shown rows of what its views hold."""
@@ -302,35 +304,35 @@ def clusters_data(
             "size": int(sizes[c]),
             "mean": round(float(means[c]), 4) if sizes[c] else None,
             "histogram": histograms[c].tolist(),
-            "sample": places(shown, views[c].sample),
-            "most": places(shown, views[c].most),
-            "least": places(shown, views[c].least),
-            "exact": places(shown, exact.groups[c]),
+            "sample": find_places(shown, views[c].sample),
+            "most": find_places(shown, views[c].most),
+            "least": find_places(shown, views[c].least),
+            "exact": find_places(shown, exact.groups[c]),
             "exactGroups": int(groups[c]),
-            "near": [places(shown, group) for group in near[c]],
+            "near": [find_places(shown, group) for group in near[c]],
         }
         for c in range(k)
     ]
 
 
-def places(shown: Rows, rows: Iterable[int] | Rows) -> list[int]:
+def find_places(shown: Rows, rows: Iterable[int] | Rows) -> list[int]:
     """Where rows of the table are among the shown ones."""
     found: list[int] = np.searchsorted(shown, np.asarray(rows, np.int64)).tolist()
     return found
 
 
-def build_page(title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheet]) -> bytes:
+def _build_page(title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheet]) -> bytes:
     """The HTML, its scripts allowed by their hash."""
     folder = files("export.gallery")
     style = (folder / "gallery.css").read_text("utf-8")
     script = "\n".join((folder / name).read_text("utf-8") for name in SCRIPTS)
     parts = {
         "title": html.escape(title),
-        "policy": f"default-src 'none'; img-src data:; style-src {hashed(style)}; script-src {hashed(script)}; "
+        "policy": f"default-src 'none'; img-src data:; style-src {_hash_rows(style)}; script-src {_hash_rows(script)}; "
         "base-uri 'none'; form-action 'none'",
         "style": style,
         "script": script,
-        "data": json_in_html(data),
+        "data": _embed_json(data),
         "sheets": "\n".join(
             f'<script type="text/plain" id="sheet-{name}">{sheet.uri}</script>' for name, sheet in sheets.items()
         ),
@@ -339,12 +341,12 @@ def build_page(title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheet])
     return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], template).encode("utf-8", "replace")
 
 
-def hashed(text: str) -> str:
+def _hash_rows(text: str) -> str:
     """The source expression of a content security policy that allows exactly this text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def json_in_html(value: Any) -> str:
+def _embed_json(value: Any) -> str:
     """JSON that no text inside can end: <, > and & are escaped, and all beyond ASCII."""
     text = json.dumps(value, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

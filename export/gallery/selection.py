@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from export.gallery.duplicates import Codes, Rows, exact_groups, read_codes
+from export.gallery.duplicates import Codes, Rows, find_exact_groups, read_codes
 from export.results.truth import encode_labels
 from stdac.errors import StdacError
 
@@ -107,17 +107,17 @@ def read_errors(file: pq.ParquetFile, most: int) -> tuple[dict[str, int], list[t
     return reasons, first
 
 
-def first_copies(columns: Columns) -> tuple[Rows, Rows]:
+def find_first_copies(columns: Columns) -> tuple[Rows, Rows]:
     """(N,) int64 the first row with the same content in the same cluster, and how many have it; -1 and 0 for errors."""
     first, copies = np.full(len(columns.cluster), -1, np.int64), np.zeros(len(columns.cluster), np.int64)
     read = np.flatnonzero(columns.cluster >= 0)
-    first[read] = read[exact_groups(columns.content[read])]
+    first[read] = read[find_exact_groups(columns.content[read])]
     np.add.at(copies, first[read], 1)
     return first, copies
 
 
 def choose(columns: Columns, k: int, first: Rows) -> list[View]:
-    """What to show of each cluster; equal tables give equal choices. first: as `first_copies` gives it."""
+    """What to show of each cluster; equal tables give equal choices. first: as `find_first_copies` gives it."""
     heads = np.flatnonzero(first == np.arange(len(first)))
     order = heads[np.lexsort((-columns.confidence[heads], columns.cluster[heads]))]
     ends = np.searchsorted(columns.cluster[order], np.arange(k + 1))
@@ -128,12 +128,12 @@ def choose(columns: Columns, k: int, first: Rows) -> list[View]:
     for cluster in range(k):
         ranked = order[ends[cluster] : ends[cluster + 1]]
         mixed = np.random.default_rng(cluster).permutation(ranked)
-        cells = first_of_each(mixed, columns.label[mixed], in_cell)
+        cells = _find_first_of_each(mixed, columns.label[mixed], in_cell)
         views.append(View(mixed[: shown - 2 * extreme], ranked[:extreme], ranked[::-1][:extreme], cells))
     return views
 
 
-def first_of_each(rows: Rows, label: Rows, most: int) -> Rows:
+def _find_first_of_each(rows: Rows, label: Rows, most: int) -> Rows:
     """The first `most` rows of each label, in their order; those without a label left out."""
     order = np.argsort(label, kind="stable")
     ranks = np.empty(len(rows), np.int64)
@@ -141,20 +141,20 @@ def first_of_each(rows: Rows, label: Rows, most: int) -> Rows:
     return rows[(ranks < most) & (label >= 0)]
 
 
-def largest_groups(first: Rows, copies: Rows, cluster: Rows, k: int) -> list[Rows]:
+def find_largest_groups(first: Rows, copies: Rows, cluster: Rows, k: int) -> list[Rows]:
     """The first rows of the largest groups of exact duplicates of each cluster."""
     heads = np.flatnonzero(copies > 1)
     heads = heads[np.lexsort((-copies[heads], cluster[heads]))]
     ends = np.searchsorted(cluster[heads], np.arange(k + 1))
-    return [heads[ends[c] : ends[c + 1]][: groups_shown(k)] for c in range(k)]
+    return [heads[ends[c] : ends[c + 1]][: choose_groups(k)] for c in range(k)]
 
 
-def copies_of(first: Rows, heads: Rows, most: int) -> Rows:
+def find_copies(first: Rows, heads: Rows, most: int) -> Rows:
     """The rows, sorted, that are copies of `heads`, without these: the first `most` of each."""
     rows = np.flatnonzero(np.isin(first, heads) & (first != np.arange(len(first))))
-    return first_of_each(rows, first[rows], most)
+    return _find_first_of_each(rows, first[rows], most)
 
 
-def groups_shown(k: int) -> int:
+def choose_groups(k: int) -> int:
     """How many groups of duplicates a cluster shows at most."""
     return int(np.clip(120 // k, 2, MOST_GROUPS))

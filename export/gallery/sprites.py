@@ -39,10 +39,10 @@ def make_sheet(thumbnails: Sequence[Thumbnail]) -> Sheet:
         y, x = i // columns * height, i % columns * width
         pixels = image[..., None] if colour and image.ndim == 2 else image
         sheet[y : y + image.shape[0], x : x + image.shape[1]] = pixels
-    return Sheet(data_uri(Image.fromarray(sheet), max(height, width) <= SMALL), columns, (width, height))
+    return Sheet(encode_data_uri(Image.fromarray(sheet), max(height, width) <= SMALL), columns, (width, height))
 
 
-def data_uri(sheet: Image.Image, lossless: bool) -> str:
+def encode_data_uri(sheet: Image.Image, lossless: bool) -> str:
     """The picture as WebP, or as PNG or JPEG where Pillow was built without WebP."""
     file, webp = BytesIO(), features.check("webp")
     if webp:

@@ -14,10 +14,10 @@ from export.results.names import (
     LEAST_SHARED,
     Matching,
     cluster_count,
+    explain_unreadable,
     match_clusters,
-    model_of,
     read_columns,
-    unreadable,
+    read_model_id,
 )
 from export.results.rows import open_rows
 from export.results.two_samples import (
@@ -27,13 +27,13 @@ from export.results.two_samples import (
     Excess,
     Floats,
     Mask,
-    beyond_quantile,
-    corrected,
+    correct_values,
     import_stats,
     ks_test,
+    measure_effect,
     share_changes,
     shares_test,
-    size_of,
+    test_beyond_quantile,
 )
 from stdac.errors import StdacError
 from stdac.files import atomic_write
@@ -106,7 +106,7 @@ class Drift(NamedTuple):
         ]
         if not any(x.notable for x in found):
             return "negligible" if any(x.p < ALPHA for x in found) else "none"
-        return size_of(max(x.effect if isinstance(x, Difference) and x.notable else SIZES[-1][0] for x in found))
+        return measure_effect(max(x.effect if isinstance(x, Difference) and x.notable else SIZES[-1][0] for x in found))
 
 
 class Rows(NamedTuple):
@@ -122,7 +122,7 @@ class Rows(NamedTuple):
 def compare(old: Path, new: Path) -> Drift:
     """Compare two clusters.parquet: the images of `old` with those of `new` that are not the same ones again.
 
-    Tests want two samples that have nothing in common, so an image that was there already (see `is_known`) counts as
+    Tests want two samples that have nothing in common, so an image that was there already (see `_is_known`) counts as
     then only. Of the same model, the clusters are compared as they are. Of another one, all is told by the new model:
     then are the images whose content the old run has too, now are the others, and the clusters are matched by
     `match_clusters` to say how far the models agree. Tests are two-sided, but for outliers; those of the whole run are
@@ -131,22 +131,22 @@ def compare(old: Path, new: Path) -> Drift:
     """
     stats = import_stats()
     tables = [read_columns(path, list(COLUMNS)) for path in (old, new)]
-    same_model = model_of(old) == model_of(new)
+    same_model = read_model_id(old) == read_model_id(new)
     k = max(cluster_count(table, table["cluster"]) for table in tables[not same_model :])
-    known = is_known(*tables, by_content=not same_model)
+    known = _is_known(*tables, by_content=not same_model)
     matching = None if same_model else match_clusters(old, new)
     if matching is not None and matching.images < LEAST_SHARED:
         raise StdacError(
             f"{old} is of another model, and has {matching.images} images in common with {new}: they cannot be "
             "compared; cluster the earlier images with this model too, and compare with that"
         )
-    then = rows_of(old, tables[0], None) if same_model else rows_of(new, tables[1], known)
-    now = rows_of(new, tables[1], ~known)
+    then = read_rows(old, tables[0], None) if same_model else read_rows(new, tables[1], known)
+    now = read_rows(new, tables[1], ~known)
     del tables
-    return judged(stats, new, then, now, int(known.sum()), matching, k)
+    return judge_differences(stats, new, then, now, int(known.sum()), matching, k)
 
 
-def is_known(old: pa.Table, new: pa.Table, *, by_content: bool) -> Mask:
+def _is_known(old: pa.Table, new: pa.Table, *, by_content: bool) -> Mask:
     """(N,) bool, which images of `new` are in `old` too.
 
     The same content, and unless only that is asked for, also the same index in a source of the same name or of the same
@@ -156,32 +156,34 @@ def is_known(old: pa.Table, new: pa.Table, *, by_content: bool) -> Mask:
     usable = pc.and_(new["content_hash"].is_valid(), new["cluster"].is_valid())
     found = np.zeros(len(new), bool)
     for names in keys:
-        found |= np.asarray(pc.is_in(joined(new, names), value_set=joined(old, names)), dtype=bool)
+        found |= np.asarray(pc.is_in(join_rows(new, names), value_set=join_rows(old, names)), dtype=bool)
     found &= np.asarray(usable, dtype=bool)
     return found
 
 
-def joined(table: pa.Table, names: tuple[str, ...]) -> pa.ChunkedArray:
+def join_rows(table: pa.Table, names: tuple[str, ...]) -> pa.ChunkedArray:
     """Some columns as one of strings; a null is an empty string."""
     columns = [table[name].cast(pa.string()) for name in names]
     return pc.binary_join_element_wise(*columns, "-", null_handling="replace")
 
 
-def rows_of(path: Path, table: pa.Table, chosen: Mask | None) -> Rows:
+def read_rows(path: Path, table: pa.Table, chosen: Mask | None) -> Rows:
     """The chosen rows of a file (None: all), of those that have a cluster. table: the whole file's COLUMNS."""
     chosen = table["cluster"].is_valid().to_numpy() & (True if chosen is None else chosen)
     part = table.select(["cluster", "confidence"]).filter(pa.array(chosen))
     return Rows(path, chosen, part["cluster"].to_numpy().astype(np.int64), part["confidence"].to_numpy().astype(float))
 
 
-def judged(stats: Any, new: Path, then: Rows, now: Rows, known: int, matching: Matching | None, k: int) -> Drift:
+def judge_differences(
+    stats: Any, new: Path, then: Rows, now: Rows, known: int, matching: Matching | None, k: int
+) -> Drift:
     """All tests of the rows `then` against the rows `now`."""
     counts = np.stack([np.bincount(rows.cluster, minlength=k) for rows in (then, now)])
     totals = np.stack([np.bincount(rows.cluster, rows.confidence, minlength=k) for rows in (then, now)])
-    low_rows, low_confidence = low_confidences(stats, then.confidence, now.confidence)
-    distance, far_rows, far = far_embeddings(stats, then, now, k)
+    low_rows, low_confidence = _find_low_confidences(stats, then.confidence, now.confidence)
+    distance, far_rows, far = _find_far_embeddings(stats, then, now, k)
     overall = (shares_test(stats, counts), ks_test(stats, then.confidence, now.confidence), low_confidence, far)
-    shares, confidence, low_confidence, far = corrected(overall)
+    shares, confidence, low_confidence, far = correct_values(overall)
     by_cluster = [ks_test(stats, *(rows.confidence[rows.cluster == i] for rows in (then, now))) for i in range(k)]
     change, low, high = share_changes(counts)
     with np.errstate(invalid="ignore"):
@@ -199,49 +201,49 @@ def judged(stats: Any, new: Path, then: Rows, now: Rows, known: int, matching: M
         mean_confidence=means,
         shares=shares,
         confidence=confidence,
-        by_cluster=tuple(corrected(by_cluster)),
+        by_cluster=tuple(correct_values(by_cluster)),
         low_confidence=low_confidence,
         far=far,
         outliers=Outliers(
-            scattered(low_rows, now.chosen, False),
-            scattered(far_rows, now.chosen, False),
-            None if distance is None else scattered(distance, now.chosen, np.nan),
+            _find_scattered(low_rows, now.chosen, False),
+            _find_scattered(far_rows, now.chosen, False),
+            None if distance is None else _find_scattered(distance, now.chosen, np.nan),
         ),
     )
 
 
-def scattered(values: NDArray[Any], chosen: Mask, rest: Any) -> NDArray[Any]:
+def _find_scattered(values: NDArray[Any], chosen: Mask, rest: Any) -> NDArray[Any]:
     """The values of the chosen rows in an array for all rows."""
     everywhere = np.full(len(chosen), rest, values.dtype)
     everywhere[chosen] = values
     return everywhere
 
 
-def low_confidences(stats: Any, then: Floats, now: Floats) -> tuple[Mask, Excess | None]:
+def _find_low_confidences(stats: Any, then: Floats, now: Floats) -> tuple[Mask, Excess | None]:
     """Which confidences now are below the LOW_CONFIDENCE quantile of then, and whether they are too many."""
-    beyond, excess = beyond_quantile(stats, -then, -now, LOW_CONFIDENCE)
+    beyond, excess = test_beyond_quantile(stats, -then, -now, LOW_CONFIDENCE)
     return beyond, None if excess is None else excess._replace(threshold=-excess.threshold)
 
 
-def far_embeddings(stats: Any, then: Rows, now: Rows, k: int) -> tuple[Floats | None, Mask, Excess | None]:
+def _find_far_embeddings(stats: Any, then: Rows, now: Rows, k: int) -> tuple[Floats | None, Mask, Excess | None]:
     """Distances (n,) of the embeddings now from their clusters' means then, which are beyond those of then, and whether
     they are too many. An image of then is not measured against itself: its mean leaves it out."""
-    sizes = [embedding_size(rows.path) for rows in (then, now)]
+    sizes = [_find_embedding_size(rows.path) for rows in (then, now)]
     if not sizes[0] or sizes[0] != sizes[1] or not len(then.cluster):
         return None, np.zeros(len(now.cluster), bool), None
     count, mean = np.zeros(k), np.zeros((k, sizes[0]))
-    for cluster, z in embeddings(then):
+    for cluster, z in read_embeddings(then):
         ok = np.isfinite(z).all(1)
         count += np.bincount(cluster[ok], minlength=k)
         np.add.at(mean, cluster[ok], z[ok])
     with np.errstate(invalid="ignore", divide="ignore"):
         mean /= count[:, None]
-        before = distances(then, mean) * (count / (count - 1))[then.cluster]
-    after = distances(now, mean)
-    return after, *beyond_quantile(stats, before, after, FAR)
+        before = measure_distances(then, mean) * (count / (count - 1))[then.cluster]
+    after = measure_distances(now, mean)
+    return after, *test_beyond_quantile(stats, before, after, FAR)
 
 
-def embedding_size(path: Path) -> int:
+def _find_embedding_size(path: Path) -> int:
     """The number of dimensions of a file's embeddings, 0 where it has none."""
     with open_rows(path) as file:
         schema = file.schema_arrow
@@ -249,7 +251,7 @@ def embedding_size(path: Path) -> int:
     return schema.field(index).type.list_size if index >= 0 and pa.types.is_fixed_size_list(schema.types[index]) else 0
 
 
-def embeddings(rows: Rows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
+def read_embeddings(rows: Rows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
     """(clusters (n,), embeddings (n, D) float32) of the rows, a batch at a time; an embedding that is null is NaN."""
     start = 0
     for batch in read_batches(rows.path, ["cluster", "embedding"]):
@@ -263,9 +265,9 @@ def embeddings(rows: Rows) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float
         yield part["cluster"].to_numpy(zero_copy_only=False).astype(np.int64), z
 
 
-def distances(rows: Rows, mean: Floats) -> Floats:
+def measure_distances(rows: Rows, mean: Floats) -> Floats:
     """Euclidean distance (n,) float32 of the rows' embeddings from their clusters' means (K, D); NaN where unknown."""
-    found = [np.linalg.norm(z - mean[cluster], axis=1).astype(np.float32) for cluster, z in embeddings(rows)]
+    found = [np.linalg.norm(z - mean[cluster], axis=1).astype(np.float32) for cluster, z in read_embeddings(rows)]
     return np.concatenate(found) if found else np.zeros(0, np.float32)
 
 
@@ -298,4 +300,4 @@ def read_batches(path: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
         with open_rows(path) as file:
             yield from file.iter_batches(BATCH, columns=columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
+        raise explain_unreadable(path, error) from error

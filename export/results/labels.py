@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
-from stdac.pictures.arrays import STREAM_ERRORS, StoredArray, are_labels, label_texts, open_idx, open_npy
-from stdac.pictures.batches import escape_name, reason
+from stdac.pictures.arrays import STREAM_ERRORS, StoredArray, check_are_labels, open_idx, open_npy, read_label_texts
+from stdac.pictures.batches import escape_name, explain_error
 from stdac.pictures.child import iterate_in_child
-from stdac.pictures.kinds import kind_of
-from stdac.pictures.parquet import hugging_face_features, is_label, label_text
+from stdac.pictures.kinds import recognize_kind
+from stdac.pictures.parquet import is_label, read_features, read_label_text
 
 NAME_COLUMNS = ("source", "path", "file", "filename", "file_name", "filepath", "image", "name")
 LABEL_COLUMNS = ("label", "class", "labels", "target", "y", "category")
@@ -58,16 +58,16 @@ def read_labels(path: Path) -> Labels:
     if not path.is_file():
         raise StdacError(f"cannot read {path}, which does not exist or is no regular file: {EXPECTED}")
     try:
-        kind, suffix = kind_of(str(path)), path.suffix.lower()
+        kind, suffix = recognize_kind(str(path)), path.suffix.lower()
         if kind == "array":
             return InOrder(path, _read_stored(path))
         if kind == "parquet":
-            return from_table(path, parquet_rows(path))
+            return _read_table(path, _read_parquet(path))
         if suffix in (".csv", ".tsv"):
-            return from_table(path, csv_rows(path))
-        return InOrder(path, [sys.intern(line.rstrip("\r\n")) for line in open_text(path)])
+            return _read_table(path, _read_csv(path))
+        return InOrder(path, [sys.intern(line.rstrip("\r\n")) for line in _open_text(path)])
     except STREAM_ERRORS as error:
-        raise StdacError(f"cannot read {path} ({reason(error, str(path))}): {EXPECTED}") from error
+        raise StdacError(f"cannot read {path} ({explain_error(error, str(path))}): {EXPECTED}") from error
 
 
 class InOrder:
@@ -81,7 +81,7 @@ class InOrder:
         if end > len(self.labels):
             raise self._misfit(f"at least {end:,}")
         part = self.labels[position:end]
-        given = label_texts(part, len(source)) if isinstance(part, np.ndarray) else part
+        given = read_label_texts(part, len(source)) if isinstance(part, np.ndarray) else part
         return [label or None for label in given]
 
     def check(self, images: int) -> None:
@@ -103,7 +103,7 @@ class ByName:
         self._row: dict[str, int] = {}
         self._label: list[str | None] = []
         for name, index, label in rows:
-            key = key_of(name.removeprefix("./"), index)
+            key = _make_key(name.removeprefix("./"), index)
             row = self._row.setdefault(key, len(self._label))
             if row == len(self._label):
                 self._label.append(None if label is None else sys.intern(label))
@@ -132,7 +132,7 @@ class ByName:
         """The row of the longest name that an image's absolute path ends with."""
         path, place = os.path.normpath(f"{self._folder}/{source}" if source[:1] != "/" else source), 0
         while True:
-            row = self._row.get(key_of(path[place:], index))
+            row = self._row.get(_make_key(path[place:], index))
             place = path.find("/", place) + 1
             if row is not None or not place:
                 return row
@@ -146,12 +146,12 @@ class ByName:
             )
 
 
-def key_of(name: str, index: int) -> str:
+def _make_key(name: str, index: int) -> str:
     """What identifies an image: its path, and its place in there unless that is 0."""
     return f"{name}\0{index}" if index else name
 
 
-def from_table(path: Path, rows: Iterator[Sequence[str | None]]) -> Labels:
+def _read_table(path: Path, rows: Iterator[Sequence[str | None]]) -> Labels:
     """The labels in a table, of which the first row has the names of the columns."""
     header = [(name or "").strip().lower() for name in next(rows, [])]
     name, label = (
@@ -170,9 +170,9 @@ def from_table(path: Path, rows: Iterator[Sequence[str | None]]) -> Labels:
     return ByName(path, name_rows())
 
 
-def csv_rows(path: Path) -> Iterator[Sequence[str]]:
+def _read_csv(path: Path) -> Iterator[Sequence[str]]:
     """The rows of a CSV or TSV file, those that are empty left out. Raises StdacError for a row of another length."""
-    lines = open_text(path)
+    lines = _open_text(path)
     first = next(lines, "")
     delimiter = "\t" if path.suffix.lower() == ".tsv" else max(",;\t", key=first.count)
     width = None
@@ -189,7 +189,7 @@ def csv_rows(path: Path) -> Iterator[Sequence[str]]:
         raise StdacError(f"{path} is not a CSV file ({error}): {EXPECTED}") from error
 
 
-def open_text(path: Path) -> Iterator[str]:
+def _open_text(path: Path) -> Iterator[str]:
     r"""The lines of a text file, with their ends; bytes that are not UTF-8 become \x escapes, as in the output."""
     with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
         while line := file.readline(LINE_CHARS):
@@ -198,7 +198,7 @@ def open_text(path: Path) -> Iterator[str]:
             yield line
 
 
-def parquet_rows(path: Path) -> Iterator[Sequence[str | None]]:
+def _read_parquet(path: Path) -> Iterator[Sequence[str | None]]:
     """The rows of the columns of a Parquet file that can be names, indices or labels, after those columns' names."""
     try:
         for rows in iterate_in_child("export.results.labels:read_rows", str(path)):
@@ -208,18 +208,18 @@ def parquet_rows(path: Path) -> Iterator[Sequence[str | None]]:
 
 
 def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
-    """What `parquet_rows` gives, in lists; for a process of its own. Raises whatever pyarrow does."""
+    """What `_read_parquet` gives, in lists; for a process of its own. Raises whatever pyarrow does."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
-        features = hugging_face_features(schema)
+        features = read_features(schema)
         columns = [c for c in schema.names if c.lower() in NAMES and is_label(schema.field(c).type)]
         yield [columns]
         classes = [tuple(map(str, features.get(column, {}).get("names") or ())) for column in columns]
         for batch in file.iter_batches(columns=columns):
             values = [
-                [label_text(v, names) for v in batch.column(c).to_pylist()]
+                [read_label_text(v, names) for v in batch.column(c).to_pylist()]
                 for c, names in zip(columns, classes, strict=True)
             ]
             yield list(zip(*values, strict=True))
@@ -230,7 +230,7 @@ def _read_stored(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
     with ExitStack() as stack:
         file = stack.enter_context(path.open("rb"))
         labels: StoredArray = open_npy(file) if file.peek(6)[:6] == b"\x93NUMPY" else open_idx(str(path), stack)
-        if not are_labels(labels):
+        if not check_are_labels(labels):
             raise StdacError(f"{path} holds an array of shape {labels.shape} and type {labels.dtype}: {EXPECTED}")
         if labels.row_bytes * labels.shape[0] > LABELS_BYTES:
             raise StdacError(f"{path} promises {labels.shape[0]:,} labels, which is a lot of memory: {EXPECTED}")
@@ -239,4 +239,4 @@ def _read_stored(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
             raise StdacError(
                 f"{path} is cut short or damaged: {len(values):,} of its {labels.shape[0]:,} labels are there"
             )
-        return [sys.intern(text or "") for text in label_texts(values, 0)] if values.dtype.kind == "U" else values
+        return [sys.intern(text or "") for text in read_label_texts(values, 0)] if values.dtype.kind == "U" else values

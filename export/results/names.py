@@ -91,13 +91,13 @@ def load_names(path: Path) -> Names | None:
 
 def write_names(path: Path, names: Names) -> None:
     """Write names.toml, whole or not at all. Raises StdacError where it cannot be written."""
-    lines = [f"model = {toml_string(names.model)}", "", "[clusters]"]
-    lines += [f"{cluster} = {toml_string(name)}" for cluster, name in sorted(names.clusters.items())]
+    lines = [f"model = {_write_toml_string(names.model)}", "", "[clusters]"]
+    lines += [f"{cluster} = {_write_toml_string(name)}" for cluster, name in sorted(names.clusters.items())]
     with atomic_write(path) as file:
         file.write(("\n".join(lines) + "\n").encode("utf-8", "replace"))
 
 
-def toml_string(text: str) -> str:
+def _write_toml_string(text: str) -> str:
     """A basic string of TOML: JSON's, but for the control character DEL, which TOML wants escaped too."""
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
@@ -111,7 +111,7 @@ def match_clusters(old: Path | pa.Table, new: Path | pa.Table) -> Matching:
     majority. A cluster that was split in halves, or merged of two equal ones, is therefore new. Raises StdacError for
     a file that cannot be read or lacks a column.
     """
-    once = [cluster_of_content(run) for run in (old, new)]
+    once = [_cluster_of_content(run) for run in (old, new)]
     both = once[0].join(once[1], "content_hash", join_type="inner", left_suffix="_old", right_suffix="_new")
     pairs = both.group_by(["cluster_old", "cluster_new"]).aggregate([([], "count_all")])
     row, column = pairs["cluster_old"].to_numpy(), pairs["cluster_new"].to_numpy()
@@ -122,7 +122,7 @@ def match_clusters(old: Path | pa.Table, new: Path | pa.Table) -> Matching:
     return Matching(shared, tuple(int(olds.argmax()) if olds.any() else None for olds in same.T))
 
 
-def cluster_of_content(run: Path | pa.Table) -> pa.Table:
+def _cluster_of_content(run: Path | pa.Table) -> pa.Table:
     """content_hash and cluster, one row for each content: copies of an image are in one cluster."""
     table = read_columns(run, ["content_hash", "cluster"]) if isinstance(run, Path) else run
     table = table.select(["content_hash", "cluster"]).drop_null()
@@ -138,10 +138,10 @@ def read_columns(path: Path, columns: list[str]) -> pa.Table:
                 raise pa.ArrowInvalid(f"it has no column {missing[0]}")
             return file.read(columns, use_threads=False)
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(path, error) from error
+        raise explain_unreadable(path, error) from error
 
 
-def unreadable(path: Path, error: Exception) -> StdacError:
+def explain_unreadable(path: Path, error: Exception) -> StdacError:
     """One sentence for a clusters.parquet that is missing, damaged or of an older stdac."""
     if isinstance(error, FileNotFoundError):
         return StdacError(f"there is no {path}: expected a clusters.parquet of an earlier stdac cluster")
@@ -149,7 +149,7 @@ def unreadable(path: Path, error: Exception) -> StdacError:
     return StdacError(f"cannot read {path} as clusters.parquet ({reason}): write it again with stdac cluster")
 
 
-def model_of(run: Path | pa.Table) -> str | None:
+def read_model_id(run: Path | pa.Table) -> str | None:
     """The model_id in a run's metadata, None where it says nothing."""
     return metadata(run).get(b"stdac.model_id", b"").decode("utf-8", "replace") or None
 
@@ -168,13 +168,13 @@ def metadata(run: Path | pa.Table) -> Mapping[bytes, bytes]:
         with open_rows(run) as file:
             return file.schema_arrow.metadata or {}
     except (OSError, pa.ArrowException) as error:
-        raise unreadable(run, error) from error
+        raise explain_unreadable(run, error) from error
 
 
 def carry_names(
     names: Names, model_id: str, k: int, old: Path | pa.Table | None, new: Path | pa.Table
 ) -> tuple[Names, str]:
-    """The names for a run of the model `model_id` with K clusters, and a sentence that tells the user what became of
+    """The names for a run of the model `hash_model` with K clusters, and a sentence that tells the user what became of
     them ("" where nothing changed).
 
     names: of this model, then they stay; or of another one, then each goes to the cluster that continues its own by
@@ -190,7 +190,7 @@ def carry_names(
     lost = "the names are another model's, and none was carried over"
     if old is None:
         return none, f"{lost}: there is no earlier clusters.parquet to match the clusters by."
-    if model_of(old) != names.model:
+    if read_model_id(old) != names.model:
         return none, f"{lost}: the earlier clusters.parquet is not of the model that they were given for."
     matching = match_clusters(old, new)
     if matching.images < LEAST_SHARED:
@@ -200,10 +200,10 @@ def carry_names(
         for cluster, before in enumerate(matching.old_of)
         if before is not None and before in names.clusters
     }
-    return Names(model_id, carried), carried_text(names, carried, matching)
+    return Names(model_id, carried), _describe_carried(names, carried, matching)
 
 
-def carried_text(names: Names, carried: Mapping[int, str], matching: Matching) -> str:
+def _describe_carried(names: Names, carried: Mapping[int, str], matching: Matching) -> str:
     """What was carried over, by what, and what was not."""
     text = f"the model is another one: {len(carried)} of {len(names.clusters)} names were carried over"
     text += f", by the {matching.images:,} images that both runs have"

@@ -61,7 +61,7 @@ Metadata of the schema: stdac.model (SHA-256 of the ONNX file), stdac.model_id, 
 """
 
 
-def clusters_schema(embedding: int, metadata: dict[str, str]) -> pa.Schema:
+def make_schema(embedding: int, metadata: dict[str, str]) -> pa.Schema:
     """CLUSTERS with its metadata and, for a model whose embedding has that many values, the embedding's column."""
     schema = CLUSTERS
     if embedding:
@@ -117,7 +117,7 @@ class Parts:
     def __init__(self, output: Path, schema: pa.Schema, *, resume: bool = False, fresh: bool = False) -> None:
         self.output, self.schema = output, schema
         self.folder = output.with_name(f"{output.name}.parts")
-        with refused(output):
+        with explain_refused(output):
             self.folder.mkdir(exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
         try:
@@ -134,11 +134,11 @@ class Parts:
             parts = [read_rows(part, schema) for run in sorted(runs) for part in sorted(run.glob("part-*.parquet"))]
             tables = [table for table in parts if table is not None]
             if resume and output.exists():
-                tables.append(read_output(output, schema))
+                tables.append(_read_output(output, schema))
             self.known = Known(pa.concat_tables(tables) if tables else schema.empty_table())
             last = max((int(run.name.removeprefix("run-")) for run in runs), default=0)
             self._run = self.folder / f"run-{last + 1:06}"
-            with refused(output):
+            with explain_refused(output):
                 self._run.mkdir()
         except BaseException:
             self._leave()
@@ -190,9 +190,9 @@ class Parts:
         """Write the output whole, in row groups of ROW_GROUP rows, and remove the parts."""
         merged = self.folder / "merged.parquet"
         with atomic_write(merged) as file, pq.ParquetWriter(file, self.schema, **WRITTEN) as writer:
-            for group in regrouped(tables, ROW_GROUP):
+            for group in _regroup(tables, ROW_GROUP):
                 writer.write_table(group.combine_chunks(), row_group_size=ROW_GROUP)  # equal rows, equal bytes
-        with refused(self.output):
+        with explain_refused(self.output):
             merged.replace(self.output)
         self._sweep()
 
@@ -202,7 +202,7 @@ class Parts:
 
 
 @contextmanager
-def refused(path: Path) -> Iterator[None]:
+def explain_refused(path: Path) -> Iterator[None]:
     """OS errors become one sentence on why `path` cannot be written."""
     try:
         yield
@@ -219,10 +219,10 @@ def read_rows(path: Path, schema: pa.Schema) -> pa.Table | None:
             table = file.read(use_threads=False).cast(schema)
     except (OSError, pa.ArrowException):
         return None
-    return table if is_sound(table, int(schema.metadata[b"stdac.k"])) else None
+    return table if _is_sound(table, int(schema.metadata[b"stdac.k"])) else None
 
 
-def is_sound(rows: pa.Table | pa.RecordBatch, k: int) -> bool:
+def _is_sound(rows: pa.Table | pa.RecordBatch, k: int) -> bool:
     """Whether rows have either a cluster in [0, K) or an error."""
     found = pc.min_max(rows["cluster"]).as_py()
     in_range = found["min"] is None or (found["min"] >= 0 and found["max"] < k)
@@ -243,7 +243,7 @@ def check_rows(path: Path) -> None:
                 and len(set(schema.names)) == len(fields)
             )
             for batch in file.iter_batches(columns=["cluster", "error"], use_threads=False) if sound else ():
-                sound &= is_sound(batch, k)
+                sound &= _is_sound(batch, k)
     except FileNotFoundError as error:
         raise StdacError(f"there is no {path}: expected a clusters.parquet of an earlier stdac cluster") from error
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -268,7 +268,7 @@ def open_rows(path: Path) -> Iterator[pq.ParquetFile]:
         yield pq.ParquetFile(file, page_checksum_verification=True)
 
 
-def read_output(path: Path, schema: pa.Schema) -> pa.Table:
+def _read_output(path: Path, schema: pa.Schema) -> pa.Table:
     """An earlier output whose rows are to be kept. Raises StdacError where it is damaged, or of another model."""
     table = read_rows(path, schema)
     if table is None:
@@ -279,7 +279,7 @@ def read_output(path: Path, schema: pa.Schema) -> pa.Table:
     return table
 
 
-def regrouped(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+def _regroup(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
     """The same rows as tables of `size` rows, the last one shorter."""
     waiting: list[pa.Table] = []
     rows = 0

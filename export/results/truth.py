@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
-from stdac.words import one_line
+from stdac.words import escape_line
 
 
 class Truth(NamedTuple):
@@ -40,14 +40,14 @@ def score(table: pa.Table, k: int) -> Truth | None:
     truth, clusters = truth[both], clusters[both]
     if not len(truth):
         return None
-    metrics, assign = import_metrics()
+    metrics, assign = _import_metrics()
     scores = metrics.score_clusters(truth, clusters)
     confusion = np.bincount(clusters * len(labels) + truth, minlength=k * len(labels)).reshape(k, len(labels))
     present: NDArray[np.bool_] = confusion.sum(0) > 0
     named = tuple(label for label, there in zip(labels, present, strict=True) if there)
     confusion = confusion[:, present]
     return Truth(
-        len(truth), scores["acc"], scores["nmi"], scores["ari"], named, confusion, matching_of(confusion, assign)
+        len(truth), scores["acc"], scores["nmi"], scores["ari"], named, confusion, _match_clusters(confusion, assign)
     )
 
 
@@ -55,18 +55,18 @@ def encode_labels(column: pa.ChunkedArray) -> tuple[tuple[str, ...], NDArray[np.
     """The labels in the column, sorted, and (N,) int64 which of them each row has, -1 for null."""
     encoded = column.combine_chunks().dictionary_encode()
     found: list[str] = encoded.dictionary.to_pylist()
-    order = sorted(range(len(found)), key=lambda i: natural(found[i]))
+    order = sorted(range(len(found)), key=lambda i: _sort_naturally(found[i]))
     rank = np.empty(len(found) + 1, np.int64)
     rank[order], rank[-1] = np.arange(len(found)), -1
     return tuple(found[i] for i in order), rank[encoded.indices.fill_null(-1).to_numpy()]
 
 
-def natural(text: str) -> tuple[Any, ...]:
+def _sort_naturally(text: str) -> tuple[Any, ...]:
     """A sort key by which "2" is before "10" and "dog 2" before "dog 10"."""
     return tuple((0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", text) if part)
 
 
-def matching_of(confusion: NDArray[np.int64], assign: Any) -> NDArray[np.int64]:
+def _match_clusters(confusion: NDArray[np.int64], assign: Any) -> NDArray[np.int64]:
     """(K,) int64 the label of each cluster under the best one-to-one map; -1 where there is none, or no image of it."""
     matching = np.full(len(confusion), -1, np.int64)
     clusters, labels = assign(-confusion)
@@ -75,7 +75,7 @@ def matching_of(confusion: NDArray[np.int64], assign: Any) -> NDArray[np.int64]:
     return matching
 
 
-def import_metrics() -> tuple[Any, Any]:
+def _import_metrics() -> tuple[Any, Any]:
     """`stdac.metrics` and scipy's assignment. Raises StdacError where scipy or scikit-learn is missing."""
     try:
         from scipy.optimize import linear_sum_assignment
@@ -89,23 +89,23 @@ def import_metrics() -> tuple[Any, Any]:
     return metrics, linear_sum_assignment
 
 
-def truth_text(truth: Truth, names: tuple[str | None, ...]) -> str:
+def describe_truth(truth: Truth, names: tuple[str | None, ...]) -> str:
     """The scores and the largest mistakes, a few lines for the terminal. names: K, None for a cluster without one."""
     lines = [
         f"against the labels of {truth.images:,} images: ACC {truth.acc:.3f}, NMI {truth.nmi:.3f}, ARI {truth.ari:.3f}"
     ]
-    for cluster, label in mistakes(truth):
+    for cluster, label in list_mistakes(truth):
         meant = truth.matching[cluster]
-        stands = "no label" if meant < 0 else one_line(truth.labels[meant])
-        name = "" if names[cluster] is None else f" ({one_line(names[cluster] or '')})"
+        stands = "no label" if meant < 0 else escape_line(truth.labels[meant])
+        name = "" if names[cluster] is None else f" ({escape_line(names[cluster] or '')})"
         lines.append(
-            f"  {truth.confusion[cluster, label]:,} of label {one_line(truth.labels[label])} "
+            f"  {truth.confusion[cluster, label]:,} of label {escape_line(truth.labels[label])} "
             f"are in cluster {cluster}{name}, which stands for {stands}"
         )
     return "\n".join(lines)
 
 
-def mistakes(truth: Truth, most: int = 3) -> list[tuple[int, int]]:
+def list_mistakes(truth: Truth, most: int = 3) -> list[tuple[int, int]]:
     """The (cluster, label) with the most images that are not matched, the largest first."""
     off = truth.confusion.copy()
     matched = np.flatnonzero(truth.matching >= 0)

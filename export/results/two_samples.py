@@ -34,7 +34,7 @@ class Difference(NamedTuple):
     @property
     def size(self) -> str:
         """The effect in a word: negligible, small, medium or large."""
-        return size_of(self.effect)
+        return measure_effect(self.effect)
 
     @property
     def notable(self) -> bool:
@@ -59,7 +59,7 @@ class Excess(NamedTuple):
         return self.p < ALPHA and self.seen >= EXCESS * self.expected
 
 
-def size_of(effect: float) -> str:
+def measure_effect(effect: float) -> str:
     """An effect in a word."""
     return next((word for least, word in SIZES if effect >= least), "negligible")
 
@@ -82,7 +82,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(raised[order.index(i)]) for i in range(len(p))]
 
 
-def corrected(tests: Sequence[Any]) -> list[Any]:
+def correct_values(tests: Sequence[Any]) -> list[Any]:
     """The tests with p values corrected by Holm; those that are None stay so."""
     p = iter(holm([test.p for test in tests if test is not None]))
     return [None if test is None else test._replace(p=next(p)) for test in tests]
@@ -98,17 +98,17 @@ def shares_test(stats: Any, counts: NDArray[np.int64]) -> Difference | None:
     n = counts.sum(1)
     if not n.all():
         return None
-    statistic = chi_squared(counts)
+    statistic = _chi_squared(counts)
     p = float(stats.chi2.sf(statistic, counts.shape[1] - 1)) if counts.shape[1] > 1 else 1.0
     if (n.min() / n.sum() * counts.sum(0)).min() < LEAST_EXPECTED:
         draw = np.random.default_rng(0).multivariate_hypergeometric(counts.sum(0), n[0], DRAWS, method="marginals")
-        drawn = chi_squared(np.stack([draw, counts.sum(0) - draw], 1))
+        drawn = _chi_squared(np.stack([draw, counts.sum(0) - draw], 1))
         p = float((1 + (drawn >= statistic * (1 - 1e-9)).sum()) / (1 + DRAWS))
     share = counts / n[:, None]
     return Difference(float(statistic), p, float(np.sqrt(((share[1] - share[0]) ** 2 / share.sum(0)).sum() / 2)))
 
 
-def chi_squared(counts: NDArray[np.int64]) -> Any:
+def _chi_squared(counts: NDArray[np.int64]) -> Any:
     """Pearson's statistic of homogeneity of tables (..., 2, K) without empty columns."""
     total = counts.sum((-2, -1), keepdims=True)
     expected = counts.sum(-1, keepdims=True) * (counts.sum(-2, keepdims=True) / total)
@@ -146,7 +146,7 @@ def ks_test(stats: Any, then: Floats, now: Floats) -> Difference | None:
     return Difference(float(result.statistic), float(result.pvalue), float(result.statistic))
 
 
-def beyond_quantile(stats: Any, then: Floats, now: Floats, tail: float) -> tuple[Mask, Excess | None]:
+def test_beyond_quantile(stats: Any, then: Floats, now: Floats, tail: float) -> tuple[Mask, Excess | None]:
     """Which values now exceed the r-th largest of the n values then, with r = tail * n rounded up.
 
     Exact for any continuous distribution: if nothing changed, the number that does among m is beta-binomial with

@@ -39,11 +39,11 @@ def find_runtime(say: Callable[[str], None]) -> Path:
 
     say: is told, in one line, before anything is fetched. Raises StdacError where that cannot be done.
     """
-    for folder in (VENDORED, cache_folder()):
+    for folder in (VENDORED, find_cache_folder()):
         if is_complete(folder):
             return folder
-    say(f"fetching {PACKAGE} {VERSION} with npm into {cache_folder()} (once, 33 MB)")
-    return install(cache_folder())
+    say(f"fetching {PACKAGE} {VERSION} with npm into {find_cache_folder()} (once, 33 MB)")
+    return install_runtime(find_cache_folder())
 
 
 def is_complete(folder: Path) -> bool:
@@ -51,7 +51,7 @@ def is_complete(folder: Path) -> bool:
     return all((folder / name).is_file() for name in FILES)
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """Where fetched files are kept for this user, after the system's custom."""
     if sys.platform == "win32":
         base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
@@ -62,7 +62,7 @@ def cache_folder() -> Path:
     return base / "stdac" / f"{PACKAGE}-{VERSION}"
 
 
-def install(folder: Path, package: Path | None = None) -> Path:
+def install_runtime(folder: Path, package: Path | None = None) -> Path:
     """Put FILES into a folder, all or none, and return it.
 
     package: the .tgz that npm provides; fetched with npm where it is None. Raises StdacError for a package with another
@@ -72,7 +72,7 @@ def install(folder: Path, package: Path | None = None) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".fetch-") as temporary:
             new = Path(temporary) / folder.name
-            extract(package or npm_pack(Path(temporary)), new)
+            _extract_package(package or _run_npm_pack(Path(temporary)), new)
             if not is_complete(folder):
                 shutil.rmtree(folder, ignore_errors=True)
                 new.rename(folder)
@@ -81,7 +81,7 @@ def install(folder: Path, package: Path | None = None) -> Path:
     return folder
 
 
-def npm_pack(folder: Path) -> Path:
+def _run_npm_pack(folder: Path) -> Path:
     """The package as npm delivers it, put into a folder. Nothing of it is run."""
     npm = shutil.which("npm")
     by_hand = f"or get {PACKAGE}-{VERSION}.tgz elsewhere and run python -m export.web fetch FILE.tgz"
@@ -103,7 +103,7 @@ def npm_pack(folder: Path) -> Path:
     return package
 
 
-def extract(package: Path, folder: Path) -> None:
+def _extract_package(package: Path, folder: Path) -> None:
     """Check the package against INTEGRITY and put FILES, compressed, into a new folder."""
     try:
         with package.open("rb") as file:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from export.web import PACKAGE, VENDORED, VERSION, cache_folder, install, is_complete
+from export.web import PACKAGE, VENDORED, VERSION, find_cache_folder, install_runtime, is_complete
 from stdac.command import Commands
 
 
@@ -21,9 +21,9 @@ def fetch(package: Path | None) -> None:
 
     It is put beside the page's files, or into the user's cache where stdac is installed read-only.
     """
-    folder = VENDORED if os.access(VENDORED.parents[1], os.W_OK) else cache_folder()
+    folder = VENDORED if os.access(VENDORED.parents[1], os.W_OK) else find_cache_folder()
     if not is_complete(folder):
-        install(folder, package)
+        install_runtime(folder, package)
     click.echo(f"{PACKAGE} {VERSION} is in {folder}")
 
 

@@ -87,21 +87,21 @@ def write_page(
     clusterer = Clusterer(model, "cpu")
     described = describe(clusterer, names)
     check_folder(folder)
-    probes = check_images(clusterer.info.shape)
+    probes = _check_images(clusterer.info.shape)
     described["scores"] = clusterer.predict(probes).scores.tolist()
-    content = {"model": model.read_bytes(), "check": probes.tobytes()} | read_runtime(find_runtime(say))
+    content = {"model": model.read_bytes(), "check": probes.tobytes()} | _read_runtime(find_runtime(say))
     try:
         (folder / "parts").mkdir(parents=True, exist_ok=True)
-        files = {name: write_parts(folder / "parts", name, data) for name, data in content.items()}
-        write_index(folder / "index.html", described | {"files": files})
-        remove_others(folder, {part for file in files.values() for part in file["parts"]})
-        written = [folder / "index.html", *parts_of(folder)]
+        files = {name: _write_parts(folder / "parts", name, data) for name, data in content.items()}
+        _write_index(folder / "index.html", described | {"files": files})
+        _remove_others(folder, {part for file in files.values() for part in file["parts"]})
+        written = [folder / "index.html", *split_parts(folder)]
         return PageSummary(written[0], len(written), sum(p.stat().st_size for p in written), clusterer.info)
     except OSError as error:
         raise explain_refusal(error, folder) from error
 
 
-def read_runtime(folder: Path) -> dict[str, bytes]:
+def _read_runtime(folder: Path) -> dict[str, bytes]:
     """The compressed program and binary of each provider, by the names that the page has for them."""
     from export.web import RUNTIMES
 
@@ -135,7 +135,7 @@ def describe(clusterer: "Clusterer", names: "Names | None") -> dict[str, Any]:
     }
 
 
-def check_images(shape: tuple[int, int, int]) -> Any:
+def _check_images(shape: tuple[int, int, int]) -> Any:
     """CHECKS images of noise, (CHECKS, C, H, W) uint8, on which the page compares itself with onnxruntime."""
     import numpy as np
 
@@ -149,7 +149,7 @@ def check_folder(folder: Path) -> None:
             return
         if not folder.is_dir():
             raise StdacError(f"cannot write {folder}: it is a file; name a folder")
-        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and not is_ours(p))
+        others = sorted(p.name for p in folder.iterdir() if not p.name.startswith(".") and not _is_ours(p))
     except OSError as error:
         raise explain_refusal(error, folder) from error
     if others:
@@ -158,7 +158,7 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def is_ours(path: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     """Whether an entry of the output folder is an index.html or a folder parts/ of an earlier page."""
     if path.name == "index.html" and path.is_file():
         with path.open("rb") as file:
@@ -167,19 +167,19 @@ def is_ours(path: Path) -> bool:
     return is_parts and all(PART_NAME.fullmatch(part.name) for part in path.iterdir())
 
 
-def parts_of(folder: Path) -> list[Path]:
+def split_parts(folder: Path) -> list[Path]:
     """The parts in a page's folder, half-written ones of a killed run too."""
     return [path for path in sorted((folder / "parts").iterdir()) if PART_NAME.fullmatch(path.name)]
 
 
-def remove_others(folder: Path, kept: Collection[str]) -> None:
+def _remove_others(folder: Path, kept: Collection[str]) -> None:
     """Remove the parts of an earlier page from its folder."""
-    for path in parts_of(folder):
+    for path in split_parts(folder):
         if path.name not in kept:
             path.unlink()
 
 
-def write_parts(folder: Path, name: str, data: bytes) -> dict[str, Any]:
+def _write_parts(folder: Path, name: str, data: bytes) -> dict[str, Any]:
     """Write bytes as scripts that hand them to the page; what the page has to know to read them again."""
     digest = sha256(data).hexdigest()[:8]
     parts = []
@@ -191,7 +191,7 @@ def write_parts(folder: Path, name: str, data: bytes) -> dict[str, Any]:
     return {"parts": parts, "bytes": len(data), "gzip": data.startswith(b"\x1f\x8b")}
 
 
-def write_index(path: Path, described: Mapping[str, Any]) -> None:
+def _write_index(path: Path, described: Mapping[str, Any]) -> None:
     """Write index.html: the template with style, scripts and the model's description in it.
 
     Its content security policy lets these scripts and those of parts/ run, and forbids every connection.
@@ -205,9 +205,9 @@ def write_index(path: Path, described: Mapping[str, Any]) -> None:
         "VERSION": escape(described["version"]),
         "RUNTIME": f"{PACKAGE} {VERSION}",
         "STYLE": style,
-        "STYLE_HASH": digest_of(style),
+        "STYLE_HASH": _hash_parts(style),
         "SCRIPT": script,
-        "SCRIPT_HASH": digest_of(script),
+        "SCRIPT_HASH": _hash_parts(script),
         "WORKER": "".join(map(read, WORKER_SCRIPTS)),
         "MODEL": json.dumps(described, ensure_ascii=False).replace("<", "\\u003c"),
     }
@@ -221,6 +221,6 @@ def read(name: str) -> str:
     return (WEB / name).read_text("utf-8")
 
 
-def digest_of(text: str) -> str:
+def _hash_parts(text: str) -> str:
     """A hash of an inline style or script, as a content security policy takes it."""
     return f"sha256-{b64encode(sha256(text.encode()).digest()).decode()}"

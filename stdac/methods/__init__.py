@@ -13,7 +13,7 @@ from stdac.methods.dec import DEC
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
-from stdac.trial import SCHEMA_VERSION, Params, Trial, earlier_values
+from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
 
 METHODS: dict[str, Method] = {
     "kmeans": KMEANS,
@@ -57,13 +57,13 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
     trial = Trial(
         method=name,
         dataset=dataset,
-        seed=read_whole_number("seed", spec.get("seed", 0), 0),
-        n_clusters=read_whole_number("n_clusters", CLASSES if k is None else k, 2),
-        epochs=method.epochs if epochs is None or not method.epochs else read_whole_number("epochs", epochs, 1),
+        seed=_read_whole_number("seed", spec.get("seed", 0), 0),
+        n_clusters=_read_whole_number("n_clusters", CLASSES if k is None else k, 2),
+        epochs=method.epochs if epochs is None or not method.epochs else _read_whole_number("epochs", epochs, 1),
         params=resolve_params(method.params, given, stored=stored).resolved(dataset),
-        limit=None if spec.get("limit") is None else read_whole_number("limit", spec["limit"], 2),
-        image_size=None if spec.get("image_size") is None else read_whole_number("image_size", spec["image_size"], 1),
-        source=read_source(spec.get("source"), name, method),
+        limit=None if spec.get("limit") is None else _read_whole_number("limit", spec["limit"], 2),
+        image_size=None if spec.get("image_size") is None else _read_whole_number("image_size", spec["image_size"], 1),
+        source=_read_source(spec.get("source"), name, method),
     )
     needs = (
         spec.get("needs", ())
@@ -73,7 +73,7 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
     return replace(trial, needs=tuple(map(str, needs)))
 
 
-def read_source(source: Any, name: str, method: Method) -> str | None:
+def _read_source(source: Any, name: str, method: Method) -> str | None:
     """The labelled data set of a trial. Raises StdacError where its method wants one and there is none, or reverse."""
     if source is None and not method.takes_source:
         return None
@@ -107,13 +107,13 @@ def fill_title(method: str, params: Mapping[str, Any]) -> str:
 
 def fill_params(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
     """A stored trial's parameters with those that were added since it was stored."""
-    return (earlier_values(METHODS[method].params) if method in METHODS else {}) | dict(params)
+    return (list_earlier_values(METHODS[method].params) if method in METHODS else {}) | dict(params)
 
 
-def tuple_params(methods: Iterable[str]) -> set[str]:
+def list_tuple_params(methods: Iterable[str]) -> set[str]:
     """The parameters of these methods that are tuples, of which a list is one value."""
     hints = [typing.get_type_hints(METHODS[name].params) for name in methods if name in METHODS]
-    return {name for kind in hints for name, hint in kind.items() if any(map(is_tuple, list_types(hint)))}
+    return {name for kind in hints for name, hint in kind.items() if any(map(_is_tuple, _list_types(hint)))}
 
 
 def resolve_params(kind: type[Params], values: Mapping[str, Any], *, stored: bool = False) -> Params:
@@ -123,59 +123,59 @@ def resolve_params(kind: type[Params], values: Mapping[str, Any], *, stored: boo
     """
     hints = typing.get_type_hints(kind)
     check_names(set(values), [f.name for f in fields(kind)], f"parameter of {kind.__name__.removesuffix('Params')}")
-    given = (earlier_values(kind) if stored else {}) | {n: check_type(n, v, hints[n]) for n, v in values.items()}
+    given = (list_earlier_values(kind) if stored else {}) | {n: _check_type(n, v, hints[n]) for n, v in values.items()}
     for f in fields(kind):
         if f.name not in given and f.default is MISSING and f.default_factory is MISSING:
             raise StdacError(f"parameter {f.name} of {kind.__name__.removesuffix('Params')} has no default: pass it")
     return kind(**given)
 
 
-def list_types(hint: Any) -> tuple[Any, ...]:
+def _list_types(hint: Any) -> tuple[Any, ...]:
     """The types that a field may have."""
     return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
-def is_tuple(hint: Any) -> bool:
+def _is_tuple(hint: Any) -> bool:
     """Whether a type is of tuples."""
     return typing.get_origin(hint) is tuple
 
 
-def check_type(name: str, value: Any, hint: Any) -> Any:
+def _check_type(name: str, value: Any, hint: Any) -> Any:
     """The value as its field's type has it. Raises StdacError naming what was expected."""
-    allowed = list_types(hint)
+    allowed = _list_types(hint)
     if value is None and types.NoneType in allowed:
         return None
     if float in allowed and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) in allowed:
         return value
-    for kind in filter(is_tuple, allowed):
+    for kind in filter(_is_tuple, allowed):
         if isinstance(value, list | tuple):
-            return check_tuple(name, value, kind)
-    expected = " or ".join(describe_type(t) for t in allowed if t is not types.NoneType)
+            return _check_tuple(name, value, kind)
+    expected = " or ".join(_describe_type(t) for t in allowed if t is not types.NoneType)
     raise StdacError(f"got {name} = {value!r}, expected {expected}")
 
 
-def check_tuple(name: str, values: Sequence[Any], kind: Any) -> tuple[Any, ...]:
+def _check_tuple(name: str, values: Sequence[Any], kind: Any) -> tuple[Any, ...]:
     """The values as tuple[int, ...] or tuple[float, float] has them. Raises StdacError naming what was expected."""
     kinds = typing.get_args(kind)
     if len(kinds) == 2 and kinds[1] is Ellipsis:
         kinds = (kinds[0],) * len(values)
     if len(kinds) != len(values):
-        raise StdacError(f"got {name} = {list(values)!r}, expected {describe_type(kind)}")
-    return tuple(check_type(name, value, hint) for value, hint in zip(values, kinds, strict=True))
+        raise StdacError(f"got {name} = {list(values)!r}, expected {_describe_type(kind)}")
+    return tuple(_check_type(name, value, hint) for value, hint in zip(values, kinds, strict=True))
 
 
-def describe_type(hint: Any) -> str:
+def _describe_type(hint: Any) -> str:
     """A field's type in a few words."""
-    if not is_tuple(hint):
+    if not _is_tuple(hint):
         return str(hint.__name__)
     kinds = typing.get_args(hint)
     many = kinds[-1] is Ellipsis
-    return f"a list of {'' if many else f'{len(kinds)} '}{describe_type(kinds[0])}"
+    return f"a list of {'' if many else f'{len(kinds)} '}{_describe_type(kinds[0])}"
 
 
-def read_whole_number(name: str, value: Any, least: int) -> int:
+def _read_whole_number(name: str, value: Any, least: int) -> int:
     """An integer of at least `least`. Raises StdacError otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise StdacError(f"got {name} = {value!r}, expected a whole number of at least {least}")

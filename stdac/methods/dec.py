@@ -8,9 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from stdac.methods.kmeans import kmeans_centres
+from stdac.methods.kmeans import find_centres
 from stdac.methods.method import Cost, Fitted, Method, Shape, Task, count_forward
-from stdac.networks import SoftAssignment, Standardize, mlp, scaled
+from stdac.networks import SoftAssignment, Standardize, mlp, scale_channels
 from stdac.train import Assignment, Trainer, phase
 from stdac.trial import Params, check_ranges
 
@@ -46,7 +46,7 @@ class DECModel(nn.Module):
     def __init__(self, k: int, pixels: int, params: DECParams) -> None:
         super().__init__()
         self.standardize = Standardize(0.0, params.scale)
-        self.encoder = mlp([pixels, *hidden(params), params.dimensions])
+        self.encoder = mlp([pixels, *list_hidden(params), params.dimensions])
         self.assign = SoftAssignment(k, params.dimensions)
 
     def scaled(self, x: Tensor) -> Tensor:
@@ -73,12 +73,12 @@ def build(k: int, shape: Shape, params: DECParams) -> DECModel:
     return DECModel(k, shape[0] * shape[1] * shape[2], params)
 
 
-def hidden(params: DECParams) -> list[int]:
+def list_hidden(params: DECParams) -> list[int]:
     """Units of the encoder's hidden layers."""
-    return [scaled(units, params.width) for units in (500, 500, 2000)]
+    return [scale_channels(units, params.width) for units in (500, 500, 2000)]
 
 
-def target_distribution(q: Tensor) -> Tensor:
+def sharpen_targets(q: Tensor) -> Tensor:
     """p (N, K) from soft assignments q (N, K): squared, over cluster frequency, rows summing to 1 (Eq. 3)."""
     weight = q.square() / q.sum(0)
     return weight / weight.sum(1, keepdim=True)
@@ -109,9 +109,11 @@ def fit(images: Tensor, k: int, params: DECParams, trainer: Trainer) -> Fitted:
     """Pre-train an autoencoder, place centres by k-means on its codes, then train encoder and centres on KL(P || Q)."""
     shape = (images.shape[1], images.shape[2], images.shape[3])
     model = build(k, shape, params).to(trainer.device)
-    decoder = mlp([params.dimensions, *reversed(hidden(params)), shape[0] * shape[1] * shape[2]]).to(trainer.device)
+    decoder = mlp([params.dimensions, *reversed(list_hidden(params)), shape[0] * shape[1] * shape[2]]).to(
+        trainer.device
+    )
     pretrain(model, decoder, images, params, trainer)
-    model.assign.centres.data.copy_(initial_centres(model, images, k, params, trainer))
+    model.assign.centres.data.copy_(_find_initial_centres(model, images, k, params, trainer))
     cluster(model, images, params, trainer)
     return Fitted(assign_softly(model, images).argmax(1), model.eval())
 
@@ -125,21 +127,21 @@ def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECPar
         for index in torch.randperm(len(images), device=images.device).split(params.batch):
             yield (images[index].float() / 255,)
 
-    loss = partial(reconstruction_loss, model, decoder)
+    loss = partial(_reconstruction_loss, model, decoder)
     phase(trainer, "pretrain", layers, optimizer, epochs=params.pretrain_epochs, batches=batches, loss=loss)
 
 
-def reconstruction_loss(model: DECModel, decoder: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _reconstruction_loss(model: DECModel, decoder: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of what the decoder makes of the codes of x (B, C, H, W) in [0, 1]."""
     reconstruction = (decoder(model.embed(x)) - model.scaled(x)).square().mean()
     return reconstruction, {"loss_reconstruction": reconstruction}
 
 
 @torch.no_grad()
-def initial_centres(model: DECModel, images: Tensor, k: int, params: DECParams, trainer: Trainer) -> Tensor:
+def _find_initial_centres(model: DECModel, images: Tensor, k: int, params: DECParams, trainer: Trainer) -> Tensor:
     """k-means on the codes of all images: (K, d)."""
     codes = torch.cat([model.embed(x.float() / 255) for x in images.split(EVAL_BATCH)])
-    return torch.from_numpy(kmeans_centres(codes.cpu().numpy(), k, trainer.seed, params.restarts))
+    return torch.from_numpy(find_centres(codes.cpu().numpy(), k, trainer.seed, params.restarts))
 
 
 @torch.no_grad()
@@ -156,7 +158,7 @@ def cluster(model: DECModel, images: Tensor, params: DECParams, trainer: Trainer
     order = torch.randperm(len(images), device=images.device)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        p = target_distribution(assign_softly(model, images))
+        p = sharpen_targets(assign_softly(model, images))
         offsets = torch.arange(params.batch, device=images.device)
         for step in range((epoch - 1) * params.update_interval, epoch * params.update_interval):
             index = order[(step * params.batch + offsets) % len(images)]
@@ -174,14 +176,14 @@ def cluster(model: DECModel, images: Tensor, params: DECParams, trainer: Trainer
         optimizer,
         epochs=trainer.epochs,
         batches=batches,
-        loss=partial(divergence_loss, model),
+        loss=partial(_divergence_loss, model),
         evaluate=evaluate,
         finished=lambda: float(previous.changed) < params.tolerance,
         main=True,
     )
 
 
-def divergence_loss(model: DECModel, x: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _divergence_loss(model: DECModel, x: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     """`clustering_loss` of images x (B, C, H, W) in [0, 1] against their targets p (B, K)."""
     divergence = clustering_loss(p, model(x))
     return divergence, {"loss_clustering": divergence}

@@ -85,7 +85,7 @@ def fit(images: Tensor, k: int, params: KMeansParams, trainer: Trainer) -> Fitte
     model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params)
     if model.project is not None and isinstance(params, PCAKMeansParams):
         pixels = project(pixels, params, model.project, trainer.seed)
-    centres = kmeans_centres(pixels, k, trainer.seed, params.restarts, params.max_iterations)
+    centres = find_centres(pixels, k, trainer.seed, params.restarts, params.max_iterations)
     model.assign.centres.zero_()
     model.assign.centres[:, : centres.shape[1]] = torch.from_numpy(centres)
     model = model.to(trainer.device).eval()
@@ -111,7 +111,7 @@ def project(pixels: NDArray[Any], params: PCAKMeansParams, layer: nn.Linear, see
     return projected
 
 
-def kmeans_centres(x: NDArray[Any], k: int, seed: int, restarts: int, max_iterations: int = 300) -> NDArray[np.float32]:
+def find_centres(x: NDArray[Any], k: int, seed: int, restarts: int, max_iterations: int = 300) -> NDArray[np.float32]:
     """Centres (K, d) float32 of the best of `restarts` k-means++ runs on x (N, d)."""
     found = KMeans(k, n_init=restarts, max_iter=max_iterations, random_state=seed).fit(x)
     centres: NDArray[np.float32] = found.cluster_centers_.astype(np.float32)

@@ -86,7 +86,7 @@ def predict_in_groups(predict: Callable[[Tensor, int], Tensor], x: Tensor, group
     return torch.cat(parts)
 
 
-def predict_features(net: nn.Module, x: Tensor, group: int) -> Tensor:
+def _predict_features(net: nn.Module, x: Tensor, group: int) -> Tensor:
     """Label features of x (B, C, H, W) with batch statistics of `group` consecutive images: (B, K)."""
     y: Tensor = net(x, group)
     return y
@@ -97,13 +97,13 @@ class CleanPass:
 
     def __init__(self, net: nn.Module, group: int, trainer: Trainer) -> None:
         self.net, self.group = net, group
-        self.compiled = trainer.compiled(partial(predict_features, net))
+        self.compiled = trainer.compiled(partial(_predict_features, net))
         self.steady: int | None = None
 
     def _predict(self, x: Tensor, group: int) -> Tensor:
         # Only the first shape is compiled: the odd sizes at the end of a pass cost less eagerly than a compilation.
         self.steady = self.steady or len(x)
-        y: Tensor = self.compiled(x, group) if len(x) == self.steady else predict_features(self.net, x, group)
+        y: Tensor = self.compiled(x, group) if len(x) == self.steady else _predict_features(self.net, x, group)
         return y
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ def pair_batches(
     `drop_last` skips a pass's shorter last batch, 1 image always.
     """
     tau = torch.tensor(threshold, device=images.device)
-    for chunk in split_order(order, macro_batch):
+    for chunk in _split_order(order, macro_batch):
         clean = standardize(images[chunk], mean)
         y_clean = clean_pass(clean)  # (M, K)
         clean_pass.net.train()
@@ -156,14 +156,14 @@ def assign_by_protocol(clean_pass: CleanPass, images: Tensor, mean: float, order
     order: (N,) int64 permutation: class-sorted batches would destroy the statistics. chunk: images a forward pass.
     """
     chunk = max(chunk // clean_pass.group, 1) * clean_pass.group
-    parts = [clean_pass(standardize(images[index], mean)) for index in split_order(order, chunk)]
+    parts = [clean_pass(standardize(images[index], mean)) for index in _split_order(order, chunk)]
     confidence, clusters = torch.cat(parts).max(1)
     of_images, sureness = torch.empty_like(clusters), torch.empty_like(confidence)
     of_images[order], sureness[order] = clusters, confidence
     return Assignment(of_images, sureness)
 
 
-def split_order(order: Tensor, chunk: int) -> list[Tensor]:
+def _split_order(order: Tensor, chunk: int) -> list[Tensor]:
     """`order` in chunks, a last chunk of one image joined to the chunk before it."""
     parts = list(order.split(chunk))
     if len(parts) > 1 and len(parts[-1]) == 1:
@@ -183,6 +183,6 @@ def count_family_work(model: nn.Module, task: Task) -> Cost:
 def calibrate_and_assign(model: nn.Module, images: Tensor) -> Tensor:
     """Fill in the population statistics from all clean images, then cluster them as deployed: (N,) int64."""
     parts = torch.randperm(len(images), device=images.device)
-    calibrate(model, (images[index].float() / 255 for index in split_order(parts, CALIBRATION_BATCH)))
+    calibrate(model, (images[index].float() / 255 for index in _split_order(parts, CALIBRATION_BATCH)))
     model.eval()
     return torch.cat([model(x.float() / 255).argmax(1) for x in images.split(CALIBRATION_BATCH)])

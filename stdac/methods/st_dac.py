@@ -95,10 +95,10 @@ class STDACParams(Params):
 
 def build(k: int, shape: Shape, params: STDACParams) -> Deployed:
     """The untrained deployed model."""
-    return Deployed(network(k, shape, params))
+    return Deployed(build_network(k, shape, params))
 
 
-def network(k: int, shape: Shape, params: STDACParams) -> STDACNet:
+def build_network(k: int, shape: Shape, params: STDACParams) -> STDACNet:
     """The untrained network."""
     assert params.dropout is not None, "resolve the parameters first"
     return STDACNet(
@@ -117,7 +117,7 @@ def fit(images: Tensor, k: int, params: STDACParams, trainer: Trainer) -> Fitted
     assert params.threshold_start is not None and params.threshold_end is not None, "resolve the parameters first"
     start, end = params.threshold_start, params.threshold_end
     mean = mean_pixel(images)
-    net = network(k, (images.shape[1], images.shape[2], images.shape[3]), params)
+    net = build_network(k, (images.shape[1], images.shape[2], images.shape[3]), params)
     model = Deployed(net)
     model.prepare(mean, trainer.device)
     optimizer = torch.optim.Adam(net.parameters(), lr=params.lr, fused=True, capturable=trainer.graphs)

@@ -26,9 +26,9 @@ from stdac.pictures.batches import (
     end_with_reason,
     escape_label,
     escape_name,
-    stat_of,
+    read_stat,
 )
-from stdac.pictures.pixels import MAX_PIXELS, as_pixels, check_pixels
+from stdac.pictures.pixels import MAX_PIXELS, check_pixels, to_pixels
 
 IDX_TYPES = {8: ">u1", 9: ">i1", 11: ">i2", 12: ">i4", 13: ">f4", 14: ">f8"}
 """What an IDX file's third byte says its values are."""
@@ -113,21 +113,21 @@ class ArrayFile:
             return None
 
     def batches(self) -> Iterator[Batch]:
-        return end_with_reason(read_batches(self.path), self.path, stat_of(self.path))
+        return end_with_reason(read_batches(self.path), self.path, read_stat(self.path))
 
 
 def read_batches(path: str) -> Iterator[Batch]:
     """The images of an array file and their labels. Raises StdacError where it cannot be read, or no further."""
-    name, stat = escape_name(path), stat_of(path)
+    name, stat = escape_name(path), read_stat(path)
     with open_array(path) as (images, labels):
         n, done = images.shape[0], 0
         while done < n:
             pixels = images.take(min(BATCH, max(1, BATCH_BYTES // images.row_bytes), n - done))
             if not len(pixels):
                 raise _cut_short_error(images, done)
-            label = label_texts(None if labels is None else labels.take(len(pixels)), len(pixels))
+            label = read_label_texts(None if labels is None else labels.take(len(pixels)), len(pixels))
             index = np.arange(done, done + len(pixels), dtype=np.int64)
-            yield Batch([name] * len(pixels), index, as_pixels(pixels, path), label, stat)
+            yield Batch([name] * len(pixels), index, to_pixels(pixels, path), label, stat)
             done += len(pixels)
         rest = StoredArray(images.file, (1,), np.dtype("u1"))
         if len(rest.take(1)):
@@ -156,7 +156,7 @@ def _cut_short_error(images: StoredArray, done: int) -> StdacError:
 
 def _check_labels(labels: StoredArray, n: int, path: str) -> None:
     """Raise StdacError for labels that are not one an image."""
-    if not are_labels(labels):
+    if not check_are_labels(labels):
         raise StdacError(
             f"{path} has labels of shape {labels.shape} and type {labels.dtype}, expected (N,) integers or text"
         )
@@ -164,12 +164,12 @@ def _check_labels(labels: StoredArray, n: int, path: str) -> None:
         raise StdacError(f"{path} has {n} images but {labels.shape[0]} labels: expected one label an image")
 
 
-def are_labels(array: StoredArray) -> bool:
+def check_are_labels(array: StoredArray) -> bool:
     """Whether an array is one of labels: (N,) integers, or texts of at most LABEL_CHARS characters."""
     return len(array.shape) == 1 and array.dtype.kind in "iubU" and 0 < array.dtype.itemsize <= 4 * LABEL_CHARS
 
 
-def label_texts(labels: NDArray[np.generic] | None, n: int) -> list[str | None]:
+def read_label_texts(labels: NDArray[np.generic] | None, n: int) -> list[str | None]:
     """The labels of n images as text, None where there are none."""
     if (
         labels is not None

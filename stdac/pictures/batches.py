@@ -110,12 +110,12 @@ def batch_items(items: Iterable[Item], name: str, stat: Stat | None) -> Iterator
         waiting.append(item)
         size += len(item.content) if isinstance(item.content, bytes) else 0
         if len(waiting) == BATCH or size >= BATCH_BYTES:
-            yield archive_batch(waiting, name, start, stat)
+            yield _make_archive_batch(waiting, name, start, stat)
             waiting, start, size = [], start + len(waiting), 0
     if waiting:
-        yield archive_batch(waiting, name, start, stat)
+        yield _make_archive_batch(waiting, name, start, stat)
     if failures:
-        raise StdacError(reason(failures[0], name)) from failures[0]
+        raise StdacError(explain_error(failures[0], name)) from failures[0]
 
 
 def catch_failure(items: Iterable[T], failures: list[Exception]) -> Iterator[T]:
@@ -126,13 +126,13 @@ def catch_failure(items: Iterable[T], failures: list[Exception]) -> Iterator[T]:
         failures.append(error)
 
 
-def archive_batch(items: list[Item], name: str, start: int, stat: Stat | None) -> Batch:
+def _make_archive_batch(items: list[Item], name: str, start: int, stat: Stat | None) -> Batch:
     """Consecutive pictures of one archive, the first of them at `start`."""
     index = np.arange(start, start + len(items), dtype=np.int64)
     return Batch([name] * len(items), index, [item.content for item in items], [item.label for item in items], stat)
 
 
-def files_batch(items: list[Item], paths: Iterable[str]) -> Batch:
+def make_files_batch(items: list[Item], paths: Iterable[str]) -> Batch:
     """A batch of picture files."""
     names = [escape_name(path) for path in paths]
     return Batch(
@@ -157,27 +157,27 @@ def end_with_reason(batches: Iterator[Batch], path: str, stat: Stat | None = Non
             n += len(batch)
             yield batch
     except Exception as error:  # noqa: BLE001  # readers raise anything on damaged files
-        yield archive_batch([Item(Unreadable(reason(error, path)), None)], name, n, stat)
+        yield _make_archive_batch([Item(Unreadable(explain_error(error, path)), None)], name, n, stat)
         return
     if not n:
-        yield archive_batch([Item(Unreadable("it holds no images"), None)], name, 0, stat)
+        yield _make_archive_batch([Item(Unreadable("it holds no images"), None)], name, 0, stat)
 
 
-def stat_of(path: str) -> Stat | None:
+def read_stat(path: str) -> Stat | None:
     """(bytes, modified_ns) of a file, None where it is not there."""
     try:
         about = os.stat(path)
     except OSError:
         return None
-    return stat_in(about)
+    return cut_stat(about)
 
 
-def stat_in(about: os.stat_result) -> Stat:
+def cut_stat(about: os.stat_result) -> Stat:
     """(bytes, modified_ns); a time that 64 bits cannot hold (before 1677, after 2262) is cut to one that they can."""
     return about.st_size, max(-MOST_NS, min(about.st_mtime_ns, MOST_NS))
 
 
-def reason(error: Exception, source: str) -> str:
+def explain_error(error: Exception, source: str) -> str:
     """Why a source could not be read, without its name in front, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from stdac.errors import StdacError
-from stdac.pictures.batches import BATCH_BYTES, Batch, Content, Stat, Unreadable, reason, stat_in, stat_of
+from stdac.pictures.batches import BATCH_BYTES, Batch, Content, Stat, Unreadable, cut_stat, explain_error, read_stat
 from stdac.pictures.child import Child, ChildDied
 from stdac.pictures.hashes import compute_fingerprints, hash_content
 from stdac.pictures.image import read_file, read_image
@@ -85,7 +85,7 @@ def decode_batch(batch: Batch, shape: tuple[int, int, int]) -> DecodedBatch:
         except MemoryError:
             raise  # the child is told to start anew
         except (StdacError, OSError, ValueError) as error:
-            errors[i] = reason(error, batch.source[i])
+            errors[i] = explain_error(error, batch.source[i])
     prints = [None if error else text for error, text in zip(errors, compute_fingerprints(images), strict=True)]
     return DecodedBatch(images, errors, hashes, prints, stats)
 
@@ -130,7 +130,7 @@ def decode_each(batch: Batch, size: tuple[int, int] | None) -> list[Pixels | Unr
             images.append(image)
             nbytes += image.nbytes
         except (StdacError, OSError, ValueError) as error:
-            images.append(Unreadable(reason(error, name)))
+            images.append(Unreadable(explain_error(error, name)))
         if nbytes >= BATCH_BYTES:
             break
     return images
@@ -143,10 +143,10 @@ def read_content(content: Content, archive: Stat | None) -> tuple[bytes, Stat | 
     if isinstance(content, Unreadable):
         raise ValueError(content.reason)
     data, about = read_file(content)
-    return data, stat_in(about)
+    return data, cut_stat(about)
 
 
-def file_stat(batch: Batch, i: int) -> Stat | None:
+def read_file_stat(batch: Batch, i: int) -> Stat | None:
     """(bytes, modified_ns) of the file that the batch's i-th image is in, None where it is in none."""
     content = batch.content[i]
-    return stat_of(content) if isinstance(content, str) else batch.stat
+    return read_stat(content) if isinstance(content, str) else batch.stat

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from stdac.errors import StdacError
-from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, escape_name, files_batch, split_items
+from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, escape_name, make_files_batch, split_items
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"})
 
@@ -73,7 +73,7 @@ class Picture:
         return 1
 
     def batches(self) -> Iterator[Batch]:
-        yield files_batch([Item(self.path, None)], [self.path])
+        yield make_files_batch([Item(self.path, None)], [self.path])
 
 
 class Survey(NamedTuple):
@@ -120,7 +120,7 @@ class Folder:
 
     def batches(self) -> Iterator[Batch]:
         for paths in split_items(walk(self.path), BATCH):
-            yield files_batch([self._item_of(path) for path in paths], [path.removesuffix("/") for path in paths])
+            yield make_files_batch([self._item_of(path) for path in paths], [path.removesuffix("/") for path in paths])
 
     def _item_of(self, path: str) -> Item:
         if path.endswith("/"):

@@ -15,7 +15,7 @@ KIND_NAMES = {
 TAR_NAMES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 
 
-def kind_of(path: str) -> str:
+def recognize_kind(path: str) -> str:
     """What a file is by its first bytes, or else by its name; "picture" where neither says.
 
     A key of `stdac.pictures.sources.KINDS`.

@@ -8,10 +8,10 @@ from io import BufferedIOBase
 from typing import cast
 
 from stdac.errors import StdacError
-from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, files_batch, reason, split_items
+from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, explain_error, make_files_batch, split_items
 from stdac.pictures.folder import SUFFIXES
 from stdac.pictures.image import check_regular
-from stdac.pictures.kinds import KIND_NAMES, kind_of
+from stdac.pictures.kinds import KIND_NAMES, recognize_kind
 
 LINE_BYTES = 1 << 16
 
@@ -35,7 +35,7 @@ class PictureList:
 
     def batches(self) -> Iterator[Batch]:
         for names in split_items(self._names(), BATCH):
-            yield files_batch([_check_listed(name) for name in names], names)
+            yield make_files_batch([_check_listed(name) for name in names], names)
 
     def _names(self) -> Iterator[str]:
         """The listed paths; what is longer than LINE_BYTES is cut."""
@@ -71,9 +71,9 @@ def _check_listed(path: str) -> Item:
     """A path of a list: a file to decode, or what is wrong with it."""
     try:
         check_regular(os.stat(path))
-        kind = "picture" if path[path.rfind(".") :].lower() in SUFFIXES else kind_of(path)
+        kind = "picture" if path[path.rfind(".") :].lower() in SUFFIXES else recognize_kind(path)
     except (OSError, ValueError, StdacError) as error:
-        return Item(Unreadable(reason(error, path)), None)
+        return Item(Unreadable(explain_error(error, path)), None)
     if kind != "picture":
         return Item(Unreadable(f"this is {KIND_NAMES[kind]}, expected a picture: name it as an INPUT of its own"), None)
     return Item(path, None)

@@ -15,8 +15,8 @@ from stdac.pictures.batches import (
     end_with_reason,
     escape_label,
     escape_name,
+    read_stat,
     refuse_large,
-    stat_of,
 )
 from stdac.pictures.child import iterate_in_child
 
@@ -41,7 +41,7 @@ class ParquetFile:
         self._columns: Columns | None = None
         try:
             ((images, columns),) = iterate_in_child(
-                "stdac.pictures.parquet:describe_parquet", path, memory_bytes=MEMORY_BYTES
+                "stdac.pictures.parquet:_describe_parquet", path, memory_bytes=MEMORY_BYTES
             )
         except StdacError:
             return  # batches() tells, in a row
@@ -54,9 +54,9 @@ class ParquetFile:
 
     def batches(self) -> Iterator[Batch]:
         batches = iterate_in_child(
-            "stdac.pictures.parquet:read_parquet", self.path, self._columns, memory_bytes=MEMORY_BYTES
+            "stdac.pictures.parquet:_read_parquet", self.path, self._columns, memory_bytes=MEMORY_BYTES
         )
-        return end_with_reason(batches, self.path, stat_of(self.path))
+        return end_with_reason(batches, self.path, read_stat(self.path))
 
 
 class Columns(NamedTuple):
@@ -67,7 +67,7 @@ class Columns(NamedTuple):
     classes: tuple[str, ...]
 
 
-def describe_parquet(path: str) -> Iterator[tuple[int, Columns | str]]:
+def _describe_parquet(path: str) -> Iterator[tuple[int, Columns | str]]:
     """How many rows a Parquet file has, and its columns, or what is wrong with them; once."""
     import pyarrow.parquet as pq
 
@@ -80,7 +80,7 @@ def describe_parquet(path: str) -> Iterator[tuple[int, Columns | str]]:
 
 def find_columns(schema: "pa.Schema") -> Columns:
     """The columns of pictures and labels, by type, by Hugging Face's description, by name. Raises StdacError."""
-    features = hugging_face_features(schema)
+    features = read_features(schema)
     image = _find_image(schema, features)
     labels = [f.name for name in LABEL_NAMES for f in schema if f.name.lower() == name and is_label(f.type)]
     described = [f.name for f in schema if is_label(f.type) and features.get(f.name, {}).get("_type") == "ClassLabel"]
@@ -105,7 +105,7 @@ def _find_image(schema: "pa.Schema", features: dict[Any, dict[str, Any]]) -> str
     )
 
 
-def hugging_face_features(schema: "pa.Schema") -> dict[Any, dict[str, Any]]:
+def read_features(schema: "pa.Schema") -> dict[Any, dict[str, Any]]:
     """What the library `datasets` notes of each column, {} where it did not write the file."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
@@ -140,9 +140,9 @@ def is_label(kind: "pa.DataType") -> bool:
     return any(is_a(kind) for is_a in (types.is_integer, types.is_boolean, types.is_string, types.is_large_string))
 
 
-def read_parquet(path: str, columns: Columns | None) -> Iterator[Batch]:
+def _read_parquet(path: str, columns: Columns | None) -> Iterator[Batch]:
     """The pictures of a Parquet file; for a process of its own. Raises whatever pyarrow does where it is damaged."""
-    return batch_items(_read_items(path, columns), escape_name(path), stat_of(path))
+    return batch_items(_read_items(path, columns), escape_name(path), read_stat(path))
 
 
 def _read_items(path: str, columns: Columns | None) -> Iterator[Item]:
@@ -160,7 +160,7 @@ def _read_items(path: str, columns: Columns | None) -> Iterator[Item]:
             for image, label in zip(images, labels, strict=True):
                 value = image.as_py()
                 yield Item(
-                    _picture_in(value["bytes"] if struct and value else value), label_text(label, columns.classes)
+                    _picture_in(value["bytes"] if struct and value else value), read_label_text(label, columns.classes)
                 )
 
 
@@ -178,7 +178,7 @@ def _picture_in(value: bytes | None) -> Content:
     return refuse_large(len(value)) or value
 
 
-def label_text(label: Any, classes: tuple[str, ...]) -> str | None:
+def read_label_text(label: Any, classes: tuple[str, ...]) -> str | None:
     """A label as text: the class's name where it has one; None for a missing one, which Hugging Face writes as -1."""
     if isinstance(label, int) and classes:
         return None if label < 0 else escape_label(classes[label]) if label < len(classes) else str(label)

@@ -12,7 +12,7 @@ MAX_PIXELS = 100_000_000
 """An image of more pixels is refused."""
 
 
-def as_pixels(images: NDArray[np.generic], source: object) -> Pixels:
+def to_pixels(images: NDArray[np.generic], source: object) -> Pixels:
     """(N, C, H, W) uint8 from (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels.
 
     uint8 is taken as it is. Raises StdacError for other shapes and types: floats have no agreed range.
@@ -25,7 +25,7 @@ def as_pixels(images: NDArray[np.generic], source: object) -> Pixels:
 
 
 def check_pixels(shape: tuple[int, ...], dtype: np.dtype[np.generic], source: object) -> None:
-    """Raise StdacError for what `as_pixels` does not take."""
+    """Raise StdacError for what `to_pixels` does not take."""
     if dtype != np.uint8:
         raise StdacError(
             f"{source} has images of type {dtype}, expected uint8 with values 0 to 255: scale and round them"

@@ -44,7 +44,7 @@ class Decoders:
 @contextmanager
 def open_decoders(function: str, workers: int | None = None) -> Iterator[Decoders]:
     """Child processes, each started when it is first needed, that run "package.module:name"; None: one a CPU."""
-    workers = workers or available_cpus()
+    workers = workers or count_cpus()
     with ExitStack() as stack:
         children = [stack.enter_context(Child(function, MEMORY_BYTES)) for _ in range(workers)]
         pool = stack.enter_context(ThreadPoolExecutor(workers))
@@ -85,7 +85,7 @@ def _map_ahead(
         yield waiting.popleft()[0].result()
 
 
-def available_cpus() -> int:
+def count_cpus() -> int:
     """Threads to use: $OMP_NUM_THREADS, as batch systems set it, else the CPUs that this process may run on."""
     wish = os.environ.get("OMP_NUM_THREADS", "")
     if wish.isdecimal() and int(wish) > 0:

@@ -8,7 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from stdac.errors import StdacError
-from stdac.pictures.batches import Batch, Content, Source, Unreadable, reason
+from stdac.pictures.batches import Batch, Content, Source, Unreadable, explain_error
 from stdac.pictures.image import read_image
 from stdac.pictures.pixels import Pixels, conform
 
@@ -29,7 +29,7 @@ def sample_images(source: Source, shape: tuple[int, int, int]) -> Pixels:
         try:
             images.append(_decode_content(content, shape))
         except StdacError as error:
-            first = first or reason(error, name)
+            first = first or explain_error(error, name)
     if not images:
         raise StdacError(f"none of the images of {source.name} could be read: {first or 'it is empty'}")
     return np.stack(images)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from stdac.errors import StdacError
 from stdac.pictures.arrays import ArrayFile
-from stdac.pictures.batches import Source, escape_name, reason
+from stdac.pictures.batches import Source, escape_name, explain_error
 from stdac.pictures.folder import Folder, Picture
-from stdac.pictures.kinds import kind_of
+from stdac.pictures.kinds import recognize_kind
 from stdac.pictures.listing import PictureList
 from stdac.pictures.parquet import ParquetFile
 from stdac.pictures.tar import TarFile
@@ -50,9 +50,9 @@ def open_path(text: str, expected: str = EXPECTED) -> Source:
     except FileNotFoundError as error:
         raise StdacError(f"{escape_name(path) or 'an empty name'} does not exist: expected {expected}") from error
     except (OSError, ValueError) as error:
-        raise StdacError(f"cannot read {escape_name(path)}: {reason(error, path)}") from error
+        raise StdacError(f"cannot read {escape_name(path)}: {explain_error(error, path)}") from error
     if stat.S_ISDIR(about.st_mode):
         return Folder(path)
     if not stat.S_ISREG(about.st_mode):
         raise StdacError(f"{escape_name(path)} is neither a file nor a folder: expected {expected}")
-    return KINDS[kind_of(path)](path)
+    return KINDS[recognize_kind(path)](path)

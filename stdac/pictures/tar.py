@@ -20,8 +20,8 @@ from stdac.pictures.batches import (
     catch_failure,
     end_with_reason,
     escape_name,
+    read_stat,
     refuse_large,
-    stat_of,
 )
 from stdac.pictures.child import iterate_in_child
 from stdac.pictures.folder import SUFFIXES
@@ -57,12 +57,12 @@ class TarFile:
 
     def batches(self) -> Iterator[Batch]:
         batches = iterate_in_child("stdac.pictures.tar:read_tar", self.path, memory_bytes=MEMORY_BYTES)
-        return end_with_reason(batches, self.path, stat_of(self.path))
+        return end_with_reason(batches, self.path, read_stat(self.path))
 
 
 def read_tar(path: str) -> Iterator[Batch]:
     """The pictures of a tar archive; for a process of its own. Raises StdacError where it is damaged, or cut short."""
-    return batch_items(_read_items(path), escape_name(path), stat_of(path))
+    return batch_items(_read_items(path), escape_name(path), read_stat(path))
 
 
 def _read_items(path: str) -> Iterator[Item]:

@@ -23,7 +23,7 @@ def read_thumbnails(
     Goes through the sources once more and decodes the wanted ones alone; those that cannot be read are left out.
     """
     keys = frozenset(wanted)
-    with open_decoders("stdac.pictures.thumbnails:thumbnail_batch", workers) as pool:
+    with open_decoders("stdac.pictures.thumbnails:make_thumbnails", workers) as pool:
         for found in pool.map(
             lambda child, batch: _thumbnails_safely(child, batch, side),
             _select_wanted(sources, keys),
@@ -43,7 +43,7 @@ def _select_wanted(sources: Sequence[Source], keys: frozenset[Key]) -> Iterator[
 
 
 def _thumbnails_safely(child: Child, batch: Batch, side: int) -> list[tuple[Key, Pixels]]:
-    """`thumbnail_batch` in a child; without the image that breaks it."""
+    """`make_thumbnails` in a child; without the image that breaks it."""
     try:
         thumbnails: list[tuple[Key, Pixels]] = child.call(batch, side, timeout_s=BATCH_TIMEOUT_S)
     except (ChildDied, MemoryError):
@@ -54,7 +54,7 @@ def _thumbnails_safely(child: Child, batch: Batch, side: int) -> list[tuple[Key,
     return thumbnails
 
 
-def thumbnail_batch(batch: Batch, side: int) -> list[tuple[Key, Pixels]]:
+def make_thumbnails(batch: Batch, side: int) -> list[tuple[Key, Pixels]]:
     """The thumbnails of a batch's images that can be read."""
     thumbnails: list[tuple[Key, Pixels]] = []
     for i, key in enumerate(zip(batch.source, batch.index.tolist(), strict=True)):

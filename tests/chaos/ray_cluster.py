@@ -12,7 +12,7 @@ from pathlib import Path
 from random import Random
 
 from cluster_jobs.local import make_import_path, read_last_line
-from cluster_jobs.ray_tune import answers
+from cluster_jobs.ray_tune import can_reach
 from tests.chaos.clusters import Cluster
 from tests.chaos.faults import ANYWHERE, Fault, Find, choose, frozen, kill_at_once, name, of_role, signalled
 from tests.chaos.processes import MARK, Process, descendants, processes
@@ -94,7 +94,7 @@ class Ray(Cluster):
         if self.simulated:
             return
         for _ in range(STARTS):
-            if not (self.lives(0) and answers(self.address)):
+            if not (self.lives(0) and can_reach(self.address)):
                 self.stop()
             if all(self.lives(number) or self.start(number) for number in range(NODES)):
                 return

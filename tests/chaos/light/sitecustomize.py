@@ -47,7 +47,7 @@ def train(trial: Any, attempt: Any, observer: Any) -> None:
     """In the place of `stdac.run.finish_attempt`."""
     import pyarrow as pa
 
-    from stdac.record import ASSIGNMENTS, metrics_table
+    from stdac.record import ASSIGNMENTS, make_metrics
     from stdac.trial import SCHEMA_VERSION
 
     began, checkpoint = time.monotonic(), newest(attempt.folder)
@@ -67,7 +67,7 @@ def train(trial: Any, attempt: Any, observer: Any) -> None:
         observer.on_score(rows[-1])
         attempt.save_checkpoint({"epoch": epoch, "state": state, "rows": rows})
     attempt.check()
-    attempt.write_table("metrics.parquet", metrics_table(rows))
+    attempt.write_table("metrics.parquet", make_metrics(rows))
     clusters = [byte % 10 for byte in bytes.fromhex(state)]
     columns: dict[str, Any] = {"index": range(len(clusters)), "cluster": clusters, "protocol_cluster": clusters}
     columns |= {"protocol_confidence": [1.0] * len(clusters), "label": clusters}
