@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from stdac import step as step_module
 from stdac.data import Dataset, load
+from stdac.dense import apply_dense
 from stdac.errors import StdacError
 from stdac.machine import Machine
 from stdac.methods import dac_star, resolve, st_dac

@@ -140,9 +140,10 @@ def launch(
     chosen = choose_backend(backend, request, slurm, loaded.slurm)
     hours = _estimate_grid(loaded, chosen.gpu, chosen.at_once) / 3600
     if hours > HOURS_TO_CONFIRM and not yes:
+        took, device = format_duration(3600 * hours), _name_device(chosen.gpu)
         click.echo(
-            f"{len(loaded.trials)} trials will take roughly {format_duration(3600 * hours)}, {chosen.at_once} at a time "
-            f"on {_name_device(chosen.gpu)}; `stdac-grid launch quick` makes a real table on two cores in a few minutes.",
+            f"{len(loaded.trials)} trials will take roughly {took}, {chosen.at_once} at a time on {device}; "
+            "`stdac-grid launch quick` makes a real table on two cores in a few minutes.",
             err=True,
         )
         click.confirm("Go on?", abort=True, err=True)
