@@ -32,8 +32,8 @@ from cluster_jobs.checks import (
 from cluster_jobs.ledger import PART, Ledger, encode_trials
 from stdac.errors import StdacError
 from stdac.files import encode_json, link_once, read_file_time
-from stdac.folder import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, LEASE_S, PROGRESS, TRIAL_JSON, format_time
-from stdac.words import escape_line, format_duration
+from stdac.folder import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, LEASE_S, PROGRESS, TRIAL_JSON
+from stdac.words import escape_line, format_duration, format_time
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.now-.+", re.DOTALL)
 SLURM_FILE = re.compile(r".*_submitted\..*|.*_result\.pkl.*|.*\.save_tmp|probe-.*", re.DOTALL)

@@ -27,7 +27,8 @@ from cluster_jobs.local import make_import_path
 from cluster_jobs.request import Request, check_keys, to_plain
 from stdac.errors import StdacError
 from stdac.files import explain_refusal, read_file_time, read_json, write_json
-from stdac.folder import LEASE_S, RENEW_S, read_namespace, read_process_start
+from stdac.folder import LEASE_S, RENEW_S
+from stdac.processes import read_namespace, read_process_start
 
 POLL_S = 0.5
 STOP_S = 40.0  # for the Ray process to end all workers, wherever they are

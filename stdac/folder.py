@@ -18,7 +18,6 @@ import traceback
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,11 @@ import pyarrow.parquet as pq
 
 from stdac.errors import StdacError
 from stdac.files import atomic_write, encode_json, link_once, read_file_time, read_json, sync_folder, write_json
+from stdac.processes import read_namespace, read_process_start
 from stdac.record import PARTS
 from stdac.results import Result
 from stdac.trial import SCHEMA_VERSION
+from stdac.words import format_time
 
 LEASE_S = float(os.environ.get("STDAC_LEASE_S", "60"))  # a lease not renewed for this long may be superseded
 RENEW_S = LEASE_S / 12
@@ -376,26 +377,3 @@ def _hash_file(path: Path) -> str:
     """The SHA-256 of a file, in hex."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def read_namespace() -> str:
-    """Names what a process id means something in: this boot of this machine, and the container we are in."""
-    words = []
-    with suppress(OSError):
-        words.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-        words.append(str(Path("/proc/self/ns/pid").readlink()))
-    return " ".join(words)
-
-
-def read_process_start(pid: int) -> int | None:
-    """When a process of this host started, in clock ticks since boot: names it together with the pid. None if gone."""
-    with suppress(OSError, IndexError, ValueError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else int(fields[19])
-    return None
-
-
-def format_time(seconds: float) -> str:
-    """A time in seconds since the epoch as UTC in ISO 8601."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

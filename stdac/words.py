@@ -1,4 +1,6 @@
-"""Numbers and names as a terminal shows them."""
+"""Numbers, times and names as a person reads them."""
+
+import time
 
 
 def escape_line(text: object) -> str:
@@ -17,3 +19,8 @@ def format_duration(seconds: float) -> str:
     if whole < 60:
         return f"{whole} s"
     return f"{whole // 60} min {whole % 60:02} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def format_time(seconds: float) -> str:
+    """A time in seconds since the epoch as UTC in ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
-from cluster_jobs.cli import main as grid_main
 from PIL import Image
-from stdac.cli import main as stdac_main
 
+from cluster_jobs.commands.grid import main as grid_main
+from cluster_jobs.commands.stdac import main as stdac_main
 from stdac.methods.st_dac import STDACParams
 from tests.test_launch import run
 
@@ -67,7 +67,7 @@ def check_refusal(code: int, output: str, said: str, place: Path) -> None:
         (
             (*TRAIN, "mnits", "--clusters", "3"),
             "unknown data set 'mnits': expected one of digits, mnist, fashion-mnist, kmnist, qmnist, usps, cifar10, "
-            "or the path of a folder of images, an .npz, .npy or IDX file",
+            "or the path of a folder of images, or an .npz, .npy, IDX, Parquet or tar file",
         ),
         (
             (*TRAIN, "digits", "--method", "dbc"),
@@ -93,7 +93,7 @@ def check_refusal(code: int, output: str, said: str, place: Path) -> None:
             "mixed holds images of mixed sizes, a.png has 28x28 pixels and b.png 20x28: pass an image size to bring "
             "all to one (--image-size 28)",
         ),
-        ((*TRAIN, "broken", "--clusters", "2"), "broken/b.png: not a readable image"),
+        ((*TRAIN, "broken", "--clusters", "2"), "cannot read broken/b.png: not a readable image; repair or remove it"),
         (
             (*TRAIN, "lengths.npz", "--clusters", "2"),
             "lengths.npz has 5 images but 4 labels: expected one label an image",

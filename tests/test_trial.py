@@ -71,7 +71,7 @@ def test_presets_follow_the_released_code_and_the_text() -> None:
         (
             {"dataset": "mnist", "sed": 2},
             "unknown trial key 'sed': expected one of method, dataset, seed, n_clusters, epochs, params, limit, "
-            "image_size",
+            "image_size, source",
         ),
         ({"dataset": "mnist", "params": {"stn": 4}}, "got stn = 4, expected one of 0, 1, 2, 3"),
         ({"dataset": "mnist", "params": {"stn": "two"}}, "got stn = 'two', expected int"),

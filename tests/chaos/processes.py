@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from stdac.folder import read_process_start
+from stdac.processes import read_process_start
 
 MARK = "STDAC_CHAOS"  # in the environment of all that a round starts: the round's run folder
 
