@@ -81,8 +81,8 @@ class Planned(Mapping[str, dict[str, Any]]):
 class Ledger:
     """The run folder at `path`. Any number of processes may have one open: it remembers only what is final, and little.
 
-    pause_after: for who looks through this ledger, a trial is "paused" that would wait and whose checkpoint holds so
-    many epochs: nothing is to be done for it.
+    pause_after: trials are to stop after this epoch of their main phase. A trial whose checkpoint has reached it is
+    "paused" in this ledger, where it would else be "waiting".
     """
 
     def __init__(self, path: Path, pause_after: int | None = None) -> None:

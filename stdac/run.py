@@ -47,7 +47,8 @@ class Scorer:
         self.trial, self.truth, self.device = trial, dataset.labels, device
         self.attempt, self.observer, self.fingerprint = attempt, observer or Observer(), fingerprint
         self.rows: list[dict[str, Any]] = []
-        self.saved, self._next_save = 0, 0.0  # the epoch that is safe; when saving is cheap enough again
+        self.saved = 0  # the last epoch of the main phase that a checkpoint holds
+        self._next_save = 0.0  # before this time a checkpoint would cost more than SAVING_SHARE
         self.protocol: Assignment | None = None
 
     def score(

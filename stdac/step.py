@@ -15,7 +15,7 @@ from stdac.errors import StdacError
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 Capture = Callable[[Callable[[], None]], Callable[[], None]]
-"""Takes what launches kernels, returns what launches the same again at once."""
+"""Given a function that launches kernels one by one, returns a function that launches all of them in one call."""
 
 PRECISIONS = ("float32", "tf32", "bfloat16")
 """What a trial multiplies with. float32: IEEE everywhere. tf32: matrix products and convolutions of a GPU round their
@@ -23,9 +23,9 @@ inputs to 10 bits (the same as float32 on a CPU). bfloat16: autocast of the netw
 rest. What places pixels (augmentation, the transformers' grids) and what compares images (cosines) is float32 in all.
 """
 
-ARCHITECTURES = 64  # that a process compiles one function for before it runs further ones eagerly
+ARCHITECTURES = 64  # a process compiles a function for so many architectures; further ones run uncompiled
 WARM_UP = 3  # steps of a shape before it is captured: compilation, cuDNN's search, the optimiser's state
-SHAPES = 4  # graphs held; mini-batches of further shapes are launched kernel by kernel
+SHAPES = 4  # so many mini-batch shapes have a graph each; steps of other shapes run without a graph
 
 
 def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,8 +77,8 @@ def set_precision(precision: str) -> Iterator[None]:
 class TrainingStep:
     """Takes one optimiser step a call and adds up what the loss logs, without waiting for the device.
 
-    loss: mini-batch -> (0-d loss, 0-d tensors to log). Where a tensor of a mini-batch is the same object as the last
-    time, its content must be the same too.
+    loss: mini-batch -> (0-d loss, 0-d tensors to log). A tensor may be part of several mini-batches; it must not be
+    changed in between, since a step need not copy it again.
     """
 
     def __init__(self, loss: Loss, optimizer: torch.optim.Optimizer) -> None:

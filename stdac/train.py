@@ -129,10 +129,11 @@ def phase(
     """Train for `epochs` epochs, or resume where the checkpoint stands; scores and a checkpoint after every epoch.
 
     name: of the phase, as its rows have it, free but unique in the method. state: every parameter and buffer that must
-    survive a restart. batches(epoch) yields the arguments of `loss`, the first as long as the mini-batch; the loss, a
-    module-level function or a partial of one, returns the scalar to minimise and 0-d tensors to log, averaged over the
-    epoch, named loss_… or term_…; what the generator does after a `yield` happens after that step, and it never changes
-    in place what it has yielded. evaluate(epoch) clusters all images; it also runs before the first epoch, as epoch 0.
+    survive a restart. batches(epoch) yields one mini-batch after another: the arguments of `loss`, of which the first
+    has the length of the mini-batch. Tensors that were yielded are not changed afterwards. A step is taken before the
+    generator goes on, so that it may use the updated network. loss: a module-level function, or a partial of one; it
+    returns the scalar to minimise and 0-d tensors to log, named loss_… or term_…, which are averaged over the epoch.
+    evaluate(epoch) clusters all images; it also runs before the first epoch, as epoch 0.
     finished() ends the phase early after an epoch. main: whether this is the phase that the trial's epochs, curves and
     last scores are of: one of a method's phases is, and it evaluates.
 
@@ -210,7 +211,7 @@ def restore(saved: dict[str, Any], state: nn.Module, optimizer: torch.optim.Opti
     """Put back what `capture` took."""
     state.load_state_dict(saved["state"])
     if saved["optimizer"] is not None:
-        groups = [  # whether steps are captured is this machine's affair, not the checkpoint's
+        groups = [  # "capturable" depends on this machine (CUDA graphs), not on the one that wrote the checkpoint
             group | {key: ours[key] for key in ("capturable",) if key in ours}
             for group, ours in zip(saved["optimizer"]["param_groups"], optimizer.param_groups, strict=True)
         ]

@@ -119,7 +119,8 @@ def batch_items(items: Iterable[Item], name: str, stat: Stat | None) -> Iterator
 
 
 def catch_failure(items: Iterable[T], failures: list[Exception]) -> Iterator[T]:
-    """The items; what they raise ends them, and is kept for after what has to be done with those before."""
+    """The items. An error while reading them ends the iteration and is added to `failures`, so that the caller can
+    first finish with the items before it."""
     try:
         yield from items
     except Exception as error:  # noqa: BLE001  # readers raise anything on damaged files
@@ -150,7 +151,8 @@ def refuse_large(size: int) -> Unreadable | None:
 
 
 def end_with_reason(batches: Iterator[Batch], path: str, stat: Stat | None = None) -> Iterator[Batch]:
-    """The batches of one file or data set; an Unreadable one at the next index where it breaks, or holds no images."""
+    """The batches of one file or data set. Where reading breaks off, or there are no images, one more batch of a single
+    Unreadable says so, at the index of the image that is missing."""
     name, n = escape_name(path), 0
     try:
         for batch in batches:

@@ -32,7 +32,10 @@ class DecodedBatch(NamedTuple):
 
 
 def decode_safely(child: Child, batch: Batch, shape: tuple[int, int, int]) -> DecodedBatch:
-    """`decode_batch` in a child, or here where the pixels need no work; what breaks the child is its image's error."""
+    """`decode_batch` in a child process; in this one where the pixels are there already.
+
+    Where the child crashes or hangs, each image is decoded alone, and the one that breaks the child is Unreadable.
+    """
     if isinstance(batch.content, np.ndarray) and batch.content.shape[1:] == shape:
         return decode_batch(batch, shape)
     try:

@@ -21,7 +21,7 @@ MAX_BYTES = 1 << 28
 """A picture of more bytes, or of more than MAX_PIXELS pixels, is refused before it is decoded."""
 
 ROOM = 4
-"""How many times the wanted size leaves the last resize room to be precise."""
+"""Fast, coarse shrinking stops at this many times the wanted size; the last, exact resize does the rest."""
 
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
