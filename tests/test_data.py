@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import pickle
 import struct
@@ -199,7 +200,7 @@ def test_a_broken_picture_is_named(tmp_path: Path, content: bytes | None) -> Non
     save_picture(tmp_path / "a.png")
     whole = (tmp_path / "a.png").read_bytes()
     (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(StdacError, match=r"/broken\.png: not a readable image$"):
+    with pytest.raises(StdacError, match=r"cannot read .*/broken\.png: not a readable image; repair or remove it$"):
         load(str(tmp_path))
 
 
@@ -265,55 +266,56 @@ PARQUET = parquet(image=[PICTURE], label=["a"])
 OBJECTS = np.array([{"a": 1}], dtype=object)
 NOISE = np.random.default_rng(0).integers(0, 256, (9, 16, 16), dtype=np.uint8)
 BAD_FILES = {
-    "cut.idx": (idx(IMAGES)[:-1], "cut short"),
-    "header-cut.idx": (idx(IMAGES)[:7], "cut short"),
-    "too-long.idx": (idx(IMAGES) + b"0", "damaged"),
-    "huge.idx": (b"\0\0\x08\x03" + b"\xff" * 12, "at most 100,000,000"),
-    "255-dimensions.idx": (b"\0\0\x08\xff" + b"\0" * 1020, "not an IDX"),
-    "no-dimension.idx": (b"\0\0\x08\0\1", "not an IDX"),
-    "no-images.idx": (b"\0\0\x08\x03" + b"\0" * 12, "no images"),
-    "text.txt": (b"hello", "not an IDX"),
-    "empty.idx": (b"", "not an IDX"),
-    "labels.idx": (idx(LABELS), "shape"),
-    "floats.idx": (idx(IMAGES.astype(">f4"), 13), "expected uint8"),
-    "cut.idx.gz": (gzip.compress(idx(IMAGES))[:-9], "end-of-stream"),
-    "damaged.idx.gz": (flipped(gzip.compress(idx(NOISE)), 16), "gz"),
-    "not-gzip.gz": (b"hello", "not a plain NumPy file, nor IDX"),
-    "cut.npz": (npz(images=NOISE)[:-30], "not a zip file"),
-    "damaged.npz": (flipped(npz(images=NOISE), 400), "damaged"),
-    "text.npz": (b"hello", "not a plain NumPy file"),
-    "empty.npz": (b"", "not a plain NumPy file"),
-    "objects.npz": (npz(images=OBJECTS), "type object, expected images"),
-    "pickle.npy": (pickle.dumps(IMAGES), "not a plain NumPy file"),
-    "other-names.npz": (npz(pictures=IMAGES), "holds pictures, expected an array named images"),
-    "fewer-labels.npz": (npz(images=IMAGES, labels=LABELS[:4]), "5 images but 4 labels"),
-    "wide-labels.npz": (npz(images=IMAGES, labels=np.eye(5, dtype=int)), "labels of shape"),
-    "float-labels.npz": (npz(images=IMAGES, labels=LABELS / 2), "type float64"),
-    "cut.npy": (npy(IMAGES)[:-5], "cut short or damaged: 4 of its 5 images"),
-    "huge.npy": (npy(IMAGES).replace(b"(5, 8, 6), }        ", b"(5000000000000,8,6)}"), "more memory than there is"),
-    "beyond-64-bits.npy": (npy(IMAGES).replace(b"(5, 8, 6), }" + b" " * 14, b"(%d,8,6)}" % 2**61), "more memory"),
-    "floats.npy": (npy(IMAGES / 255), "expected uint8"),
-    "one-image.npy": (npy(IMAGES[0]), "shape"),
-    "five-channels.npy": (npy(np.zeros((4, 8, 8, 5), np.uint8)), "shape"),
-    "no-images.npy": (npy(IMAGES[:0]), "no images"),
-    "no-array.npz": (zipped({"images": b"text", "y.npy": npy(LABELS)}), "holds y, expected an array named images"),
-    "cut.parquet": (PARQUET[:-5], "Parquet"),
-    "no-pictures.parquet": (parquet(label=["a"]), "holds no images"),
-    "no-pictures.tar": (tar({"a.txt": b"a"}), "holds no images"),
-    "cut.tar": (tar({"a.png": PICTURE, "b.png": PICTURE})[:1700], "cut short"),
-    "broken-picture.tar": (tar({"a.png": PICTURE, "b.png": b"hello"}), "image 1: not a readable image; repair"),
-    "one.png": (PICTURE, "one picture, expected a data set of many: name the folder"),
+    "cut.idx": idx(IMAGES)[:-1],
+    "header-cut.idx": idx(IMAGES)[:7],
+    "too-long.idx": idx(IMAGES) + b"0",
+    "huge.idx": b"\x00\x00\x08\x03" + b"\xff" * 12,
+    "255-dimensions.idx": b"\x00\x00\x08\xff" + b"\x00" * 1020,
+    "no-dimension.idx": b"\x00\x00\x08\x00\x01",
+    "no-images.idx": b"\x00\x00\x08\x03" + b"\x00" * 12,
+    "text.txt": b"hello",
+    "empty.idx": b"",
+    "labels.idx": idx(LABELS),
+    "floats.idx": idx(IMAGES.astype(">f4"), 13),
+    "cut.idx.gz": gzip.compress(idx(IMAGES))[:-9],
+    "damaged.idx.gz": flipped(gzip.compress(idx(NOISE)), 16),
+    "not-gzip.gz": b"hello",
+    "cut.npz": npz(images=NOISE)[:-30],
+    "damaged.npz": flipped(npz(images=NOISE), 400),
+    "text.npz": b"hello",
+    "empty.npz": b"",
+    "objects.npz": npz(images=OBJECTS),
+    "pickle.npy": pickle.dumps(IMAGES),
+    "other-names.npz": npz(pictures=IMAGES),
+    "fewer-labels.npz": npz(images=IMAGES, labels=LABELS[:4]),
+    "wide-labels.npz": npz(images=IMAGES, labels=np.eye(5, dtype=int)),
+    "float-labels.npz": npz(images=IMAGES, labels=LABELS / 2),
+    "cut.npy": npy(IMAGES)[:-5],
+    "huge.npy": npy(IMAGES).replace(b"(5, 8, 6), }        ", b"(5000000000000,8,6)}"),
+    "beyond-64-bits.npy": npy(IMAGES).replace(b"(5, 8, 6), }" + b" " * 14, b"(%d,8,6)}" % 2**61),
+    "floats.npy": npy(IMAGES / 255),
+    "one-image.npy": npy(IMAGES[0]),
+    "five-channels.npy": npy(np.zeros((4, 8, 8, 5), np.uint8)),
+    "no-images.npy": npy(IMAGES[:0]),
+    "no-array.npz": zipped({"images": b"text", "y.npy": npy(LABELS)}),
+    "cut.parquet": PARQUET[:-5],
+    "no-pictures.parquet": parquet(label=["a"]),
+    "no-pictures.tar": tar({"a.txt": b"a"}),
+    "cut.tar": tar({"a.png": PICTURE, "b.png": PICTURE})[:1700],
+    "broken-picture.tar": tar({"a.png": PICTURE, "b.png": b"hello"}),
+    "one.png": PICTURE,
 }
+SENTENCES = json.loads((Path(__file__).parent / "frozen" / "bad_files.json").read_text())
+"""How the sentence about each begins, {} being its path; where a library gives the reason, up to that."""
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
 def test_a_bad_file_is_told_in_one_sentence(tmp_path: Path, name: str) -> None:
-    content, message = BAD_FILES[name]
     path = tmp_path / name
-    path.write_bytes(content)
+    path.write_bytes(BAD_FILES[name])
     with pytest.raises(StdacError) as caught:
         load(str(path))
-    assert str(caught.value).startswith(f"{path}{message}") and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(SENTENCES[name].format(path)) and "\n" not in str(caught.value)
 
 
 class Bomb:
@@ -331,7 +333,8 @@ def test_nothing_is_ever_unpickled(tmp_path: Path, name: str) -> None:
     bombs = np.array([Bomb(tmp_path / "exploded")], dtype=object)
     content = {"hostile.npy": npy, "hostile.npz": lambda a: npz(images=a), "pickle.npy": pickle.dumps}[name](bombs)
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(StdacError, match=f"{name} is not a plain NumPy file: "):
+    said = "is not a plain NumPy file, nor IDX" if name == "pickle.npy" else "type object, expected images"
+    with pytest.raises(StdacError, match=f"{name}.*{said}"):
         load(str(tmp_path / name))
     assert not (tmp_path / "exploded").exists()
 

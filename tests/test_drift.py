@@ -14,7 +14,7 @@ from scipy import stats
 
 from export.results.drift import OUTLIERS, Drift, compare, write_outliers
 from export.results.drift_text import describe_drift
-from export.results.two_samples import holm, ks_test, newcombe, share_changes, shares_test, test_beyond_quantile
+from export.results.two_samples import compare_beyond_quantile, holm, ks_test, newcombe, share_changes, shares_test
 from stdac.errors import StdacError
 
 K = 5
@@ -89,14 +89,14 @@ def test_holm_is_the_one_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize(("n", "tail", "chance"), [(1, 0.01, 1 / 2), (99, 0.01, 1 / 100), (99, 0.02, 2 / 100)])
 def test_the_chance_of_a_new_value_beyond_the_largest_is_that_of_its_rank(n: int, tail: float, chance: float) -> None:
-    beyond, excess = test_beyond_quantile(stats, np.arange(n, dtype=float), np.array([1000.0]), tail)
+    beyond, excess = compare_beyond_quantile(stats, np.arange(n, dtype=float), np.array([1000.0]), tail)
     assert excess is not None and beyond.all()
     assert (excess.expected, excess.seen, excess.p) == pytest.approx((chance, 1, chance))
 
 
 def test_values_that_are_not_numbers_count_on_neither_side() -> None:
     then, now = np.array([1.0, np.nan, np.inf]), np.array([2.0, np.nan])
-    beyond, excess = test_beyond_quantile(stats, then, now, 0.01)
+    beyond, excess = compare_beyond_quantile(stats, then, now, 0.01)
     assert excess is not None and excess.threshold == 1.0
     assert beyond.tolist() == [True, False] and excess.p == 0.5
 
@@ -124,7 +124,7 @@ def test_share_intervals_hold_together_as_often_as_they_say() -> None:
 @pytest.mark.parametrize(("n", "m"), [(3000, 400), (50, 300)])
 def test_outliers_of_the_same_distribution_raise_no_more_alarms_than_alpha_says(n: int, m: int) -> None:
     rng = np.random.default_rng(n)
-    excesses = [test_beyond_quantile(stats, rng.normal(size=n), rng.normal(size=m), 0.01)[1] for _ in range(400)]
+    excesses = [compare_beyond_quantile(stats, rng.normal(size=n), rng.normal(size=m), 0.01)[1] for _ in range(400)]
     assert rate([excess.p < 0.05 for excess in excesses if excess is not None]) < 0.085
     seen = np.mean([excess.seen for excess in excesses if excess is not None])
     assert seen == pytest.approx(excesses[0].expected, rel=0.2)  # type: ignore[union-attr]

@@ -205,14 +205,14 @@ def test_a_worker_that_is_told_to_leave_loses_no_epoch_where_checkpoints_are_lef
     trial, ledger = resolve(small("st-dac", epochs=5, params={"stn": 0})), Ledger(tmp_path)
     ledger.plan([trial], "")
     worker = Worker(tmp_path, Options("cpu", 1))
-    look_up = worker.look_up
+    on_progress = worker.on_progress
 
     def told(progress: Progress) -> None:
         if (progress.epoch, progress.step) == step:
             worker.leave(0, None)
-        look_up(progress)
+        on_progress(progress)
 
-    worker.look_up = told  # type: ignore[method-assign]
+    worker.on_progress = told  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         worker.work()
     assert ledger.status(trial.id).detail == ({"epoch": saved, "epochs": 5} if saved else {})

@@ -197,4 +197,5 @@ def test_local_workers_wait_for_a_need_and_survive_its_death(toys: Path, tmp_pat
     assert set(ledger.states().values()) == {"done"}
     undisturbed = plan(tmp_path / "toys")
     work(undisturbed)
+    undisturbed.collect()
     assert outcome(ledger.path) == outcome(undisturbed.path)

@@ -54,7 +54,7 @@ def test_any_other_k_is_one_sentence(text: str) -> None:
 
 def test_the_error_of_agreement_is_the_jackknife_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {(0, 1): 0.1, (0, 2): 0.2, (1, 2): 0.6}
-    monkeypatch.setattr(analysis.k_study, "agreement", lambda a, b: found[int(a[0]), int(b[0])])
+    monkeypatch.setattr(analysis.k_study, "measure_agreement", lambda a, b: found[int(a[0]), int(b[0])])
     clusters = [np.array([seed]) for seed in range(3)]
     # leaving out a seed leaves one pair: .6, .2, .1, of mean .3 and variance (.09 + .01 + .04) / 3
     assert estimate_error(clusters) == pytest.approx((2 * 0.14 / 3) ** 0.5)
@@ -125,9 +125,7 @@ def test_one_k_is_no_curve() -> None:
 
 
 def test_methods_without_confidence_and_trials_of_one_cluster_leave_gaps(tmp_path: Path) -> None:
-    curves = [
-        curve(k, 0.5 + k / 100, 0.1)._replace(confidence=(), measure_silhouette=(float("nan"),) * 3) for k in (2, 3, 4)
-    ]
+    curves = [curve(k, 0.5 + k / 100, 0.1)._replace(confidence=(), silhouette=(float("nan"),) * 3) for k in (2, 3, 4)]
     found = suggest(curves)
     rows = describe_study(curves, found).splitlines()[2:5]
     assert [row.split()[5:7] for row in rows] == [["-", "-"]] * 3

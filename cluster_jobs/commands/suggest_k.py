@@ -195,7 +195,7 @@ def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Back
     from stdac.words import format_duration
 
     ledger = Ledger(run)
-    left = [trial for trial in grid.trials if ledger.status(trial.id).state != "done"]
+    left = [trial for trial in grid.trials if ledger.folder(trial.id).done() is None]  # planned or not yet
     seconds = sum(estimate(trial, images, backend.gpu) for trial in left) / max(1, min(backend.at_once, len(left)))
     click.echo(_plan_text(grid, images, run), err=True)
     if left:

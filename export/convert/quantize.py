@@ -20,8 +20,8 @@ LIGHT = 0.01
 def quantize(proto: Any, images: Pixels) -> Any:
     """A copy of an ONNX model whose convolutions and dense layers compute in int8 on a CPU; inputs and outputs stay.
 
-    QuantizeLinear and DequantizeLinear around each layer: activations uint8, weights int8 with a scale a channel. What
-    makes a sampling grid, the last layer and light ones stay float32.
+    QuantizeLinear and DequantizeLinear around each layer: activations and weights uint8, the latter with a scale a
+    channel. What makes a sampling grid, the last layer and light ones stay float32.
     proto: float32. images: (N, C, H, W) uint8 from which the activations' ranges are taken. Raises StdacError where
     there is nothing to quantise, or onnxruntime is not installed.
     """
@@ -43,7 +43,7 @@ def quantize(proto: Any, images: Pixels) -> Any:
             op_types_to_quantize=QUANTIZED,
             per_channel=True,
             activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
+            weight_type=QuantType.QUInt8,  # x86 without VNNI adds products of uint8 and int8 in 16 bits, too few
             nodes_to_exclude=sorted(kept),
         )
         quantized = onnx.load(path)

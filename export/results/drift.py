@@ -27,13 +27,13 @@ from export.results.two_samples import (
     Excess,
     Floats,
     Mask,
+    compare_beyond_quantile,
     correct_values,
     import_stats,
     ks_test,
     measure_effect,
     share_changes,
     shares_test,
-    test_beyond_quantile,
 )
 from stdac.errors import StdacError
 from stdac.files import atomic_write
@@ -221,7 +221,7 @@ def _find_scattered(values: NDArray[Any], chosen: Mask, rest: Any) -> NDArray[An
 
 def _find_low_confidences(stats: Any, then: Floats, now: Floats) -> tuple[Mask, Excess | None]:
     """Which confidences now are below the LOW_CONFIDENCE quantile of then, and whether they are too many."""
-    beyond, excess = test_beyond_quantile(stats, -then, -now, LOW_CONFIDENCE)
+    beyond, excess = compare_beyond_quantile(stats, -then, -now, LOW_CONFIDENCE)
     return beyond, None if excess is None else excess._replace(threshold=-excess.threshold)
 
 
@@ -240,7 +240,7 @@ def _find_far_embeddings(stats: Any, then: Rows, now: Rows, k: int) -> tuple[Flo
         mean /= count[:, None]
         before = measure_distances(then, mean) * (count / (count - 1))[then.cluster]
     after = measure_distances(now, mean)
-    return after, *test_beyond_quantile(stats, before, after, FAR)
+    return after, *compare_beyond_quantile(stats, before, after, FAR)
 
 
 def _find_embedding_size(path: Path) -> int:

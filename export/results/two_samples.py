@@ -146,7 +146,7 @@ def ks_test(stats: Any, then: Floats, now: Floats) -> Difference | None:
     return Difference(float(result.statistic), float(result.pvalue), float(result.statistic))
 
 
-def test_beyond_quantile(stats: Any, then: Floats, now: Floats, tail: float) -> tuple[Mask, Excess | None]:
+def compare_beyond_quantile(stats: Any, then: Floats, now: Floats, tail: float) -> tuple[Mask, Excess | None]:
     """Which values now exceed the r-th largest of the n values then, with r = tail * n rounded up.
 
     Exact for any continuous distribution: if nothing changed, the number that does among m is beta-binomial with
