@@ -48,6 +48,7 @@ def toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def plan(folder: Path) -> Ledger:
     """The run folder of GRID."""
+    folder.mkdir(exist_ok=True)
     (folder / "grid.toml").write_text(GRID)
     grid = load_grid(str(folder / "grid.toml"))
     ledger = Ledger(folder / "run")
@@ -182,20 +183,33 @@ def test_stdac_train_runs_what_is_needed_first(toys: Path, tmp_path: Path) -> No
     assert CliRunner().invoke(main, words).output.count("already done") == 2
 
 
-def test_local_workers_wait_for_a_need_and_survive_its_death(toys: Path, tmp_path: Path) -> None:
-    """Both workers' processes are killed while the needed trials run; the others start when those are done."""
+def check_backend(folder: Path, toys: Path, *words: str) -> None:
+    """A launch whose needed trials fail; then one that tries again, and of which a needed trial's worker is killed."""
+    ledger = Ledger(folder / "run")
+    (toys / "broken").touch()
+    with launched(folder, toys, *words) as driver:
+        _, said = driver.communicate(timeout=400)
+        assert driver.returncode == 1 and "6 trials failed" in said, said
+    assert {s.detail["reason"].partition(":")[0] for s in ledger.statuses()} == {"the toy is broken", "not run"}
+    (toys / "broken").unlink()
+    for path in toys.glob("begun-*"):
+        path.unlink()
     (toys / "wait").touch()
-    with launched(tmp_path, toys, "--backend", "local", "--workers", "2") as driver:
-        ledger = Ledger(tmp_path / "run")
+    with launched(folder, toys, *words) as driver:
         wait_for(lambda: len(list(toys.glob("begun-*"))) == 2)
-        assert ledger.count("blocked") == 4
-        for lease in [ledger.folder(t).lease(1) for t, state in ledger.states().items() if state == "running"]:
-            os.kill(lease["pid"], 9)
-        wait_for(lambda: len(list(toys.glob("begun-*"))) == 4)
+        assert ledger.count("running") == 2 and ledger.count("blocked") == 4
+        running = next(t for t, state in ledger.states().items() if state == "running")
+        os.kill(ledger.folder(running).holder()["pid"], 9)
+        wait_for(lambda: len(list(toys.glob("begun-*"))) == 3)
         (toys / "wait").unlink()
-        assert driver.wait(200) == 0, driver.stderr and driver.stderr.read()
+        _, said = driver.communicate(timeout=400)
+        assert driver.returncode == 0, said
     assert set(ledger.states().values()) == {"done"}
-    undisturbed = plan(tmp_path / "toys")
+    undisturbed = plan(folder / "undisturbed")
     work(undisturbed)
     undisturbed.collect()
     assert outcome(ledger.path) == outcome(undisturbed.path)
+
+
+def test_local_workers_wait_for_a_need_and_survive_its_failure_and_death(toys: Path, tmp_path: Path) -> None:
+    check_backend(tmp_path, toys, "--backend", "local", "--workers", "2")

@@ -17,6 +17,9 @@ from cluster_jobs.ledger import Ledger
 from tests.chaos.processes import MARK, Process, descendants, processes
 from tests.cluster.conftest import wait_for
 from tests.test_launch import command, outcome, run
+from tests.test_needs import check_backend, toys
+
+__all__ = ["toys"]  # a fixture
 
 pytest.importorskip("ray.tune", reason="Ray is not installed")
 pytestmark = [
@@ -336,3 +339,7 @@ def allocation(folder: Path) -> Iterator[subprocess.Popen[str]]:
     finally:
         job.terminate()
         job.wait(60)
+
+
+def test_trials_that_need_others_wait_for_them_and_survive_their_failure_and_death(tmp_path: Path, toys: Path) -> None:
+    check_backend(tmp_path, toys, "--backend", "ray", "--simulate", "--nodes", "4")

@@ -13,6 +13,9 @@ from cluster_jobs.ledger import Ledger
 from cluster_jobs.slurm_queue import find_ends, list_jobs, name_jobs
 from tests.cluster.conftest import Lab, wait_for, with_and_without_accounting
 from tests.test_launch import command, outcome, run
+from tests.test_needs import check_backend, toys
+
+__all__ = ["toys"]  # a fixture
 
 pytestmark = pytest.mark.cluster
 
@@ -263,3 +266,9 @@ def test_thousands_of_trials_go_through_a_small_queue(slurm: Lab, tmp_path: Path
     assert not slurm.accounting or "SLURM accepts 62 of 1001 jobs" in said
     assert len(outcome(tmp_path / "run")["rows"]) == 2 * 5000
     wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
+
+
+def test_trials_that_need_others_wait_for_them_and_survive_their_failure_and_death(
+    slurm: Lab, tmp_path: Path, toys: Path
+) -> None:
+    check_backend(tmp_path, toys, *LAUNCH[5:])
