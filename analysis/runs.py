@@ -30,6 +30,9 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
     path: a run folder, the folder of one trial, a folder with a collected metrics.parquet, or such a file. unfinished:
     also the rows so far of trials that are not finished, from their checkpoints. Raises StdacError where it is none of
     these, there are no such rows, or they are of another schema version.
+
+    >>> read_metrics(Path("one")).select(["method", "phase", "main"]).to_pylist()[0]
+    {'method': 'kmeans', 'phase': 'cluster', 'main': True}
     """
     collected = path if path.is_file() else path / "metrics.parquet"
     folders = [] if path.is_file() else list_trial_folders(path)

@@ -29,12 +29,15 @@ def list_presets() -> list[str]:
 def load_grid(name: str) -> Grid:
     """Read a preset or a TOML file and expand it.
 
-    The file has `[defaults]`, perhaps `[slurm]` (see `cluster_jobs.slurm.settings`), and any number of `[[trials]]`
+    The file has `[defaults]`, perhaps `[slurm]` (see `cluster_jobs.slurm`), and any number of `[[trials]]`
     blocks with the keys of a Trial; `params` is a table of the method's hyperparameters. A list is an axis: a block is
     the product of its axes; of a parameter that is a tuple a list is one value, and a list of lists an axis.
     `seeds = 10` is short for `seed = [0, ..., 9]`. Equal trials are kept once, in the order of the file, each after
     those that it needs, which are added. Raises StdacError for an unknown preset (the known ones are named), a file
     that is not TOML, or a trial that `stdac.methods.resolve` refuses.
+
+    >>> [trial.params.stn for trial in load_grid("quick").trials if trial.method == "st-dac"]
+    [0, 1, 2, 3, 0, 1, 2, 3]
     """
     from stdac.methods import add_needs, resolve
 

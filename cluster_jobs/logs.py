@@ -58,12 +58,14 @@ def _read_sections(ledger: Ledger, trial_id: str, *, wait: bool) -> Iterator[str
     while True:
         state = ledger.status(trial_id).state
         idle = state == "waiting" and (not wait or ledger.cancelled())
+        # what the newest attempt has said since the last look; an attempt that took over begins a section of its own
         for number in folder.leases():
             if section is None or number > section.number:
                 yield from section.close() if section is not None else ()
                 section = Section(ledger, trial_id, number)
             if number == section.number:
                 yield from section.read_lines()
+        # whether there is more to come: a worker's last words may follow the end of its trial
         if state in ("done", "failed"):
             deadline = deadline or time.monotonic() + LAST_WORDS_S
         heard = deadline is not None and (section is None or section.ended or time.monotonic() > deadline)

@@ -89,6 +89,7 @@ def submit_array(run: Path, asked: Settings, node: "Node", tasks: int, say: Call
     folder = make_log_folder(run)
     probe = f"probe-{uuid.uuid4().hex[:12]}"
     (folder / probe).touch()
+    # ask for as many tasks as SLURM accepts
     wanted = tasks
     while True:
         process = subprocess.run(
@@ -109,6 +110,8 @@ def submit_array(run: Path, asked: Settings, node: "Node", tasks: int, say: Call
         tasks //= 2
     if tasks < wanted:
         say(f"SLURM accepts {tasks} of {wanted} jobs at a time (a submit limit): these do all the work")
+
+    # leave each task what it is to run; whole files, as a task may start before all are written
     array = process.stdout.strip().split(";")[0]
     ids = [f"{array}_{index}" for index in range(tasks)]
     delayed = DelayedSubmission(node)

@@ -92,6 +92,7 @@ class Worker(Observer):
         from stdac.methods import resolve
         from stdac.run import run_trial
 
+        # `on_claim` begins a section of the log; without one the trial was another worker's
         folder, options, began = self.ledger.folder(trial_id), self.options, time.monotonic()
         ending = "stopped: its worker was told to leave"
         self._section = ""

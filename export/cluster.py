@@ -266,12 +266,16 @@ def _find_new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schem
     if not decoded:
         return schema.empty_table()
     images, errors, content_hash, fingerprint, stat = merge_decoded(decoded)
+
+    # clusters, and the second best of each image
     prediction, embedding = clusterer.predict_and_embed(images)
     cluster, confidence, scores = prediction
     n = np.arange(len(cluster))
     others = scores.copy()
     others[n, cluster] = -1
     second = others.argmax(1)
+
+    # images that could not be decoded, or whose scores are not numbers, have an error in place of a cluster
     blank: NDArray[np.bool_] = ~np.isfinite(scores.sum(1))
     errors = [error or (NO_SCORE if none else None) for error, none in zip(errors, blank.tolist(), strict=True)]
     bad = np.array([error is not None for error in errors])

@@ -39,6 +39,9 @@ class Clusterer:
     says which it is. shares_cpus: leave the CPUs to others while it waits, at some cost for single images. `info` is
     the file's metadata, `sha256` its digest in hex. Raises StdacError for a file that is not ours and a provider that
     does not come up.
+
+    >>> Clusterer("model.onnx").predict(np.zeros((2, 28, 28), np.uint8)).cluster.shape
+    (2,)
     """
 
     def __init__(self, path: str | os.PathLike[str], provider: str = "auto", *, shares_cpus: bool = False) -> None:

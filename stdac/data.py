@@ -59,6 +59,9 @@ def load(
 
     data_dir: where torchvision keeps its downloads; default $STDAC_DATA, else ~/.cache/stdac. image_size: resize to
     that side. limit: a fixed random subset of that many images. Raises StdacError for what cannot be loaded.
+
+    >>> load("digits", limit=100).images.shape
+    (100, 1, 28, 28)
     """
     size = None if image_size is None else (image_size, image_size)
     dataset = _load_all(name, data_dir or find_data_dir(), size)

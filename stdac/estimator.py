@@ -52,6 +52,10 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
 
     After `fit`: labels_ (N,) int64 in [0, K), history_ (a dict for every epoch, epoch 0 untrained), n_iter_,
     n_features_in_ (H*W*C), image_shape_ (H, W, C), value_range_, model_ (torch module on the last device used).
+
+    >>> from sklearn.datasets import load_digits
+    >>> STDAC(n_clusters=10, epochs=1, width=0.05, random_state=0).fit_predict(load_digits().images[:100]).shape
+    (100,)
     """
 
     def __init__(

@@ -55,6 +55,10 @@ def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
 
     Raises StdacError for a file that is missing, cut short, not ours, or holds anything but tensors and plain values
     (which is never unpickled).
+
+    >>> model, config = load_model(next(Path("one").rglob("model.pt")))
+    >>> config.shape
+    (1, 28, 28)
     """
     if not path.is_file():
         raise StdacError(f"there is no model file {path}: expected the model.pt of a finished trial")

@@ -138,6 +138,11 @@ def run_trial(
     keep: "all" or "metrics" (no model, assignments or figures' data). needed: the results of the trials that this one
     needs, in their order. Returns False where there was nothing to do: the trial is done, or another process is at it.
     Raises what made the trial fail, after writing error.txt; DiskFull, which is no trial's fault, leaves none.
+
+    >>> from stdac.methods import resolve
+    >>> trial = resolve({"dataset": "digits", "method": "kmeans", "limit": 100})
+    >>> run_trial(trial, TrialFolder(Path("one") / "trials" / trial.id))
+    True
     """
     machine, observer = machine or Machine(), observer or Observer()
     folder.create(trial.to_json())

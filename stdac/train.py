@@ -140,6 +140,7 @@ def phase(
     What follows a phase may rely on `state` and the random generators alone: stopped anywhere and resumed equals
     uninterrupted. Raises StdacError when the loss is no longer finite.
     """
+    # where to begin: at the first epoch, or after the last one of the checkpoint
     trainer.begin(name, main)
     if main and evaluate is None:
         raise StdacError(f"the main phase {name!r} has no evaluate: expected a function that clusters all images")

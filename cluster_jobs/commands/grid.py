@@ -133,6 +133,7 @@ def launch(
     from cluster_jobs.request import Options, Request
     from stdac.words import format_duration
 
+    # what is asked for, who runs it, and what that will take
     loaded = load_grid(grid)
     ledger = Ledger((out or Path("runs") / loaded.name).resolve(), pause_after)
     options = Options(device, None, _resolve_path(data_dir), keep, pause_after)
@@ -147,6 +148,8 @@ def launch(
             err=True,
         )
         click.confirm("Go on?", abort=True, err=True)
+
+    # write it down; failures and an earlier cancellation are forgotten
     vanished = ledger.plan(loaded.trials, loaded.text)
     ledger.resume()
     if vanished:
@@ -155,6 +158,8 @@ def launch(
         click.echo(f"trying {trial_id} again, which had failed", err=True)
     who = f"backend {chosen.name} ({chosen.why}), {chosen.at_once} at a time"
     click.echo(f"{len(loaded.trials)} trials in {ledger.path}, {who}", err=True)
+
+    # run it
     del loaded  # of thousands of trials the driver needs no more than the ledger's ids
     if detach:
         chosen.detach()

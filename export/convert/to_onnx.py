@@ -64,6 +64,9 @@ def export_model(
     labels: (N,) int64 ground truth of these, to score with and nothing else. names: K cluster names to store, or none.
     Raises StdacError, and writes nothing, for a file that is not a model of ours, weights that are not finite, names
     that do not fit, an unwritable target, a precision that does not suit the model, or a disagreement with torch.
+
+    >>> export_model(next(Path("one").rglob("model.pt")), Path("model.onnx")).info.k
+    10
     """
     if precision not in PRECISIONS:
         raise StdacError(f"got precision {precision!r}, expected one of {', '.join(PRECISIONS)}")

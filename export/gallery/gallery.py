@@ -109,14 +109,19 @@ def write_gallery(
     million rows need some 500 MB. Raises StdacError for a table that is not of this model, or a page that cannot be
     written.
     """
+    # which rows are copies of each other, exactly or nearly, and which are worth a picture
     file = open_table(clusters)
     columns = read_columns(file, k)
     exact = _find_exact(columns, k)
     candidates = _find_near(columns, exact.first)
     views = choose(columns, k, exact.first)
+
+    # their thumbnails, by which near duplicates are told from pictures that are alike in outline only
     always = np.unique(np.concatenate([*(rows for view in views for rows in view), *exact.groups]))
     thumbnails = fetch(pictures, file, np.union1d(always, candidates.pairs))
     near = Near(candidates, join(_find_alike_pairs(candidates.pairs, thumbnails)))
+
+    # sheets of the thumbnails that are shown, and all the page knows of the rows
     near_shown = _show_near(near.groups, columns.cluster, k)
     shown = np.union1d(always, np.array([row for groups in near_shown for group in groups for row in group], np.int64))
     sheets = _make_sheets(shown, columns.cluster, thumbnails, views)

@@ -178,12 +178,15 @@ def judge_differences(
     stats: Any, new: Path, then: Rows, now: Rows, known: int, matching: Matching | None, k: int
 ) -> Drift:
     """All tests of the rows `then` against the rows `now`."""
+    # over all clusters: four tests, corrected together
     counts = np.stack([np.bincount(rows.cluster, minlength=k) for rows in (then, now)])
     totals = np.stack([np.bincount(rows.cluster, rows.confidence, minlength=k) for rows in (then, now)])
     low_rows, low_confidence = _find_low_confidences(stats, then.confidence, now.confidence)
     distance, far_rows, far = _find_far_embeddings(stats, then, now, k)
     overall = (shares_test(stats, counts), ks_test(stats, then.confidence, now.confidence), low_confidence, far)
     shares, confidence, low_confidence, far = correct_values(overall)
+
+    # within each cluster
     by_cluster = [ks_test(stats, *(rows.confidence[rows.cluster == i] for rows in (then, now))) for i in range(k)]
     change, low, high = share_changes(counts)
     with np.errstate(invalid="ignore"):

@@ -41,6 +41,7 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
     >>> resolve({"dataset": "mnist", "params": {"stn": 1}}).params.stn
     1
     """
+    # what must be right before anything else can be read
     stored = "schema_version" in spec
     if stored and spec["schema_version"] != SCHEMA_VERSION:
         raise StdacError(f"got a trial of schema version {spec['schema_version']}, this stdac reads {SCHEMA_VERSION}")
@@ -52,6 +53,8 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
     k = spec.get("n_clusters")
     if k is None and dataset not in NAMES:
         raise StdacError(f"the number of clusters of {dataset} is not known: pass n_clusters (--clusters)")
+
+    # every field with its default, then what follows from all of them
     method = METHODS[name]
     epochs, given = spec.get("epochs"), spec.get("params") or {}
     trial = Trial(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stdac.augment import AUGMENTATIONS, augment
 from stdac.errors import StdacError
-from stdac.methods.method import Cost, Fitted, Method, Shape, Task
+from stdac.methods.method import Fitted, Method, Shape
 from stdac.methods.pairwise import (
     CleanPass,
     Deployed,
@@ -119,18 +119,13 @@ def loss(
     return pair, {"loss_pair": pair, "positive_fraction": positive, "threshold": tau}
 
 
-def count_work(task: Task) -> Cost:
-    """What a trial computes: see `count_family_work`."""
-    return count_family_work(build(task.k, task.shape, task.params), task)
-
-
 DAC_STAR = Method(
     title="DAC*",
     params=DACStarParams,
     build=build,
     fit=fit,
     epochs=20,
-    cost=count_work,
+    cost=partial(count_family_work, build),
     colours={"DAC*": "#444444"},
     small={"width": 0.25, "macro_batch": 500},
     readings=("precision",),

@@ -6,12 +6,13 @@ two images are a positive pair where the cosine of their label features exceeds 
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stdac.methods.method import Cost, Task, count_forward
+from stdac.methods.method import Cost, Shape, Task, count_forward
 from stdac.networks import Standardize, calibrate
 from stdac.train import Assignment, Trainer
 
@@ -171,12 +172,12 @@ def _split_order(order: Tensor, chunk: int) -> list[Tensor]:
     return parts
 
 
-def count_family_work(model: nn.Module, task: Task) -> Cost:
-    """What a trial of the family computes: each image three forward passes' worth a training pass (one forward, two
-    back), one in the clean pass, one in the evaluation."""
+def count_family_work(build: Callable[[int, Shape, Any], nn.Module], task: Task) -> Cost:
+    """What a trial of the family computes, whose model `build` makes: each image three forward passes' worth a training
+    pass (one forward, two back), one in the clean pass, one in the evaluation."""
+    forward, passes = count_forward(build(task.k, task.shape, task.params), task.shape), task.params.passes
     images = float(task.n * task.epochs)
-    steps = images * task.params.passes / task.params.batch
-    return Cost(count_forward(model, task.shape) * images * (3 * task.params.passes + 2), steps=steps)
+    return Cost(forward * images * (3 * passes + 2), steps=images * passes / task.params.batch)
 
 
 @torch.no_grad()

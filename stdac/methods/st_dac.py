@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stdac.augment import AUGMENTATIONS, augment
 from stdac.errors import StdacError
-from stdac.methods.method import Cost, Fitted, Method, Shape, Task
+from stdac.methods.method import Fitted, Method, Shape
 from stdac.methods.pairwise import (
     CleanPass,
     Deployed,
@@ -116,6 +116,8 @@ def fit(images: Tensor, k: int, params: STDACParams, trainer: Trainer) -> Fitted
     """Label a macro-batch, take Adam steps on its augmented mini-batches; the threshold falls from epoch to epoch."""
     assert params.threshold_start is not None and params.threshold_end is not None, "resolve the parameters first"
     start, end = params.threshold_start, params.threshold_end
+
+    # the network, and what survives a restart
     mean = mean_pixel(images)
     net = build_network(k, (images.shape[1], images.shape[2], images.shape[3]), params)
     model = Deployed(net)
@@ -173,7 +175,7 @@ def loss(
 
 def pair_loss(y: Tensor, r: Tensor, kind: str) -> Tensor:
     """Binary cross-entropy ("bce") or squared error ("mse") of the cosines of label features y (B, K) against pair
-    labels r (B, B), mean over pairs."""
+    targets r (B, B), mean over pairs."""
     s = compare_all(normalize(y))
     if kind == "mse":
         return (s - r).square().mean()
@@ -250,18 +252,13 @@ class StnTrace(nn.Module):
         return {name: getattr(self, buffer).cpu().numpy() for name, buffer in names.items()}
 
 
-def count_work(task: Task) -> Cost:
-    """What a trial computes: see `count_family_work`."""
-    return count_family_work(build(task.k, task.shape, task.params), task)
-
-
 ST_DAC = Method(
     title="ST-DAC, {stn} STN",
     params=STDACParams,
     build=build,
     fit=fit,
     epochs=10,
-    cost=count_work,
+    cost=partial(count_family_work, build),
     colours={
         "ST-DAC, 0 STN": "#0072B2",
         "ST-DAC, 1 STN": "#D55E00",
