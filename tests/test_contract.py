@@ -1,7 +1,10 @@
 """What the contract promises to whoever adds a method: one new file and one line in METHODS are enough."""
 
 import json
+import os
+import shutil
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,10 @@ from analysis.cells import make_cells
 from analysis.runs import concat_rows, read_main_rows, read_metrics, read_rows
 from cluster_jobs.commands.grid import main as stdac_grid
 from cluster_jobs.commands.stdac import main as stdac
-from cluster_jobs.grid import expand
+from cluster_jobs.grid import expand, load_grid
+from cluster_jobs.ledger import Ledger
+from cluster_jobs.request import Options
+from cluster_jobs.worker import Worker
 from stdac.data import Dataset, load
 from stdac.errors import StdacError
 from stdac.folder import TrialFolder
@@ -70,10 +76,6 @@ def test_a_new_method_is_planned_shown_and_reported(tmp_path: Path) -> None:
         '[[trials]]\nmethod = "kmeans"\ndataset = "digits"\nlimit = 100\n')  # fmt: skip
     planned = call(stdac_grid, "plan", grid)
     assert "toy hidden=[16, 8] on digits, K 10, seed 0" in planned and "5 trials" in planned
-    from cluster_jobs.grid import load_grid
-    from cluster_jobs.ledger import Ledger
-    from cluster_jobs.worker import Options, Worker
-
     run, loaded = tmp_path / "run", load_grid(str(grid))
     Ledger(run).plan(loaded.trials, loaded.text)
     Worker(run, Options("cpu", 1)).work()
@@ -105,7 +107,6 @@ def test_a_new_method_resumes_bit_for_bit(phase_name: str, epoch: int, new_folde
 
 
 def fit_toy(fitting: Callable[..., Fitted], monkeypatch: pytest.MonkeyPatch) -> Fitted:
-    from dataclasses import replace
 
     monkeypatch.setitem(METHODS, "toy", replace(TOY, fit=fitting))
     trial, dataset = resolve(SPEC), load("digits", limit=200)
@@ -255,7 +256,6 @@ def test_a_reader_needs_the_core(name: str) -> None:
 
 
 def test_ids_survive_a_new_parameter(monkeypatch: pytest.MonkeyPatch) -> None:
-    from dataclasses import dataclass, replace
 
     @dataclass(frozen=True)
     class Later(ToyParams):
@@ -290,7 +290,6 @@ def test_parameters_may_be_tuples() -> None:
 def test_a_labelled_source_is_handed_over_and_covered_by_the_fingerprint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, new_folder: Folders
 ) -> None:
-    from dataclasses import replace
 
     digits = load("digits", limit=60)
     assert digits.labels is not None
@@ -327,7 +326,6 @@ def test_a_labelled_source_is_handed_over_and_covered_by_the_fingerprint(
 
 
 def test_noise_is_a_share_of_its_own(monkeypatch: pytest.MonkeyPatch, new_folder: Folders) -> None:
-    from dataclasses import replace
 
     def fitting(images: Any, _k: int, _params: Any, _trainer: Trainer) -> Fitted:
         return Fitted(torch.arange(len(images)) % 4 - 1)
@@ -340,3 +338,19 @@ def test_noise_is_a_share_of_its_own(monkeypatch: pytest.MonkeyPatch, new_folder
     assert pq.read_table(path / "assignments.parquet")["cluster"].to_pylist()[:4] == [-1, 0, 1, 2]
     assert not (path / "model.pt").exists()
     assert isinstance(load("digits", limit=5), Dataset)
+
+
+def test_a_run_folder_of_the_version_before_is_continued_to_its_end(tmp_path: Path) -> None:
+    """One trial stands after its first epoch, as 0.1 left it; the other was not begun."""
+    shutil.copytree(REPOSITORY / "tests" / "frozen" / "run-0.1", tmp_path / "run")
+    ledger = Ledger(tmp_path / "run")
+    begun, other = ledger.ids()
+    os.utime(ledger.folder(begun).lease_path(1), (0, 0))  # given back; git keeps no times
+    (checkpoint,) = ledger.folder(begun).checkpoints()
+    before = torch.load(checkpoint, weights_only=True)["rows"]
+    Worker(ledger.path, Options("cpu", 1)).work()
+    assert ledger.states() == {begun: "done", other: "done"}
+    rows = read_main_rows(ledger.folder(begun).result() / "metrics.parquet")
+    assert [row["epoch"] for row in rows] == [0, 1, 2]
+    assert [{name: row[name] for name in old} for row, old in zip(rows, before, strict=False)] == before
+    assert len(read_metrics(ledger.path)) == 8
