@@ -22,7 +22,7 @@ from analysis.runs import ROWS, concat_rows, read_main_rows, read_trial
 from stdac.errors import StdacError
 from stdac.files import atomic_write, link_once, read_file_time, read_json
 from stdac.folder import PROGRESS, TrialFolder
-from stdac.results import Result
+from stdac.results import Result, take_result
 from stdac.trial import SCHEMA_VERSION, Trial, write_canonical
 
 State = Literal["done", "running", "failed", "waiting", "blocked", "paused"]
@@ -150,7 +150,7 @@ class Ledger:
 
     def result(self, trial_id: str) -> Result:
         """What a done trial hands to those that need it. Raises StdacError where it is not done."""
-        return self.folder(trial_id).hand_over()
+        return take_result(self.folder(trial_id))
 
     def trials(self) -> Planned:
         """The planned trials, as they are now. Raises StdacError as `ids` does."""

@@ -28,7 +28,6 @@ from stdac.errors import StdacError
 from stdac.files import atomic_write, encode_json, link_once, read_file_time, read_json, sync_folder, write_json
 from stdac.processes import read_namespace, read_process_start
 from stdac.record import PARTS
-from stdac.results import Result
 from stdac.trial import SCHEMA_VERSION
 from stdac.words import format_time
 
@@ -118,13 +117,6 @@ class TrialFolder:
         """The folder of the attempt that done.json names, or None."""
         done = self.done()
         return None if done is None else self.attempt_path(done["attempt"])
-
-    def hand_over(self) -> Result:
-        """The result for trials that need it. Raises StdacError where the trial is not done."""
-        done = self.done()
-        if done is None:
-            raise StdacError(f"trial {self.path.name} is not done: those that need it have to wait")
-        return Result(self.trial(), self.attempt_path(done["attempt"]), str(done.get("fingerprint", "")))
 
     def error(self) -> str | None:
         """error.txt of the last failed attempt, or None."""

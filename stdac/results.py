@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
+from stdac.folder import TrialFolder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -49,3 +50,11 @@ class Result:
                 f"a needed trial has no {path} that can be read: delete its folder and launch again"
             ) from error
         return column
+
+
+def take_result(folder: TrialFolder) -> Result:
+    """The result of a trial, for those that need it. Raises StdacError where it is not done."""
+    done = folder.done()
+    if done is None:
+        raise StdacError(f"trial {folder.path.name} is not done: those that need it have to wait")
+    return Result(folder.trial(), folder.attempt_path(done["attempt"]), str(done.get("fingerprint", "")))

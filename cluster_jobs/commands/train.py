@@ -76,6 +76,7 @@ def _train_one(
     """Run one trial in OUT, or go on with it. Raises StdacError where another process is at it, or a trial that it
     needs is not among the results."""
     from stdac.folder import TrialFolder
+    from stdac.results import take_result
     from stdac.run import run_trial
 
     missing = [needed for needed in trial.needs if needed not in results]
@@ -85,12 +86,11 @@ def _train_one(
     needed = [results[needed] for needed in trial.needs]
     with TrainDisplay() as display:
         ran = run_trial(trial, folder, machine=machine, data_dir=data_dir, needed=needed, observer=display)
-    done = folder.done()
-    if done is None:
+    if folder.done() is None:
         raise StdacError(f"{folder.path} is being written by another process: wait for it, or choose another --out")
     if not ran:
         click.echo("already done: nothing to do", err=True)
-    return folder.hand_over()
+    return take_result(folder)
 
 
 class TrainDisplay(Observer):
