@@ -277,11 +277,14 @@ class Examination:
             yield Finding(folder, what, why, "delete them; the logs stay", partial(_remove, *paths))
 
     def _is_over(self) -> bool:
-        """Whether every planned trial is done or failed."""
-        folders = [self.run / "trials" / trial_id for trial_id in self.plan]
-        return self.plan_is_whole and all(
-            (folder / DONE_JSON).exists() or (folder / ERROR_TXT).exists() for folder in folders
-        )
+        """Whether every planned trial is done or failed, if only because one that it needs has."""
+        over: set[str] = set()
+        for trial_id, trial in self.plan.items():  # each after those that it needs
+            folder, needs = self.run / "trials" / trial_id, trial.get("needs", ())
+            ended = (folder / DONE_JSON).exists() or (folder / ERROR_TXT).exists()
+            if ended or any(n in over and not (self.run / "trials" / n / DONE_JSON).exists() for n in needs):
+                over.add(trial_id)
+        return self.plan_is_whole and len(over) == len(self.plan)
 
     # what all of these use
 

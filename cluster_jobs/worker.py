@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cluster_jobs.display import Labels
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.request import Options
 from stdac.errors import DiskFull, StdacError
@@ -45,6 +46,7 @@ class Worker(Observer):
         self.leaving = False
         self.safe = True  # whether nothing would be lost by leaving now
         self._section = ""  # of the log: the attempt that runs
+        self._label = Labels(())
         self._looked = time.monotonic()
 
     def work(self) -> None:
@@ -77,6 +79,7 @@ class Worker(Observer):
         """What was planned under that id; read again once another launch has added trials."""
         if trial_id not in self.planned:
             self.planned = self.ledger.trials()
+            self._label = Labels(self.planned.values())
         return self.planned[trial_id]
 
     def has_to_wait(self) -> bool:
@@ -125,13 +128,11 @@ class Worker(Observer):
 
     def on_claim(self, attempt: "Attempt") -> None:
         """Begin the attempt's section of the log."""
-        from cluster_jobs.display import Labels
-
         trial_id, lease = attempt.folder.path.name, attempt.folder.lease(attempt.number)
         self.safe = True
         self._section = f"trial {trial_id} attempt {attempt.number}"
-        label = Labels(self.planned.values())
-        say(f"{self._section} on {lease['host']} at {lease['began']}: {label(self.trial(trial_id))}")
+        trial = self.trial(trial_id)
+        say(f"{self._section} on {lease['host']} at {lease['began']}: {self._label(trial)}")
 
     def on_score(self, row: Mapping[str, Any]) -> None:
         """Log it."""
