@@ -89,6 +89,17 @@ def test_a_new_method_is_planned_shown_and_reported(tmp_path: Path) -> None:
     assert read_metrics(run).num_rows == len(collected)
 
 
+def test_a_new_method_suggests_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its workers are processes, which sitecustomize tells of the method."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests" / "toys" / "path"))
+    monkeypatch.setenv("STDAC_TOYS", str(tmp_path))
+    run = tmp_path / "study"
+    words = ("--k", "2,3", "--limit", 60, "--epochs", 1, "--method", "toy", "--device", "cpu", "--out", run)
+    said = call(stdac, "suggest-k", "digits", *words)
+    assert "toy, 1 epochs, at 2 numbers of clusters from 2 to 3, 3 seeds each" in said
+    assert (run / "suggest-k.png").exists() and set(Ledger(run).states().values()) == {"done"}
+
+
 @pytest.mark.parametrize(("phase_name", "epoch"), [("warm-up", 2), ("warm-up", 3), ("refine", 1), ("refine", 2)])
 def test_a_new_method_resumes_bit_for_bit(phase_name: str, epoch: int, new_folder: Folders) -> None:
     def cut(progress: Progress) -> None:
