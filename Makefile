@@ -4,7 +4,7 @@ BIN := .venv/bin
 RUN := runs/quick
 # Processes that test: more than two cores have, as those that start a cluster mostly wait for it. A file is one's, with
 # its fixtures: there can be one SLURM at a time. (Under pytest 9.2, pytest-xdist 3.8 overlooks its own mark xdist_group.)
-TESTERS ?= 4
+TESTERS ?= 5
 
 .PHONY: demo test test-slow test-cluster chaos web graph lint lint-pages lock clean
 

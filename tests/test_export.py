@@ -226,7 +226,7 @@ def test_int8_quantises_all_but_what_makes_coordinates_and_the_last_layer(
     types = {t.name: t.data_type for t in graph.initializer}
     large = {t.name for t in graph.initializer if len(t.dims) > 1 and t.data_type == TensorProto.FLOAT}
     assert {name.split(".")[2] for name in large} == {"stn1", "stn2", "dense2"}
-    small = {name for name, kind in types.items() if kind == TensorProto.INT8}
+    small = {name for name, kind in types.items() if kind == TensorProto.UINT8}
     assert {"conv1", "conv2", "conv3", "dense1"} <= {name.split(".")[2] for name in small if name.startswith("model.")}
 
 
