@@ -23,6 +23,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,10 @@ from PIL import Image
 from cluster_jobs.ledger import TRIALS
 from export.results.drift import OUTLIERS
 from export.results.rows import CLUSTERS
+from stdac.data import load
+from stdac.errors import StdacError
 from stdac.methods import METHODS, resolve
+from stdac.pictures.sources import KINDS
 from stdac.run import run_trial
 from tests.conftest import CPU
 
@@ -202,15 +206,39 @@ def test_the_blocks_of_a_page_run(page: Path, outcomes: dict[Path, "Future[None]
     outcomes[page].result()
 
 
-def test_the_example_of_a_method_trains(tmp_path: Path, new_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    block = next(block for block in BLOCKS if block.what == "stdac/methods/online_kmeans.py")
-    line = next(block.text for block in blocks_of(block.page) if block.text.startswith('"online-kmeans"'))
-    (tmp_path / "online_kmeans.py").write_text(block.text)
-    spec = importlib.util.spec_from_file_location("online_kmeans", tmp_path / "online_kmeans.py")
+def import_example(path: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The module that a page shows, as it stands there."""
+    name = Path(path).stem
+    block = next(block for block in BLOCKS if block.what == path)
+    (folder / f"{name}.py").write_text(block.text)
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "online_kmeans", module)
+    monkeypatch.setitem(sys.modules, name, module)
     spec.loader.exec_module(module)
+    return module
+
+
+def test_the_example_of_an_input_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_example("stdac/pictures/listfile.py", tmp_path, monkeypatch)
+    monkeypatch.setitem(KINDS, "list", module.ListFile)
+    monkeypatch.setattr("stdac.pictures.sources.recognize_kind", lambda _path: "list")
+    for i in range(3):
+        Image.fromarray(np.full((8, 8), 40 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "some.list").write_text("2.png\n\n0.png\n")
+    assert load(str(tmp_path / "some.list")).images[:, 0, 0, 0].tolist() == [80, 0]
+    (tmp_path / "some.list").write_text("2.png\nmissing.png\n")
+    with pytest.raises(StdacError, match=r"missing.png: No such file or directory; repair or remove it"):
+        load(str(tmp_path / "some.list"))
+    (tmp_path / "some.list").write_text("")
+    with pytest.raises(StdacError, match=r"cannot read .*some.list: it holds no images"):
+        load(str(tmp_path / "some.list"))
+
+
+def test_the_example_of_a_method_trains(tmp_path: Path, new_folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = next(block.page for block in BLOCKS if block.what == "stdac/methods/online_kmeans.py")
+    line = next(block.text for block in blocks_of(page) if block.text.startswith('"online-kmeans"'))
+    module = import_example("stdac/methods/online_kmeans.py", tmp_path, monkeypatch)
     for name, method in eval(f"{{{line}}}", vars(module)).items():
         monkeypatch.setitem(METHODS, name, method)
     trial = resolve({"method": "online-kmeans", "dataset": "digits", "limit": 300, "epochs": 3})
