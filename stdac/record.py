@@ -118,8 +118,8 @@ def conform_metrics(table: pa.Table) -> pa.Table:
     more = sorted(name for name in names if name not in METRICS.names and OPEN.fullmatch(name))
     schema = pa.schema([*METRICS, *((name, pa.float64()) for name in more)])
     columns = {f.name: table[f.name] if f.name in names else pa.nulls(len(table), f.type) for f in schema}
-    columns["main"] = pc.coalesce(columns["main"], pc.equal(table["phase"], FIRST_MAIN))
     try:
+        columns["main"] = pc.coalesce(columns["main"], pc.equal(table["phase"], FIRST_MAIN))
         return pa.table(columns).cast(schema)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+    except (pa.ArrowException, TypeError) as error:
         raise StdacError(f"it has values of another type ({str(error).splitlines()[0]})") from error

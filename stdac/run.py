@@ -219,7 +219,7 @@ def _combine_fingerprints(dataset: Dataset, source: Dataset | None) -> str:
     """What a trial's data are known by: the images, and the images and labels of its source."""
     if source is None:
         return dataset.fingerprint
-    assert source.labels is not None, "load_source has seen to it"
+    assert source.labels is not None, "_load_source has seen to it"
     digest = hashlib.sha256(f"{dataset.fingerprint} {source.fingerprint}".encode())
     digest.update(np.ascontiguousarray(source.labels, np.int64).data)
     return digest.hexdigest()
@@ -295,7 +295,7 @@ def _to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
 
 def _to_source(source: Dataset, device: torch.device) -> Source:
     """A labelled data set on the device, its classes numbered from 0."""
-    assert source.labels is not None, "load_source has seen to it"
+    assert source.labels is not None, "_load_source has seen to it"
     names, labels = np.unique(source.labels, return_inverse=True)
     return Source(_to_tensor(source.images, device), torch.from_numpy(labels.reshape(-1)).to(device), len(names))
 
@@ -308,7 +308,7 @@ def seed_everything(seed: int) -> None:
 def _write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:
     """Assignments, the model or encoder, and the figures' data."""
     attempt.write_table("assignments.parquet", _make_assignments(dataset, fitted, scorer))
-    module = fitted.model or fitted.encoder
+    module = fitted.encoder if fitted.model is None else fitted.model
     if module is not None:
         _, channels, height, width = dataset.images.shape
         deployed = {key: scorer.rows[-1][key] for key in ("acc", "nmi", "ari")}

@@ -263,6 +263,14 @@ def test_a_reader_needs_the_core(name: str) -> None:
         conform_metrics(table.drop_columns([name]))
 
 
+@pytest.mark.parametrize(("name", "values"), [("phase", [7]), ("main", ["yes"]), ("acc", ["high"])])
+def test_a_column_of_another_type_is_told(name: str, values: list[Any]) -> None:
+    table = make_metrics([{"trial_id": "a", "phase": "cluster", "epoch": 1}])
+    table = table.set_column(table.schema.get_field_index(name), name, pa.array(values))
+    with pytest.raises(StdacError, match="it has values of another type"):
+        conform_metrics(table)
+
+
 # parameters that are added later, and tuples
 
 
