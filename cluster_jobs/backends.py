@@ -17,6 +17,7 @@ from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.request import Request
 from stdac.command import require
 from stdac.errors import StdacError
+from stdac.processes import make_python_environment
 
 CANCEL_S = 30.0
 MODULES: dict[str, tuple[str, ...]] = {"local": (), "ray": ("ray",), "slurm": ("submitit",)}
@@ -147,7 +148,7 @@ def detach(run: Path) -> None:
             stdout=log,
             stderr=log,
             start_new_session=True,
-            env=os.environ | {"PYTHONPATH": local.make_import_path()},
+            env=make_python_environment(),
         )
     click.echo(f"process {process.pid} goes on, its output is in {path}; watch it with stdac-grid status {run} --watch")
 

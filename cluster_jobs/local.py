@@ -21,6 +21,7 @@ from cluster_jobs.request import Options, Request
 from cluster_jobs.worker import interrupt
 from stdac.errors import StdacError
 from stdac.files import explain_refusal
+from stdac.processes import make_python_environment
 
 POLL_S = 0.2
 FAULTS = 3  # workers that end with an error in a row, with no trial done in between: the run is at fault
@@ -71,8 +72,8 @@ class Workers:
 
     def make_environment(self, slot: int) -> dict[str, str]:
         """The environment of a slot's worker: this process's, with CUDA_MPS_PIPE_DIRECTORY and the like as they are."""
-        environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(self.threads)} | os.environ
-        environment |= {"OMP_NUM_THREADS": str(self.threads), "PYTHONPATH": make_import_path()}
+        environment = {"TORCHINDUCTOR_COMPILE_THREADS": str(self.threads)} | make_python_environment()
+        environment |= {"OMP_NUM_THREADS": str(self.threads)}
         environment |= {"STDAC_LOG": self.name_log(slot), "STDAC_JOB": _read_job_id() or ""}
         environment |= {"STDAC_SUPERVISOR": str(os.getpid())}
         return environment | choose_gpu(slot, self.gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
@@ -226,9 +227,3 @@ def read_last_line(log: Path) -> str:
     with suppress(OSError, IndexError):
         return log.read_text(errors="replace").strip().splitlines()[-1]
     return "its log is empty"
-
-
-def make_import_path() -> str:
-    """PYTHONPATH for a worker: where this code was imported from comes first."""
-    here = str(Path(__file__).resolve().parent.parent)
-    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])

@@ -23,12 +23,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cluster_jobs.local import make_import_path
 from cluster_jobs.request import Request, check_keys, to_plain
 from stdac.errors import StdacError
 from stdac.files import explain_refusal, read_file_time, read_json, write_json
 from stdac.folder import LEASE_S, RENEW_S
-from stdac.processes import read_namespace, read_process_start
+from stdac.processes import make_python_environment, read_namespace, read_process_start
 
 POLL_S = 0.5
 STOP_S = 40.0  # for the Ray process to end all workers, wherever they are
@@ -214,7 +213,7 @@ def _list_members(session: int) -> list[int]:
 
 def make_environment(job: Job) -> dict[str, str]:
     """The environment of the Ray process, and of a Ray that it starts."""
-    own = os.environ | QUIET | {"PYTHONPATH": make_import_path()}
+    own = make_python_environment() | QUIET
     own.pop("RAY_ADDRESS", None)
     if job.address is not None:
         if "RAY_AUTH_MODE" not in own and _has_token():

@@ -24,6 +24,7 @@ from cluster_jobs.request import Options
 from cluster_jobs.slurm_queue import ask_slurm, name_jobs
 from cluster_jobs.slurm_settings import TIME_MIN, Settings, clean_environment, read_partitions
 from stdac.errors import StdacError
+from stdac.processes import make_python_environment
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -66,6 +67,7 @@ def make_script(asked: Settings, folder: Path, name: str, tasks: int, probe: str
         stderr_to_stdout=True,
         setup=[
             f"[ -e {quote(str(folder / probe))} ] || exit {NOT_OUR_FOLDER}",
+            "export PYTHONSAFEPATH=1",  # nothing is imported from the folder that sbatch was called in
             "export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK",
             "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK",  # srun no longer inherits it since 22.05
         ],
@@ -95,7 +97,7 @@ def submit_array(run: Path, asked: Settings, node: "Node", tasks: int, say: Call
         process = subprocess.run(
             ["sbatch", "--parsable"],
             input=make_script(asked, folder, name_jobs(run), tasks, probe),
-            env=clean_environment(os.environ),
+            env=clean_environment(make_python_environment()),
             capture_output=True,
             text=True,
             check=False,

@@ -1,22 +1,51 @@
-"""Deep clustering of images with spatial transformers (ST-DAC): trials, models, and a scikit-learn estimator."""
+"""Deep clustering of images with spatial transformers (ST-DAC): trials, models, and a scikit-learn estimator.
 
+What a program uses is imported from here: `from stdac import STDAC, Clusterer, load_run`.
+"""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from analysis.runs import read_metrics as load_run
+    from export.clusterer import Clusterer
+    from export.convert.to_onnx import export_model
+    from stdac.data import load as load_dataset
     from stdac.estimator import STDAC
 
 __version__ = "0.1.0"
-__all__ = ["STDAC", "__version__"]
+__all__ = ["STDAC", "Clusterer", "__version__", "export_model", "load_dataset", "load_run"]
+
+_PUBLIC = {
+    "STDAC": ("stdac.estimator", "STDAC"),
+    "Clusterer": ("export.clusterer", "Clusterer"),
+    "export_model": ("export.convert.to_onnx", "export_model"),
+    "load_dataset": ("stdac.data", "load"),
+    "load_run": ("analysis.runs", "read_metrics"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    """STDAC on first use (PEP 562): `import stdac` alone must not take the second that torch takes."""
-    if name == "STDAC":
-        from stdac.estimator import STDAC
+    """A public name on first use (PEP 562): `import stdac` alone must not take the second that torch takes."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _PUBLIC[name]
+    _check_package(module.partition(".")[0])
+    return getattr(import_module(module), attribute)
 
-        return STDAC
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def _check_package(name: str) -> None:
+    """Raise ImportError where a package of ours is hidden by somebody else's module of the same name."""
+    module = sys.modules.get(name)
+    spec = find_spec(name) if module is None else module.__spec__
+    folders = (spec and spec.submodule_search_locations) or ()
+    if Path(__file__).resolve().parents[1] / name not in [Path(folder).resolve() for folder in folders]:
+        where = (spec and spec.origin) or "a module of that name"
+        raise ImportError(f"{where} hides stdac's package {name}: rename it, or import stdac from elsewhere")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), "STDAC"])
+    return sorted([*globals(), *_PUBLIC])

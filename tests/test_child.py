@@ -17,6 +17,8 @@ from stdac.errors import StdacError
 from stdac.pictures.batches import Batch
 from stdac.pictures.child import Child, ChildDied, iterate_in_child
 from stdac.pictures.decode import decode_safely
+from stdac.processes import make_python_environment
+from tests.traps import is_untouched, set_traps
 
 
 def double(x: int) -> int:
@@ -132,6 +134,20 @@ def test_a_child_ends_with_its_parent_even_in_the_middle_of_a_call() -> None:
         time.sleep(0.05)
 
 
+def test_nothing_is_imported_from_the_folder_that_a_child_starts_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_traps(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])  # as a script in that folder has it
+    monkeypatch.setenv("PYTHONPATH", os.pathsep)  # an empty entry is the current folder
+    with Child("tests.test_child:double") as child:
+        assert child.call(2) == 4
+    words = [sys.executable, "-m", "cluster_jobs.worker", "--help"]
+    subprocess.run(words, env=make_python_environment(), capture_output=True, check=True, timeout=60)
+    assert is_untouched(tmp_path)
+
+
 def test_a_picture_that_takes_too_long_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import sys, time\n"
@@ -140,7 +156,7 @@ def test_a_picture_that_takes_too_long_is_an_error_of_its_own(tmp_path: Path, mo
         "    read = images.read_file\n"
         "    images.read_file = lambda path: time.sleep(600) if path.endswith('slow.png') else read(path)\n"
     )
-    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(stdac.pictures.decode, "BATCH_TIMEOUT_S", 2.0)
     monkeypatch.setattr(stdac.pictures.decode, "IMAGE_TIMEOUT_S", 2.0)
     paths = [str(tmp_path / name) for name in ("a.png", "slow.png", "b.png")]

@@ -1,11 +1,13 @@
 """STDAC keeps scikit-learn's contract, and its answers do not depend on how the images are handed over."""
 
 import io
+import os
 import pickle
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -254,6 +256,17 @@ def test_numpy_numbers_serve_as_parameters(x: NDArray[np.uint8], fitted: STDAC) 
 def test_a_pipeline_of_it_predicts(x: NDArray[np.uint8], fitted: STDAC) -> None:
     pipeline = make_pipeline(small()).fit(x.reshape(100, -1))
     np.testing.assert_array_equal(pipeline.predict(x.reshape(100, -1)), fitted.labels_)
+
+
+def test_a_module_that_hides_a_package_is_named(tmp_path: Path) -> None:
+    (tmp_path / "export.py").write_text("open('ran', 'w')")
+    (tmp_path / "script.py").write_text("from stdac import load_run\nfrom stdac import Clusterer")
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    words = [sys.executable, str(tmp_path / "script.py")]
+    ended = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+    said = f"ImportError: {tmp_path}/export.py hides stdac's package export: rename it, or import stdac from elsewhere"
+    assert ended.stderr.splitlines()[-1] == said
+    assert not (tmp_path / "ran").exists()
 
 
 def test_importing_stdac_does_not_import_torch() -> None:

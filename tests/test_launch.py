@@ -18,6 +18,7 @@ from cluster_jobs import backends, ray_tune, slurm
 from cluster_jobs.ledger import Ledger
 from stdac.errors import StdacError
 from stdac.record import TIMINGS
+from tests.traps import is_untouched, set_traps
 
 GRID = """
 [defaults]
@@ -35,7 +36,7 @@ params = { stn = [0, 1], width = 0.1, macro_batch = 100 }
 def command(*words: object) -> list[str]:
     """A command of ours, in this Python."""
     module = {"stdac": "cluster_jobs.commands.stdac", "stdac-grid": "cluster_jobs.commands.grid"}[str(words[0])]
-    return [sys.executable, "-c", f"from {module} import main; main()", *map(str, words[1:])]
+    return [sys.executable, "-P", "-c", f"from {module} import main; main()", *map(str, words[1:])]
 
 
 def run(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -82,7 +83,9 @@ def outcome(path: Path) -> dict[str, object]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing disturbed."""
     folder = tmp_path_factory.mktemp("undisturbed")
+    set_traps(folder)
     launched(folder, "--workers", "2")
+    assert is_untouched(folder)
     return folder / "run"
 
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import Connection
 from typing import Any, Self
 
 from stdac.errors import StdacError
+from stdac.processes import make_python_environment
 
 MEMORY_BYTES = 1 << 30
 PDEATHSIG = 1  # of prctl(2)
@@ -86,7 +87,7 @@ class Child:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,  # C libraries remark on odd files there
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **QUIET_ENVIRONMENT},
+                    env=make_python_environment() | QUIET_ENVIRONMENT,
                 )
             self._connection = Connection(ours.detach())
         if self._stopped:

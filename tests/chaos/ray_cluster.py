@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
-from cluster_jobs.local import make_import_path, read_last_line
+from cluster_jobs.local import read_last_line
 from cluster_jobs.ray_tune import can_reach
+from stdac.processes import make_python_environment
 from tests.chaos.clusters import Cluster
 from tests.chaos.faults import ANYWHERE, Fault, Find, choose, frozen, kill_at_once, name, of_role, signalled
 from tests.chaos.processes import MARK, Process, descendants, processes
@@ -70,7 +71,7 @@ class Ray(Cluster):
             words += ["--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={self.folder / 'tmp'}"]
         else:
             words += [f"--address={self.address}"]
-        own = {"PYTHONPATH": make_import_path(), "RAY_TMPDIR": str(self.folder / "tmp"), MARK: str(self.folder)}
+        own = {"RAY_TMPDIR": str(self.folder / "tmp"), MARK: str(self.folder)}
         own["RAY_DASHBOARD_STARTUP_TIMEOUT_S"] = f"{START_S:.0f}"
         with open(log, "wb") as file:
             self.nodes[number] = subprocess.Popen(
@@ -78,7 +79,7 @@ class Ray(Cluster):
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env=os.environ | own | self.access(),
+                env=make_python_environment() | own | self.access(),
                 process_group=0,
             )
         deadline = time.monotonic() + START_S

@@ -13,7 +13,8 @@ from random import Random
 from typing import NamedTuple
 
 from cluster_jobs.ledger import Ledger, Status
-from cluster_jobs.local import make_import_path, read_last_line
+from cluster_jobs.local import read_last_line
+from stdac.processes import make_python_environment
 from tests.chaos.processes import MARK, Process, processes
 
 ROOT = Path(__file__).parents[2]
@@ -102,14 +103,14 @@ class Scene:
     def start(self, *words: str, prefix: Sequence[str] = ()) -> Command:
         """Start a command of stdac-grid."""
         log = self.said / f"{words[0]}-{len(self.commands) + 1}.log"
-        own = {"PYTHONPATH": make_import_path(), "OMP_NUM_THREADS": "1", MARK: str(self.run)}
+        own = {"OMP_NUM_THREADS": "1", MARK: str(self.run)}
         with open(log, "wb") as file:
             process = subprocess.Popen(
                 [*prefix, sys.executable, "-c", "from cluster_jobs.commands.grid import main; main()", *words],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,
-                env=os.environ | own | self.environment,
+                env=make_python_environment() | own | self.environment,
                 process_group=0,
             )
         self.commands.append(Command(process, log))

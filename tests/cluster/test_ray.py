@@ -18,6 +18,7 @@ from tests.chaos.processes import MARK, Process, descendants, processes
 from tests.cluster.conftest import wait_for
 from tests.test_launch import command, outcome, run
 from tests.test_needs import check_backend, toys
+from tests.traps import is_untouched, set_traps
 
 __all__ = ["toys"]  # a fixture
 
@@ -141,7 +142,8 @@ def nothing_is_left(folder: Path, seconds: float = 30) -> None:
 
 
 def test_four_nodes_give_the_same_rows_as_one_machine(local: dict[str, object], tmp_path: Path) -> None:
-    assert go_on(tmp_path, "--simulate", "--nodes", "4") == local
+    set_traps(tmp_path)
+    assert go_on(tmp_path, "--simulate", "--nodes", "4") == local and is_untouched(tmp_path)
     assert sum(any(log.read_text().split()) for log in tmp_path.glob("run/logs/[0-9]*.log")) == 4
     nothing_is_left(tmp_path, 5)
 

@@ -14,6 +14,7 @@ from cluster_jobs.slurm_queue import find_ends, list_jobs, name_jobs
 from tests.cluster.conftest import Lab, wait_for, with_and_without_accounting
 from tests.test_launch import command, outcome, run
 from tests.test_needs import check_backend, toys
+from tests.traps import is_untouched, set_traps
 
 __all__ = ["toys"]  # a fixture
 
@@ -100,8 +101,9 @@ def trials_begun(folder: Path) -> bool:
 def test_a_grid_comes_to_the_same_as_locally_and_leaves_nothing(
     slurm: Lab, local: dict[str, object], tmp_path: Path
 ) -> None:
+    set_traps(tmp_path)
     said = end(begin(tmp_path, *LAUNCH))
-    assert "submitted SLURM job" in said and "running on n1" in said
+    assert "submitted SLURM job" in said and "running on n1" in said and is_untouched(tmp_path)
     assert outcome(tmp_path / "run") == local
     wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
 

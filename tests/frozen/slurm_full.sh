@@ -21,6 +21,7 @@
 
 # setup
 [ -e '/shared/my runs/paper/logs/slurm/probe-1' ] || exit 66
+export PYTHONSAFEPATH=1
 export OMP_NUM_THREADS=$SLURM_CPUS_PER_TASK
 export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
 
