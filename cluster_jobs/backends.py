@@ -37,18 +37,24 @@ class Backend:
     detach: Callable[[], None]
 
 
-def choose_backend(name: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
-    """The backend of that name, or for "auto" the first that is there: Ray, SLURM, this machine.
+def choose_backend(name: str | None, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:
+    """The backend of that name, or for "auto" the first that is there: Ray, SLURM, this machine; None: this machine.
 
     flags, table: how to ask SLURM, from the command line and from the grid's file. Raises StdacError for several nodes
-    where there is no cluster.
+    where there is no cluster, and for flags of SLURM where it is not SLURM that is asked.
     """
     why = "as asked"
     if request.simulate:
         name, why = "ray", f"--simulate: {request.nodes} Ray nodes on this machine"
+    elif name is None:
+        name, why = "local", _explain_staying()
     elif name == "auto":
         name, why = find_backend(request.nodes)
     require(*MODULES[name])
+    given = [flag for flag, value in flags.items() if value not in (None, ())]
+    if given and name != "slurm":
+        flag = "sbatch" if given[0] == "extra" else given[0].replace("_", "-")
+        raise StdacError(f"got --{flag}, which is for SLURM, but the backend is {name} ({why}): add --backend slurm")
     if name == "slurm":
         return _use_slurm(why, request, flags, table)
     if name == "ray":
@@ -61,9 +67,16 @@ def choose_backend(name: str, request: Request, flags: Mapping[str, Any], table:
 
 
 HOW_TO_GET_ONE = (
-    "start Ray on the nodes (`ray start --head` on one, `ray start --address=HEAD:6379` on the others) and set "
-    "RAY_ADDRESS=HEAD:6379, or launch on a login node of a SLURM cluster, or add --simulate to try it on this machine"
+    "start Ray on the nodes (`ray start --head` on one, `ray start --address=HEAD:6379` on the others, everywhere with "
+    "RAY_AUTH_MODE=token, as Ray runs code for whoever reaches it) and set RAY_ADDRESS=HEAD:6379, or launch on a login "
+    "node of a SLURM cluster, or add --simulate to try it on this machine"
 )
+
+
+def _explain_staying() -> str:
+    """Why a launch for which nothing was asked stays on this machine, naming the cluster that was seen."""
+    seen = "a Ray cluster" if ray_tune.find_cluster() else "SLURM" if slurm.is_available() else None
+    return f"{seen} is here too: --nodes N uses it" if seen else "--nodes N uses a cluster"
 
 
 def find_backend(nodes: int) -> tuple[str, str]:

@@ -24,6 +24,14 @@ ENVIRONMENT = {
 OURS = {"array", "error", "job-name", "open-mode", "output", "requeue", "signal"}
 """Options of sbatch that the backend needs as it sets them."""
 
+FROM_OUTSIDE = {"bb", "bbf", "chdir", "export", "export-file", "get-user-env", "gid", "prolog", "uid", "wrap"}
+"""Options of sbatch that choose what runs, as whom or where: not for a grid's file, which may be a stranger's. Nor are
+those of containers."""
+
+OPTION = re.compile(r"[a-z][a-z0-9-]*")
+UNSAFE = re.compile(r"""[\x00-\x1f\x7f-\x9f\u2028\u2029'"\\#]""")
+"""What no setting holds: it would end a line of the batch script, or sbatch reads it otherwise than a shell."""
+
 OVERRIDING = {*ENVIRONMENT.values(), "SBATCH_ARRAY_INX", "SBATCH_MEM_PER_NODE", "SBATCH_MEM_PER_GPU"} | {
     "SBATCH_NO_REQUEUE",
     *(f"SBATCH_{name.upper().replace('-', '_')}" for name in OURS),
@@ -71,7 +79,11 @@ def choose_settings(flags: Mapping[str, Any], table: Mapping[str, Any], environm
     given = dict(table)
     given |= {key: environment[variable] for key, variable in ENVIRONMENT.items() if environment.get(variable)}
     given |= {key: value for key, value in flags.items() if value not in (None, ())}
-    given["extra"] = _read_extra(table.get("extra", {})) | _read_extra(flags.get("extra") or {})
+    of_grid, given["extra"] = _read_extra(table.get("extra", {})), _read_extra(flags.get("extra") or {})
+    for name in of_grid:
+        if name in FROM_OUTSIDE or name.startswith("container"):
+            raise StdacError(f"got {name!r} in [slurm.extra], expected it as --sbatch {name}=... on the command line")
+    given["extra"] = of_grid | given["extra"]
     for key, value in given.items():
         if key == "time":
             given[key] = parse_minutes(value)
@@ -79,21 +91,34 @@ def choose_settings(flags: Mapping[str, Any], table: Mapping[str, Any], environm
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise StdacError(f"got {key} = {value!r}, expected a whole number of at least 1")
         elif key != "extra":
-            given[key] = str(value)
+            given[key] = _check_value(key, value)
     return Settings(**given)
 
 
 def _read_extra(extra: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
     """Options of sbatch from a table, or from words like "reservation=friday"; what has a key of its own is refused."""
+    if isinstance(extra, str) or not isinstance(extra, Mapping | Sequence):
+        raise StdacError(f"got extra = {extra!r} in [slurm], expected a table of options of sbatch")
     if not isinstance(extra, Mapping):
         extra = {key: value for key, _, value in (word.partition("=") for word in extra)}
-    options = {str(key).lstrip("-").replace("_", "-"): str(value) for key, value in extra.items()}
+    options = {str(key).lstrip("-").replace("_", "-"): _check_value(key, value) for key, value in extra.items()}
     for name in options:
+        if not OPTION.fullmatch(name):
+            raise StdacError(f"got an option of sbatch named {name!r}, expected small letters, digits and -")
         if name.replace("-", "_") in {f.name for f in fields(Settings)}:
             raise StdacError(f"got {name!r} among the further options of sbatch: it has a key and a flag of its own")
         if name in OURS:
             raise StdacError(f"got {name!r} among the further options of sbatch: stdac has to set it itself")
     return options
+
+
+def _check_value(key: str, value: Any) -> str:
+    """A setting as text. Raises StdacError for what would not stay one value in a batch script."""
+    if not isinstance(value, str | int | float):
+        raise StdacError(f"got {key} = {value!r} as a setting of SLURM, expected one text or number")
+    if found := UNSAFE.search(str(value)):
+        raise StdacError(f"got {key} = {value!r} as a setting of SLURM, expected it without {found[0]!r}")
+    return str(value)
 
 
 def parse_minutes(duration: str | int) -> int:

@@ -16,6 +16,7 @@ import pytest
 
 from cluster_jobs import backends, ray_tune, slurm
 from cluster_jobs.ledger import Ledger
+from cluster_jobs.request import Options, Request
 from stdac.errors import StdacError
 from stdac.record import TIMINGS
 from tests.traps import is_untouched, set_traps
@@ -240,6 +241,23 @@ def test_several_nodes_without_a_cluster_say_what_was_looked_for(
     assert backends.find_backend(1)[0] == "local"
     done = run("stdac-grid", "launch", "quick", "--nodes", "4", "--backend", "local", cwd=tmp_path)
     assert done.returncode == 1 and "this machine alone" in done.stderr and not (tmp_path / "run").exists()
+
+
+def test_a_launch_stays_here_and_says_which_cluster_it_has_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_tune, "CURRENT_CLUSTER", str(tmp_path / "none"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(slurm, "is_available", lambda: True)
+    request = Request(tmp_path / "run", Options("cpu"))
+    chosen = backends.choose_backend(None, request, {"partition": None, "extra": ()}, {})
+    assert (chosen.name, chosen.why) == ("local", "SLURM is here too: --nodes N uses it")
+    monkeypatch.setattr(ray_tune, "find_cluster", lambda: ("head:6379", "RAY_ADDRESS is set"))
+    assert "a Ray cluster is here too" in backends.choose_backend(None, request, {}, {}).why
+    with pytest.raises(
+        StdacError, match="got --partition, which is for SLURM, but the backend is local.*--backend slurm"
+    ):
+        backends.choose_backend(None, request, {"partition": "gpu"}, {})
 
 
 @pytest.mark.parametrize("tool", ["stdac", "stdac-grid"])

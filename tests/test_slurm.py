@@ -12,6 +12,7 @@ import pytest
 from submitit.helpers import DelayedSubmission
 
 from cluster_jobs import slurm
+from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.request import Options
 from cluster_jobs.slurm import Driver, Interrupts
@@ -87,11 +88,31 @@ def test_flags_win_over_the_environment_over_the_table_over_the_defaults() -> No
         ({"extra": ("partition=gpu",)}, {}, "'partition'.*of its own"),
         ({}, {"extra": {"mem_per_cpu": "1G"}}, "'mem-per-cpu'.*of its own"),
         ({"extra": ("--output=x",)}, {}, "'output'.*set it itself"),
+        ({}, {"extra": {"comment=x #\nid > P #": "y"}}, r"named 'comment=x #\\nid > P #'.*small letters"),
+        ({}, {"extra": {"comment": "a\\'\" #\nid > P #"}}, "comment = .* expected it without"),
+        ({}, {"extra": {"comment": "one\rtwo"}}, r"expected it without '\\r'"),
+        ({}, {"extra": {"comment": ["a"]}}, "one text or number"),
+        ({}, {"extra": "comment"}, "expected a table"),
+        ({}, {"partition": "gpu\n#SBATCH --wrap=id"}, "partition = .* expected it without"),
+        ({}, {"gres": "gpu:1' id"}, "gres = .* expected it without"),
+        ({"account": "a\nb"}, {}, "account = .* expected it without"),
+        ({}, {"extra": {"export": "LD_PRELOAD=/tmp/x.so"}}, "'export'.*on the command line"),
+        ({}, {"extra": {"container_image": "docker://x"}}, "'container-image'.*on the command line"),
+        ({"extra": ("comment=a\nb",)}, {}, "expected it without"),
     ],
 )
 def test_bad_settings_are_told_in_a_sentence(flags: dict[str, object], table: dict[str, object], said: str) -> None:
     with pytest.raises(StdacError, match=said):
         choose_settings(flags, table, {})
+
+
+def test_a_hostile_grid_sets_nothing() -> None:
+    grid = load_grid(str(FROZEN / "hostile.toml"))
+    with pytest.raises(StdacError):
+        choose_settings({}, grid.slurm, {})
+    for key, value in grid.slurm["extra"].items():
+        with pytest.raises(StdacError):
+            choose_settings({}, {"extra": {key: value}}, {})
 
 
 @pytest.mark.parametrize(

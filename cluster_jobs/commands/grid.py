@@ -93,9 +93,11 @@ def _add_slurm_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.argument("grid", default="paper")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/NAME of the grid if not given.")
 @click.option(
-    "--backend", type=click.Choice(["auto", "local", "ray", "slurm"]), default="auto", help="Who starts workers."
+    "--backend",
+    type=click.Choice(["auto", "local", "ray", "slurm"]),
+    help="Who starts workers: auto with --nodes (Ray or SLURM, whichever is there), else local.",
 )
-@click.option("--nodes", type=click.IntRange(1), default=1, help="Nodes of the cluster to use.")
+@click.option("--nodes", type=click.IntRange(1), help="Nodes of a cluster to use; this machine alone if not given.")
 @click.option("--simulate", is_flag=True, help="Be the cluster: start --nodes Ray nodes on this machine.")
 @click.option("--workers", type=click.IntRange(1), help="Trials at a time; one a core, or one a GPU, if not given.")
 @click.option("--trials-per-gpu", type=click.IntRange(1), default=1, help="Trials that share one GPU.")
@@ -109,8 +111,8 @@ def _add_slurm_options(command: Callable[..., None]) -> Callable[..., None]:
 def launch(
     grid: str,
     out: Path | None,
-    backend: str,
-    nodes: int,
+    backend: str | None,
+    nodes: int | None,
     simulate: bool,
     workers: int | None,
     trials_per_gpu: int,
@@ -137,8 +139,8 @@ def launch(
     loaded = load_grid(grid)
     ledger = Ledger((out or Path("runs") / loaded.name).resolve(), pause_after)
     options = Options(device, None, _resolve_path(data_dir), keep, pause_after)
-    request = Request(ledger.path, options, nodes, workers, trials_per_gpu, simulate)
-    chosen = choose_backend(backend, request, slurm, loaded.slurm)
+    request = Request(ledger.path, options, nodes or 1, workers, trials_per_gpu, simulate)
+    chosen = choose_backend(backend or ("auto" if nodes else None), request, slurm, loaded.slurm)
     hours = _estimate_grid(loaded, chosen.gpu, chosen.at_once) / 3600
     if hours > HOURS_TO_CONFIRM and not yes:
         took, device = format_duration(3600 * hours), _name_device(chosen.gpu)
