@@ -13,6 +13,7 @@ from analysis.published import Published, find_published, find_published_curve, 
 from analysis.runs import SETTINGS
 from stdac.methods import METHODS, fill_params, fill_title
 from stdac.trial import choose_telling
+from stdac.words import shorten_paths
 
 SCORES = ("acc", "nmi", "ari")
 
@@ -25,12 +26,13 @@ Trial = dict[tuple[str, int], dict[str, Any]]
 class Cell:
     """One method on one data set with one setting of its parameters, over seeds; all scores in [0, 1].
 
-    label: unique within the data set. settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with
-    them. epoch: None where all seeds are finished; else the last epoch that all seeds have, where scores and curves
-    end. done: the number of finished seeds. scores: for "acc", "nmi", "ari", "noise" (protocol, last epoch), "acc_best"
-    (protocol, best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by
-    epoch one protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable;
-    of an unfinished cell the value after the same epoch.
+    dataset: its name, of a path the end, and what tells trials of other images apart. label: unique within it.
+    settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with them. epoch: None where all seeds
+    are finished; else the last epoch that all seeds have, where scores and curves end. done: the number of finished
+    seeds. scores: for "acc", "nmi", "ari", "noise" (protocol, last epoch), "acc_best" (protocol, best epoch by labels)
+    and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol ACC a seed, a
+    seed that stopped early keeping its last. published: by metric, where comparable; of an unfinished cell the value
+    after the same epoch.
     """
 
     dataset: str
@@ -100,14 +102,15 @@ def make_cells(rows: pa.Table) -> list[Cell]:
     trials: dict[str, Trial] = {}
     for row in rows.to_pylist():
         trials.setdefault(row["trial_id"], {})[row["phase"], row["epoch"]] = row
+    names = _name_datasets([_take_first_row(trial) for trial in trials.values()])
     groups: dict[tuple[str, ...], list[Trial]] = {}
-    for trial in trials.values():
+    for trial_id, trial in trials.items():
         if not list_epochs(trial):  # unfinished, in an earlier phase
             continue
-        row = next(iter(trial.values()))
-        key = (row["dataset"], row["method"], json.dumps(_read_settings(row), sort_keys=True))
+        row = _take_first_row(trial)
+        key = (names[trial_id], row["method"], json.dumps(_read_settings(row), sort_keys=True))
         groups.setdefault(key, []).append(trial)
-    cells = sorted((_make_cell(group) for group in groups.values()), key=rank)
+    cells = sorted((_make_cell(name, group) for (name, *_), group in groups.items()), key=rank)
     return [
         cell for dataset in list_datasets(cells) for cell in _distinguish([c for c in cells if c.dataset == dataset])
     ]
@@ -124,7 +127,37 @@ def list_epochs(trial: Trial) -> list[int]:
     return [epoch for (_, epoch), row in trial.items() if row["main"]]
 
 
-def _make_cell(trials: list[Trial]) -> Cell:
+def _name_datasets(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What the data set of each trial is called, by trial id; rows: one of ROWS a trial.
+
+    Trials that were trained on other images, or scored with other labels, than others of their data set, limit and
+    image size are never pooled: their data sets have names of their own.
+    """
+    short = shorten_paths({row["dataset"] for row in rows})
+    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(tuple(row[name] for name in ("dataset", "source", "limit", "image_size")), []).append(row)
+    names: dict[str, str] = {}
+    for group in groups.values():
+        told = _tell_data_apart(group)
+        for row in group:
+            version = next((text for data, text in told.items() if data.startswith(row["data"] or "?")), "unfinished")
+            names[row["trial_id"]] = short[row["dataset"]] + (f" ({version})" if len(told) > 1 else "")
+    return names
+
+
+def _tell_data_apart(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The different data of trials that name the same: what they are known by, and what tells them from the others."""
+    images = {row["data"]: row["images"] for row in rows if row["data"] is not None}
+    whole = sorted(data for data in images if not any(other.startswith(f"{data}/") for other in images))
+    counts = [images[data] for data in whole]
+    return {
+        data: f"{images[data]:,} images" if counts.count(images[data]) == 1 and images[data] else f"data {data}"
+        for data in whole
+    }
+
+
+def _make_cell(dataset: str, trials: list[Trial]) -> Cell:
     """The cell of trials that differ in their seed only."""
     trials = sorted(trials, key=lambda trial: _take_first_row(trial)["seed"])
     first, epoch = _take_first_row(trials[0]), _find_common_epoch(trials)
@@ -135,7 +168,7 @@ def _make_cell(trials: list[Trial]) -> Cell:
     metrics = SCORES if is_comparable(first) else ()
     values = {metric: find_published(label, first["dataset"], metric, epoch) for metric in metrics}
     return Cell(
-        dataset=first["dataset"],
+        dataset=dataset,
         method=first["method"],
         label=label,
         settings=settings,

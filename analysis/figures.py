@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from analysis.cells import Cell, list_datasets, make_cells
@@ -48,7 +47,7 @@ def write_figures(run: Path, out: Path, *, unfinished: bool = False) -> list[Pat
     except OSError as error:
         raise StdacError(f"cannot make the folder {out} ({error.strerror}): choose another place") from error
     cells = make_cells(rows)
-    paths = [draw_curves(rows, out / "accuracy-by-epoch.png")] if any(is_trained(cell) for cell in cells) else []
+    paths = [draw_curves(cells, out / "accuracy-by-epoch.png")] if any(is_trained(cell) for cell in cells) else []
     for cell, seed, trace in find_traces(run, cells):
         name = f"{make_slug(cell.dataset)}-{make_slug(cell.label)}.png"
         paths.append(draw_stn_pictures(trace, out / name, title=f"{cell.label} on {cell.dataset}, seed {seed}"))
@@ -86,12 +85,11 @@ def make_slug(text: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "unnamed"
 
 
-def draw_curves(rows: pa.Table, path: Path) -> Path:
+def draw_curves(cells: Sequence[Cell], path: Path) -> Path:
     """Draw protocol ACC by epoch, one panel a data set: mean over seeds, range, published curve, k-means.
 
-    rows: a ROWS table. path: .png, .svg or .pdf. Raises StdacError for another suffix or rows without any curve.
+    path: .png, .svg or .pdf. Raises StdacError for another suffix or cells without any curve.
     """
-    cells = make_cells(rows)
     names = [name for name in list_datasets(cells) if any(is_trained(c) for c in cells if c.dataset == name)]
     if not names:
         raise StdacError("no trial has accuracies at more than one epoch: expected at least one of a learned method")

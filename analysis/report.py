@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from analysis.cells import Cell, list_datasets, make_cells
 from analysis.figures import draw_curves, draw_stn_pictures, find_traces, is_trained
@@ -42,9 +41,7 @@ def write_report(run: Path, out: Path | None = None, *, unfinished: bool = False
 def make_page(run: Path, rows: pa.Table, name: str, *, hosts: bool) -> str:
     """The report of a ROWS table read from `run`, as HTML; it says of nothing when it was written."""
     cells = make_cells(rows)
-    sections = [
-        _make_dataset_section([c for c in cells if c.dataset == dataset], rows) for dataset in list_datasets(cells)
-    ]
+    sections = [_make_dataset_section([c for c in cells if c.dataset == dataset]) for dataset in list_datasets(cells)]
     pictures = [_draw_stn_figure(cell, seed, trace) for cell, seed, trace in find_traces(run, cells)]
     if pictures:
         sections.append(make_section("Spatial transformers", STN_NOTE, *pictures))
@@ -94,7 +91,7 @@ def make_section(title: str, note: str, *parts: str) -> str:
     return "\n".join([opening, *parts, "</section>"])
 
 
-def _make_dataset_section(cells: list[Cell], rows: pa.Table) -> str:
+def _make_dataset_section(cells: list[Cell]) -> str:
     """One data set: table, remarks, curves, and the curves' numbers."""
     name = cells[0].dataset
     header, *body = make_rows(cells, COLUMNS, full=True)
@@ -102,9 +99,8 @@ def _make_dataset_section(cells: list[Cell], rows: pa.Table) -> str:
     listed = "".join(f"<li>{escape(remark)}</li>\n" for remark in [*list_remarks(cells), *notes])
     parts = [_make_table(f"Results on {name}", header, body), f"<ul>\n{listed}</ul>"]
     if any(is_trained(cell) for cell in cells):
-        chosen = rows.filter(pc.equal(rows["dataset"], name))
         label = f"Accuracy by epoch on {name}; its numbers are in the table below."
-        parts.append(draw_svg(lambda path: draw_curves(chosen, path), label, f"curves-{cells[0].trial_ids[0]}", "plot"))
+        parts.append(draw_svg(lambda path: draw_curves(cells, path), label, f"curves-{cells[0].trial_ids[0]}", "plot"))
         parts.append(_make_table(f"Accuracy by epoch on {name}", *_make_epoch_rows(cells)))
     return make_section(name, "", *parts)
 

@@ -18,10 +18,22 @@ SETTINGS = ("n_clusters", "epochs", "limit", "image_size")
 """What of a Trial is not a column of METRICS."""
 
 ROWS = pa.schema(
-    [*METRICS, *((name, pa.int64()) for name in SETTINGS), ("finished", pa.bool_()), ("source", pa.string())]
+    [
+        *METRICS,
+        *((name, pa.int64()) for name in SETTINGS),
+        ("finished", pa.bool_()),
+        ("source", pa.string()),
+        ("images", pa.int64()),
+        ("data", pa.string()),
+    ]
 )
 """METRICS, SETTINGS (limit and image_size are null where the trial has none, n_clusters is null where unknown), whether
-the row's trial is finished, and its labelled data set. A table has the further terms of its methods after them."""
+the row's trial is finished, its labelled data set, the number of its images, and what they are known by: the first 16
+digits of their fingerprint, a slash and those of their labels' SHA-256, as far as known. A table has the further terms
+of its methods after them."""
+
+ADDED = ("source", "images", "data")
+"""The columns of ROWS that later versions added: null where a collected file has none."""
 
 
 def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
@@ -73,10 +85,10 @@ def read_trial(folder: TrialFolder, trial: Mapping[str, Any], *, unfinished: boo
     trial: its trial.json.
     """
     rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else []
-    result = folder.result()  # looked at last: a trial that ends meanwhile has no checkpoint any more
-    if result is not None:
-        return _add_settings(read_rows(result / "metrics.parquet"), trial, True)
-    return _add_settings(conform_metrics(make_metrics(rows)), trial, False) if rows else None
+    done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
+    if done is not None:
+        return _add_settings(read_rows(folder.attempt_path(done["attempt"]) / "metrics.parquet"), trial, done)
+    return _add_settings(conform_metrics(make_metrics(rows)), trial, None) if rows else None
 
 
 def _read_checkpoint_rows(folder: TrialFolder) -> list[dict[str, Any]]:
@@ -133,8 +145,8 @@ def read_main_rows(path: Path) -> list[dict[str, Any]]:
 def _read_collected(path: Path) -> pa.Table:
     """A ROWS table from a collected file; one of METRICS alone is of finished trials, whose settings are restored."""
     table = read_rows(path)
-    if "source" not in table.column_names:
-        table = table.append_column(ROWS.field("source"), pa.nulls(len(table), pa.string()))
+    for name in [name for name in ADDED if name not in table.column_names]:
+        table = table.append_column(ROWS.field(name), pa.nulls(len(table), ROWS.field(name).type))
     if "finished" not in table.column_names:
         table = table.append_column(ROWS.field("finished"), pa.array([True] * len(table), pa.bool_()))
     if set(SETTINGS) <= set(table.column_names):
@@ -159,9 +171,17 @@ def _restore_settings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     return settings | {"n_clusters": None}
 
 
-def _add_settings(table: pa.Table, trial: Mapping[str, Any], finished: bool) -> pa.Table:
-    """A METRICS table of one trial as a ROWS table."""
-    values = {name: trial[name] for name in SETTINGS} | {"finished": finished, "source": trial.get("source")}
+def _add_settings(table: pa.Table, trial: Mapping[str, Any], done: Mapping[str, Any] | None) -> pa.Table:
+    """A METRICS table of one trial as a ROWS table. done: its done.json, None of one that is not finished."""
+    values = {name: trial[name] for name in SETTINGS} | {"finished": done is not None, "source": trial.get("source")}
+    values |= {"images": (done or {}).get("images"), "data": _name_data(done or {})}
     for name, value in values.items():
         table = table.append_column(ROWS.field(name), pa.array([value] * len(table), ROWS.field(name).type))
     return table
+
+
+def _name_data(done: Mapping[str, Any]) -> str | None:
+    """What a finished trial's data are known by, see ROWS; of an earlier stdac's without their labels."""
+    if not done.get("fingerprint"):
+        return None
+    return f"{done['fingerprint'][:16]}" + (f"/{str(done['labels'] or '')[:16]}" if "labels" in done else "")

@@ -14,7 +14,7 @@ from analysis.runs import read_main_rows
 from cluster_jobs.ledger import LEFT, Ledger, State, Status
 from stdac.folder import RENEW_S
 from stdac.trial import choose_telling, count_distinct, write_canonical
-from stdac.words import format_duration
+from stdac.words import format_duration, shorten_paths
 
 PLAIN_EVERY_S = 60.0
 WATCH_EVERY_S = 2.0
@@ -28,6 +28,8 @@ class Labels:
 
     def __init__(self, trials: Iterable[Mapping[str, Any]]) -> None:
         settings: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+        trials = list(trials)
+        self.datasets = shorten_paths({trial["dataset"] for trial in trials})
         for trial in trials:
             settings[trial["method"], trial["dataset"]][write_canonical(trial["params"])] = None
         self.swept = {key: _find_swept([json.loads(text) for text in texts]) for key, texts in settings.items()}
@@ -36,7 +38,8 @@ class Labels:
         swept = self.swept.get((trial["method"], trial["dataset"]), [])
         params = [f"{name}={trial['params'].get(name)}" for name in swept]
         what = " ".join([trial["method"], *params])
-        return f"{what} on {trial['dataset']}, K {trial['n_clusters']}, seed {trial['seed']}"
+        dataset = self.datasets.get(trial["dataset"], trial["dataset"])
+        return f"{what} on {dataset}, K {trial['n_clusters']}, seed {trial['seed']}"
 
 
 def _find_swept(settings: Sequence[Mapping[str, Any]]) -> list[str]:

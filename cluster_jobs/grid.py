@@ -33,8 +33,8 @@ def load_grid(name: str) -> Grid:
     blocks with the keys of a Trial; `params` is a table of the method's hyperparameters. A list is an axis: a block is
     the product of its axes; of a parameter that is a tuple a list is one value, and a list of lists an axis.
     `seeds = 10` is short for `seed = [0, ..., 9]`. Equal trials are kept once, in the order of the file, each after
-    those that it needs, which are added. Raises StdacError for an unknown preset (the known ones are named), a file
-    that is not TOML, or a trial that `stdac.methods.resolve` refuses.
+    those that it needs, which are added. Paths of data sets start in the file's folder. Raises StdacError for an
+    unknown preset (the known ones are named), a file that is not TOML, or a trial that `stdac.methods.resolve` refuses.
 
     >>> [trial.params.stn for trial in load_grid("quick").trials if trial.method == "st-dac"]
     [0, 1, 2, 3, 0, 1, 2, 3]
@@ -55,7 +55,7 @@ def load_grid(name: str) -> Grid:
     for number, block in enumerate(spec["trials"], 1):
         for cell in expand(merge(defaults, block)):
             try:
-                trials.append(resolve(cell))
+                trials.append(resolve(cell, path.parent))
             except StdacError as error:
                 raise StdacError(f"{path}, block {number} of [[trials]]: {error}") from error
     return Grid(str(spec.get("name", path.stem)), add_needs(trials), text, spec.get("slurm", {}))

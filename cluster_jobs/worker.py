@@ -16,7 +16,7 @@ import click
 from cluster_jobs.display import Labels
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.request import Options
-from stdac.errors import DiskFull, StdacError
+from stdac.errors import MachineError, StdacError
 from stdac.folder import RENEW_S
 from stdac.observer import Observer
 
@@ -50,7 +50,7 @@ class Worker(Observer):
         self._looked = time.monotonic()
 
     def work(self) -> None:
-        """Run trials. Raises StdacError where the run itself is at fault: not a run folder, a disk that is full."""
+        """Run trials. Raises StdacError where no trial is at fault: not a run folder, a full disk, no data here."""
         from stdac.machine import Machine
 
         machine = Machine(self.options.device, threads=self.options.threads)
@@ -111,7 +111,8 @@ class Worker(Observer):
             )
             done = folder.done() is not None
             ending = f"done in {time.monotonic() - began:.1f} s" if done else "superseded: another attempt took over"
-        except DiskFull:
+        except MachineError as error:
+            ending = f"given back: {error}"
             raise
         except Paused:
             ending = f"paused after epoch {options.pause_after}"

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from stdac.errors import StdacError
+from stdac.errors import NotHere, StdacError
 from stdac.pictures.batches import BATCH, Batch, Source, end_with_reason
 from stdac.pictures.collect import collect_pictures
 from stdac.pictures.folder import SUFFIXES, Picture
 from stdac.pictures.pixels import Pixels, resize, to_pixels
 from stdac.pictures.sources import open_path, open_source
+from stdac.words import escape_line
 
 # torchvision's class, and whether its splits are chosen by train=True/False; all have 10 classes.
 TORCHVISION: dict[str, str] = {
@@ -32,6 +33,9 @@ CLASSES = 10
 """The number of classes of every data set that has a name."""
 
 SUBSET_SEED = 20190727
+
+IN_MEMORY = "array"
+"""What the data set of a trial is called whose images came as an array."""
 
 EXPECTED = "a folder of images, or an .npz, .npy, IDX, Parquet or tar file"
 
@@ -50,6 +54,20 @@ class Dataset:
         digest = hashlib.sha256(str(self.images.shape).encode())
         digest.update(np.ascontiguousarray(self.images).data)
         return digest.hexdigest()
+
+
+def resolve_name(text: str, base: Path | None = None) -> str:
+    """What a trial's data set is called for good: its name, or its path from the root, links and ~ resolved.
+
+    base: the folder that a relative path starts in; the current one if not given. However it is spelled, and wherever
+    one stands, a folder of pictures is one data set.
+
+    >>> resolve_name("mnist"), resolve_name("/data/../data/photos/")
+    ('mnist', '/data/photos')
+    """
+    if text in NAMES or text == IN_MEMORY:
+        return text
+    return os.path.realpath(os.path.join(base or "", os.path.expanduser(text)))  # noqa: PTH111,PTH118
 
 
 def load(
@@ -78,13 +96,25 @@ def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Datase
         return load_digits()
     if name in TORCHVISION:
         return _load_torchvision(name, data_dir)
+    return Dataset(*collect_pictures(open_data(name), size))
+
+
+def open_data(name: str) -> Source:
+    """The pictures at a path, none of which is read yet. Raises NotHere where nothing is there, StdacError for what
+    holds no pictures."""
     path = os.path.expanduser(name)  # noqa: PTH111  # Path.expanduser raises for ~$x.png
-    if not os.path.lexists(path):
-        raise StdacError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}, or the path of {EXPECTED}")
+    try:
+        os.stat(path)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it cannot be a path"
+        raise NotHere(
+            f"there is no data set {escape_line(name)} here ({reason}): expected one of {', '.join(NAMES)}, "
+            f"or the path of {EXPECTED}"
+        ) from error
     source = open_path(path, EXPECTED)
     if isinstance(source, Picture):
         raise _refuse_picture(path)
-    return Dataset(*collect_pictures(source, size))
+    return source
 
 
 def _refuse_picture(path: str) -> StdacError:
@@ -182,7 +212,7 @@ def fetch(build: Callable[..., Any], name: str, data_dir: Path, train: bool) -> 
             data_dir.mkdir(parents=True, exist_ok=True)
             return build(str(data_dir), train=train, download=True)
         except (RuntimeError, OSError) as error:
-            raise StdacError(
+            raise NotHere(
                 f"{name} is not in {data_dir} and could not be downloaded ({str(error).splitlines()[0]}): "
                 "set STDAC_DATA or --data-dir to a folder in torchvision's layout"
             ) from error
@@ -210,7 +240,7 @@ def _import_torchvision_datasets() -> Any:
         _LIBRARIES.append(library)  # a collected library takes its schemas along
         from torchvision import datasets
     except ImportError as error:
-        raise StdacError(
+        raise NotHere(
             "this data set comes through torchvision, which is not installed: pip install 'stdac[train]'"
         ) from error
     return datasets

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import nn
 
 from stdac import run
-from stdac.data import Dataset
+from stdac.data import IN_MEMORY, Dataset
 from stdac.errors import StdacError
 from stdac.machine import Machine, describe_device
 from stdac.methods import resolve
@@ -153,7 +153,7 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
             raise ValueError(str(error)) from error
 
     def _trial(self) -> Trial:
-        spec = {"dataset": "array", "seed": int(check_random_state(self.random_state).randint(2**31 - 1))}
+        spec = {"dataset": IN_MEMORY, "seed": int(check_random_state(self.random_state).randint(2**31 - 1))}
         spec |= {name: to_plain(getattr(self, name)) for name in ("n_clusters", "epochs")}
         return resolve(spec | {"params": {name: to_plain(getattr(self, name)) for name in PARAMS}})
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from stdac.errors import StdacError
+from stdac.errors import NotHere, StdacError
 
 # A trial of more multiply-adds than this repays the half minute that compiling takes, on the CPU.
 COMPILE_PAYS_MACS = 2e13
@@ -39,7 +39,7 @@ class Machine:
         except RuntimeError as error:
             raise StdacError(f"got device {name!r}, expected auto, cpu, cuda or cuda:N") from error
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise StdacError(f"got device {name!r}, but torch {torch.__version__} sees no GPU here: use --device cpu")
+            raise NotHere(f"got device {name!r}, but torch {torch.__version__} sees no GPU here: use --device cpu")
         return device
 
     def compiles(self, device: torch.device, macs: float) -> bool:

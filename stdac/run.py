@@ -1,6 +1,5 @@
 """run_trial: a Trial in, a finished folder out. The only place where ground truth and training meet, after the fact."""
 
-import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -13,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from stdac.cost import count_main_macs
-from stdac.data import Dataset, load
-from stdac.errors import DiskFull, StdacError
+from stdac.data import Dataset
+from stdac.errors import MachineError, NotHere, StdacError
 from stdac.files import atomic_write
 from stdac.folder import Attempt, Superseded, TrialFolder
 from stdac.machine import Machine, describe_device, describe_provenance
@@ -28,6 +27,7 @@ from stdac.results import Result
 from stdac.step import set_precision
 from stdac.train import Assignment, Progress, Source, Trainer
 from stdac.trial import SCHEMA_VERSION, Trial, make_id, write_canonical
+from stdac.trial_data import DATA, load_trial_data
 
 SAVING_SHARE = 0.1  # of a trial's time at most, but for the first checkpoint
 
@@ -137,7 +137,7 @@ def run_trial(
 
     keep: "all" or "metrics" (no model, assignments or figures' data). needed: the results of the trials that this one
     needs, in their order. Returns False where there was nothing to do: the trial is done, or another process is at it.
-    Raises what made the trial fail, after writing error.txt; DiskFull, which is no trial's fault, leaves none.
+    Raises what made the trial fail, after writing error.txt; a MachineError, which is no trial's fault, leaves none.
 
     >>> from stdac.methods import resolve
     >>> trial = resolve({"dataset": "digits", "method": "kmeans", "limit": 100})
@@ -156,8 +156,10 @@ def run_trial(
             finish_attempt(trial, attempt, machine, data_dir, keep, needed, observer)
         except Superseded:
             return False
-        except DiskFull:
+        except MachineError:
             raise
+        except ImportError as error:
+            raise NotHere(f"a library of method {trial.method} cannot be imported here: {error}") from error
         except Exception as error:
             if not attempt.current():  # its winner may have swept the folder from under it
                 return False
@@ -181,16 +183,15 @@ def finish_attempt(
     device = machine.torch_device()
 
     # the images, and those of the labelled source where the trial has one
-    dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
-    source = _load_source(trial, data_dir)
-    fingerprint = _combine_fingerprints(dataset, source)
+    data = load_trial_data(trial.to_json(), data_dir)
+    dataset, about = data.dataset, data.describe()
     _check_needed(trial, needed, dataset.fingerprint if needed else "")
 
     # train, from the newest checkpoint on
-    scorer = Scorer(trial, dataset, describe_device(device), attempt, observer, fingerprint)
+    scorer = Scorer(trial, dataset, describe_device(device), attempt, observer, about["fingerprint"])
     checkpoint = _load_newest_checkpoint(attempt)
     saved = {} if checkpoint is None else scorer.resume(checkpoint)
-    fitted = fit(trial, dataset.images, scorer, machine, saved, needed=needed, source=source)
+    fitted = fit(trial, dataset.images, scorer, machine, saved, needed=needed, source=data.source)
 
     # the scores of what training leaves, and the files
     if scorer.protocol is None:
@@ -201,28 +202,8 @@ def finish_attempt(
     attempt.write_table("metrics.parquet", make_metrics(scorer.rows))
     if keep == "all":
         _write_results(attempt, trial, dataset, fitted, scorer)
-    summary = {"seconds": time.perf_counter() - began, "fingerprint": scorer.fingerprint, "device": scorer.device}
-    attempt.finish(summary | {"trial_id": trial.id})
-
-
-def _load_source(trial: Trial, data_dir: Path | None) -> Dataset | None:
-    """The labelled data set of a trial, of its image size and limit. Raises StdacError where it has no labels."""
-    if trial.source is None:
-        return None
-    source = load(trial.source, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
-    if source.labels is None:
-        raise StdacError(f"the source {trial.source} has no labels: expected a data set with them, such as sub-folders")
-    return source
-
-
-def _combine_fingerprints(dataset: Dataset, source: Dataset | None) -> str:
-    """What a trial's data are known by: the images, and the images and labels of its source."""
-    if source is None:
-        return dataset.fingerprint
-    assert source.labels is not None, "_load_source has seen to it"
-    digest = hashlib.sha256(f"{dataset.fingerprint} {source.fingerprint}".encode())
-    digest.update(np.ascontiguousarray(source.labels, np.int64).data)
-    return digest.hexdigest()
+    summary = {"seconds": time.perf_counter() - began, "device": scorer.device, "trial_id": trial.id}
+    attempt.finish(summary | about)
 
 
 def _check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> None:
@@ -233,9 +214,8 @@ def _check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> N
             f"trial {trial.id} needs the trials {' '.join(trial.needs) or 'none'}, got {' '.join(got) or 'none'}: "
             "run it through stdac train or a grid, which see to them"
         )
-    data = ("dataset", "limit", "image_size", "source")
     for name, result in zip(got, needed, strict=True):
-        same = all(result.trial.get(key) == trial.to_json().get(key) for key in data)
+        same = all(result.trial.get(key) == trial.to_json().get(key) for key in DATA)
         if same and trial.source is None and result.fingerprint != fingerprint:
             raise StdacError(
                 f"the images of {trial.dataset} are not those that trial {name} was trained on, which this one needs: "
@@ -295,7 +275,7 @@ def _to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:
 
 def _to_source(source: Dataset, device: torch.device) -> Source:
     """A labelled data set on the device, its classes numbered from 0."""
-    assert source.labels is not None, "_load_source has seen to it"
+    assert source.labels is not None, "load_trial_data has seen to it"
     names, labels = np.unique(source.labels, return_inverse=True)
     return Source(_to_tensor(source.images, device), torch.from_numpy(labels.reshape(-1)).to(device), len(names))
 

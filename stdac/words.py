@@ -1,11 +1,31 @@
 """Numbers, times and names as a person reads them."""
 
 import time
+from collections import Counter
+from collections.abc import Iterable
 
 
 def escape_line(text: object) -> str:
     """The text without line breaks or control characters, which the name of a file or a cluster may hold."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def shorten_paths(names: Iterable[str]) -> dict[str, str]:
+    """What each of some names is called in a line or a table: of a path as many parts from its end as tell it from the
+    others.
+
+    >>> shorten_paths(["mnist", "/data/a/photos", "/data/b/photos"])
+    {'mnist': 'mnist', '/data/a/photos': 'a/photos', '/data/b/photos': 'b/photos'}
+    """
+    unique = set(names)
+    ends = Counter(end for name in unique for end in _list_ends(name))
+    return {name: next((end for end in _list_ends(name) if ends[end] < 2), name) for name in unique}
+
+
+def _list_ends(name: str) -> list[str]:
+    """The ends of a path, the shortest first, itself last."""
+    words = name.split("/")
+    return ["/".join(words[-n:]) for n in range(1, len(words) + 1) if words[-n]]
 
 
 def count_noun(n: int, noun: str) -> str:

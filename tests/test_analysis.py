@@ -312,7 +312,7 @@ def test_images_without_ground_truth_have_a_row_without_scores(tmp_path: Path) -
     cells = make_cells(read_metrics(tmp_path))
     assert cells[0].mean("acc") is None and "ST-DAC, 2 STN" in format_results(cells)
     with pytest.raises(StdacError, match="no trial has accuracies"):
-        draw_curves(read_metrics(tmp_path), tmp_path / "curves.png")
+        draw_curves(make_cells(read_metrics(tmp_path)), tmp_path / "curves.png")
 
 
 def test_a_seed_that_stopped_early_keeps_its_last_score(tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_figures_are_written_and_hold_something(run: Path, tmp_path: Path) -> No
     assert [path.name for path in paths] == ["accuracy-by-epoch.png", "digits-st-dac-2-stn.png"]
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
-    svg = draw_curves(read_metrics(run), tmp_path / "curves.svg")
+    svg = draw_curves(make_cells(read_metrics(run)), tmp_path / "curves.svg")
     assert b"<svg" in svg.read_bytes()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -361,7 +361,7 @@ def test_the_figures_of_unfinished_trials_say_so(run: Path, tmp_path: Path) -> N
     assert len(write_figures(run, tmp_path, unfinished=True)) == 2
     write_unfinished(run, digits(3), [0.2, 0.4])
     with matplotlib.rc_context({"svg.fonttype": "none"}):
-        svg = draw_curves(read_metrics(run, unfinished=True), tmp_path / "curves.svg").read_text()
+        svg = draw_curves(make_cells(read_metrics(run, unfinished=True)), tmp_path / "curves.svg").read_text()
     assert "ST-DAC, 3 STN  .400, epoch 1" in svg and "ST-DAC, 2 STN  .850<" in svg
 
 
@@ -373,7 +373,7 @@ def test_pictures_of_one_epoch_and_in_colour(tmp_path: Path) -> None:
 
 def test_figures_refuse_what_they_cannot_draw(run: Path, tmp_path: Path) -> None:
     with pytest.raises(StdacError, match=r"ends in .png, .svg, .pdf"):
-        draw_curves(read_metrics(run), tmp_path / "curves.bmp")
+        draw_curves(make_cells(read_metrics(run)), tmp_path / "curves.bmp")
     with pytest.raises(StdacError, match="trace of transformers"):
         draw_stn_pictures(tmp_path, tmp_path / "a.png")
     (tmp_path / "stn.npz").write_bytes(b"not a zip")

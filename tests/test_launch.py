@@ -254,9 +254,7 @@ def test_a_launch_stays_here_and_says_which_cluster_it_has_seen(
     assert (chosen.name, chosen.why) == ("local", "SLURM is here too: --nodes N uses it")
     monkeypatch.setattr(ray_tune, "find_cluster", lambda: ("head:6379", "RAY_ADDRESS is set"))
     assert "a Ray cluster is here too" in backends.choose_backend(None, request, {}, {}).why
-    with pytest.raises(
-        StdacError, match="got --partition, which is for SLURM, but the backend is local.*--backend slurm"
-    ):
+    with pytest.raises(StdacError, match="got --partition, which is for SLURM, but the backend is local"):
         backends.choose_backend(None, request, {"partition": "gpu"}, {})
 
 

@@ -129,6 +129,7 @@ def launch(
     Trials that failed before are tried again. The exit code is 1 if any trial failed.
     """
     from cluster_jobs.backends import choose_backend, drive
+    from cluster_jobs.data_check import check_data
     from cluster_jobs.display import Display
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
@@ -150,6 +151,8 @@ def launch(
             err=True,
         )
         click.confirm("Go on?", abort=True, err=True)
+
+    check_data(ledger, loaded.trials, options.data_dir)
 
     # write it down; failures and an earlier cancellation are forgotten
     vanished = ledger.plan(loaded.trials, loaded.text)
@@ -293,11 +296,13 @@ def cancel(run: Path) -> None:
 @click.option("--mend", is_flag=True, help="Also clear away what is of no use, and set damaged results aside.")
 def doctor(run: Path, mend: bool) -> None:
     """Find and explain what crashes have left in RUN: stale leases, losers' parts, half-written or damaged files."""
+    from cluster_jobs.data_check import warn_of_changes
     from cluster_jobs.doctor import examine
     from cluster_jobs.doctor import mend as mend_finding
     from cluster_jobs.ledger import Ledger
 
     findings = examine(Ledger(run.resolve()))
+    warn_of_changes(run)
     for finding in findings:
         click.echo(finding)
         if mend and finding.mend is not None:
@@ -322,7 +327,9 @@ def results(run: Path, markdown: bool, figures: Path | None, unfinished: bool) -
     from analysis.figures import write_figures
     from analysis.runs import read_metrics
     from analysis.table import format_results
+    from cluster_jobs.data_check import warn_of_changes
 
+    warn_of_changes(run)
     click.echo(format_results(cells_of(read_metrics(run, unfinished=unfinished)), markdown=markdown))
     if figures is not None:
         for path in write_figures(run, figures, unfinished=unfinished):
@@ -336,7 +343,9 @@ def results(run: Path, markdown: bool, figures: Path | None, unfinished: bool) -
 def report_command(run: Path, out: Path | None, unfinished: bool) -> None:
     """Write one HTML file that shows RUN: table, curves, transformers, where it ran, and how to repeat it."""
     from analysis.report import write_report
+    from cluster_jobs.data_check import warn_of_changes
 
+    warn_of_changes(run)
     click.echo(write_report(run, out, unfinished=unfinished))
 
 
@@ -348,8 +357,10 @@ def best(run: Path, method: str) -> None:
 
     Losses compare within one method only, and best where its trials share their loss's parameters.
     """
+    from cluster_jobs.data_check import warn_of_changes
     from cluster_jobs.ledger import Ledger
 
+    warn_of_changes(run)
     click.echo(Ledger(run).best_model(method))
 
 

@@ -85,31 +85,25 @@ def suggest_k_command(
     from cluster_jobs.backends import use_this_machine
     from cluster_jobs.request import Options, Request
     from stdac.command import parse_setting
+    from stdac.data import resolve_name
     from stdac.methods import METHODS, check_names
 
     check_names({method}, METHODS, "method")
     params = dict(METHODS[method].small) | dict(map(parse_setting, settings))
-    asked = Study(_resolve_input(input_), method, epochs, limit, image_size, params)
+    asked = Study(resolve_name(input_), method, epochs, limit, image_size, params)
     run = (out or asked.folder()).resolve()
     numbers = parse_ks(ks)
-    images = _take_images(asked, run, data_dir)
+    images, files = _take_images(asked, run, data_dir)
     grid = make_grid(asked, run, numbers, seeds, len(images))
     backend = use_this_machine("as asked", Request(run, Options(device), workers=workers))
     confirm(grid, run, images, backend, yes)
-    _keep_images(asked, run, images)
+    _keep_images(asked, run, images, files)
     launch(grid, run, backend)
     curves = score_study(run, {trial.id for trial in grid.trials}, images)
     suggestion = suggest(curves)
     click.echo(describe_study(curves, suggestion))
     figure = draw_study(curves, suggestion, run / "suggest-k.png", title=Path(input_).name)
     click.echo(f"wrote {figure}", err=True)
-
-
-def _resolve_input(text: str) -> str:
-    """A path from the root, so that it names the same images wherever one stands; a data set's name as it is."""
-    from stdac.data import NAMES
-
-    return text if text in NAMES else str(Path(text).expanduser().resolve())
 
 
 def parse_ks(text: str) -> list[int]:
@@ -130,32 +124,45 @@ def parse_ks(text: str) -> list[int]:
     return sorted(numbers)
 
 
-def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "NDArray[np.uint8]":
-    """The study's images (N, C, H, W) uint8: those in RUN where it was launched before, else from the input.
+def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "tuple[NDArray[np.uint8], str | None]":
+    """The study's images (N, C, H, W) uint8, and `hash_files` of its input; those in RUN where it was launched before.
 
-    Raises StdacError where the input cannot be loaded, or the folder holds a study of other settings.
+    Raises StdacError where the input cannot be loaded or holds other images now, or RUN a study of other settings.
     """
-    from stdac.data import load
+    from stdac.data import NAMES, load
     from stdac.files import read_json
+    from stdac.trial_data import hash_files
 
-    about, path = run / "study.json", run / "images.npz"
+    about, path, files = run / "study.json", run / "images.npz", run / "files.json"
     if about.exists() and read_json(about) != asked._asdict():
         raise StdacError(f"{run} holds a study of other images or settings: choose another --out")
-    if about.exists() and path.exists():
-        return load(str(path)).images
-    return load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit).images
+    kept = load(str(path)) if about.exists() and path.exists() else None
+    is_there = asked.input in NAMES or Path(asked.input).exists()
+    now = hash_files({"dataset": asked.input}) if is_there else None
+    if kept is not None and (now is None or (files.exists() and read_json(files) == now)):
+        return kept.images, now
+    taken = load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit)
+    if kept is not None and taken.fingerprint != kept.fingerprint:
+        raise StdacError(
+            f"{asked.input} holds other images than the study in {run} has taken from it ({len(kept.images):,} then, "
+            f"{len(taken.images):,} now): put the old ones back, or choose another --out"
+        )
+    return taken.images, now
 
 
-def _keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]") -> None:
-    """Write RUN/images.npz, then RUN/study.json, where they are not there yet. Raises StdacError where it cannot."""
+def _keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]", files: str | None) -> None:
+    """Write RUN/images.npz, RUN/files.json and RUN/study.json, where they are not there yet. Raises StdacError where it
+    cannot."""
     import numpy as np
 
-    from stdac.files import atomic_write, encode_json, explain_refusal, link_once
+    from stdac.files import atomic_write, encode_json, explain_refusal, link_once, write_json
 
-    if (run / "study.json").exists() and (run / "images.npz").exists():
-        return
     try:
         run.mkdir(parents=True, exist_ok=True)
+        if files is not None:
+            write_json(run / "files.json", files)
+        if (run / "study.json").exists() and (run / "images.npz").exists():
+            return
     except OSError as error:
         raise explain_refusal(error, run) from error
     with atomic_write(run / "images.npz") as file:

@@ -78,6 +78,7 @@ def _train_one(
     from stdac.folder import TrialFolder
     from stdac.results import take_result
     from stdac.run import run_trial
+    from stdac.trial_data import refuse_changes
 
     missing = [needed for needed in trial.needs if needed not in results]
     if missing:
@@ -86,9 +87,11 @@ def _train_one(
     needed = [results[needed] for needed in trial.needs]
     with TrainDisplay() as display:
         ran = run_trial(trial, folder, machine=machine, data_dir=data_dir, needed=needed, observer=display)
-    if folder.done() is None:
+    done = folder.done()
+    if done is None:
         raise StdacError(f"{folder.path} is being written by another process: wait for it, or choose another --out")
     if not ran:
+        refuse_changes([(trial.to_json(), done)], data_dir)
         click.echo("already done: nothing to do", err=True)
     return take_result(folder)
 

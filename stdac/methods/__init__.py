@@ -4,9 +4,10 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, replace
+from pathlib import Path
 from typing import Any
 
-from stdac.data import CLASSES, NAMES
+from stdac.data import CLASSES, NAMES, resolve_name
 from stdac.errors import StdacError
 from stdac.methods.dac_star import DAC_STAR
 from stdac.methods.dec import DEC
@@ -29,10 +30,11 @@ STORED_KEYS = ("schema_version", "needs")
 """What a trial.json has besides."""
 
 
-def resolve(spec: Mapping[str, Any]) -> Trial:
+def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
     """A Trial from plain values: what a grid cell, a command line or a trial.json says.
 
-    spec: KEYS, of which only `dataset` must be there. Everything left out takes its default: method st-dac, seed 0,
+    spec: KEYS, of which only `dataset` must be there. base: the folder that paths of data sets start in, the current
+    one if not given. Everything left out takes its default: method st-dac, seed 0,
     the method's own epochs and parameters, K = 10 for the data sets that have a name. With a schema_version, which is
     checked, it is a stored trial: what was added to trials since has the value that it had before, and its needs are
     those that it names. Raises StdacError that names the valid keys, methods or parameters where one is unknown or of
@@ -53,6 +55,7 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
     k = spec.get("n_clusters")
     if k is None and dataset not in NAMES:
         raise StdacError(f"the number of clusters of {dataset} is not known: pass n_clusters (--clusters)")
+    dataset = dataset if stored else resolve_name(dataset, base)
 
     # every field with its default, then what follows from all of them
     method = METHODS[name]
@@ -66,7 +69,7 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
         params=resolve_params(method.params, given, stored=stored).resolved(dataset),
         limit=None if spec.get("limit") is None else _read_whole_number("limit", spec["limit"], 2),
         image_size=None if spec.get("image_size") is None else _read_whole_number("image_size", spec["image_size"], 1),
-        source=_read_source(spec.get("source"), name, method),
+        source=_read_source(spec.get("source"), name, method, base, stored=stored),
     )
     needs = (
         spec.get("needs", ())
@@ -76,7 +79,7 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
     return replace(trial, needs=tuple(map(str, needs)))
 
 
-def _read_source(source: Any, name: str, method: Method) -> str | None:
+def _read_source(source: Any, name: str, method: Method, base: Path | None, *, stored: bool) -> str | None:
     """The labelled data set of a trial. Raises StdacError where its method wants one and there is none, or reverse."""
     if source is None and not method.takes_source:
         return None
@@ -84,7 +87,7 @@ def _read_source(source: Any, name: str, method: Method) -> str | None:
         raise StdacError(f"got source = {source!r}, but method {name} reads no labelled data set: leave it out")
     if not isinstance(source, str) or not source:
         raise StdacError(f"got source = {source!r}, expected a labelled data set for method {name}: a name or a path")
-    return source
+    return source if stored else resolve_name(source, base)
 
 
 def add_needs(trials: Iterable[Trial]) -> list[Trial]:

@@ -1,0 +1,47 @@
+"""Whether the data of a run's trials are there, and are those that its done trials were trained on."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from analysis.runs import list_trial_folders
+from cluster_jobs.ledger import Ledger
+from stdac.errors import StdacError
+from stdac.trial import Trial
+from stdac.trial_data import find_changes, find_data, list_paths, refuse_changes
+
+
+def check_data(ledger: Ledger, trials: Sequence[Trial], data_dir: Path | None) -> None:
+    """Raise StdacError where done trials were trained on other data than there are now, or others would find none.
+
+    It is looked at once, before anything is begun or submitted.
+    """
+    planned = {trial.id: trial.to_json() for trial in trials}
+    states = ledger.states() if ledger.exists() else {}
+    find_data((planned[name] for name in planned if states.get(name) != "done"), data_dir)
+    done = [name for name in planned if states.get(name) == "done" and list_paths(planned[name])]
+    refuse_changes(((planned[name], ledger.folder(name).done() or {}) for name in done), data_dir)
+
+
+def warn_of_changes(run: Path) -> None:
+    """Say on stderr where the data of a run's done trials have changed since, as far as they are on this machine."""
+    for change in list_changes(run):
+        click.echo(f"note: {change}; these results are of the data then", err=True)
+
+
+def list_changes(run: Path) -> list[str]:
+    """What `find_changes` says of the done trials of a run folder; nothing of what is no run folder, or damaged."""
+    return [] if run.is_file() else find_changes(_list_done(run))
+
+
+def _list_done(run: Path) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """(trial.json, done.json) of the done trials whose data are at a path."""
+    for folder in list_trial_folders(run):
+        try:
+            trial, done = folder.trial(), folder.done()
+        except (StdacError, OSError):  # the doctor's business
+            continue
+        if done is not None and list_paths(trial):
+            yield trial, done
