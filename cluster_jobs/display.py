@@ -5,13 +5,13 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 import click
 
 from analysis.runs import read_main_rows
 from cluster_jobs.ledger import LEFT, Ledger, State, Status
+from cluster_jobs.pace import Pace, measure_elapsed, read_costs
 from stdac.folder import RENEW_S
 from stdac.trial import choose_telling, count_distinct, write_canonical
 from stdac.words import format_duration, shorten_paths
@@ -48,51 +48,6 @@ def _find_swept(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return choose_telling(settings, sorted(names, key=lambda name: -count_distinct(settings, [name])))
 
 
-def _measure_elapsed(status: Status) -> float:
-    """Seconds that a running trial's attempt has taken."""
-    now: float = status.detail["now"]
-    return max(0.0, now - datetime.fromisoformat(status.detail["began"]).timestamp())
-
-
-def _name_kind(trial: dict[str, Any]) -> str:
-    """Trials of one kind take about equally long."""
-    return write_canonical({name: value for name, value in trial.items() if name not in ("seed", "needs")})
-
-
-class Pace:
-    """How long trials of each kind take, and how many are left of each: what the time left is guessed from."""
-
-    def __init__(self) -> None:
-        self.kinds: dict[str, str] = {}  # of the trials that have not ended
-        self.left: Counter[str] = Counter()
-        self.ended: Counter[str] = Counter()
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def add(self, trial_id: str, trial: dict[str, Any]) -> None:
-        """Note a planned trial."""
-        self.kinds[trial_id] = what = sys.intern(_name_kind(trial))
-        self.left[what] += 1
-
-    def end(self, status: Status) -> None:
-        """Note a trial that is done or failed, once."""
-        what = self.kinds.pop(status.trial_id)
-        self.left[what] -= 1
-        if status.state == "done":
-            self.ended[what] += 1
-            self.seconds[what] += status.detail["seconds"]
-
-    def seconds_left(self, running: Sequence[Status]) -> float | None:
-        """Seconds until the run is done, by the mean times of its done trials; None before the first is done."""
-        means = {what: self.seconds[what] / count for what, count in self.ended.items()}
-        if not means:
-            return None
-        typical = sum(means.values()) / len(means)
-        left = sum(means.get(what, typical) * count for what, count in self.left.items())
-        for status in running:
-            left -= min(_measure_elapsed(status), 0.9 * means.get(self.kinds.get(status.trial_id, ""), typical))
-        return left / max(1, len(running))
-
-
 def summarize(states: Iterable[State], pace: Pace, running: Sequence[Status]) -> str:
     """One line: how many trials are in which state, and the time left."""
     counts = Counter(states)
@@ -122,7 +77,7 @@ def describe_place(status: Status) -> str:
     rate = f", {progress['images_per_s']:.0f} images/s" if progress else ""
     job = f" (job {detail['job']})" if detail.get("job") else ""
     silent = f", silent for {format_duration(detail['silence'])}" if detail["silence"] > 3 * RENEW_S else ""
-    since = f"{format_duration(_measure_elapsed(status))} on {detail['host']}{job}"
+    since = f"{format_duration(measure_elapsed(status))} on {detail['host']}{job}"
     return f"{epoch}{rate}, {since}{silent}{_describe_interruptions(status)}"
 
 
@@ -144,7 +99,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
 
     trials, statuses = ledger.trials(), ledger.statuses()
     label = Labels(trials.values())
-    pace, running = Pace(), [status for status in statuses if status.state == "running"]
+    pace, running = Pace(read_costs(ledger.path)), [status for status in statuses if status.state == "running"]
     for status in statuses:
         pace.add(status.trial_id, trials[status.trial_id])
         if status.state in ("done", "failed"):
@@ -186,7 +141,7 @@ class Display:
     def __init__(self, ledger: Ledger, label: Callable[[dict[str, Any]], str] | None = None) -> None:
         self.ledger, self.label = ledger, label
         self.labels: dict[str, str] = {}
-        self.pace = Pace()
+        self.pace = Pace(read_costs(ledger.path))
         self.said = time.monotonic()
         self.looked = 0.0
         self.live: Any = None

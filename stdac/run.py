@@ -114,7 +114,8 @@ class Scorer:
     def progress(self, progress: Progress) -> None:
         """Pass on where the trial is."""
         if self.attempt is not None:
-            self.attempt.progress(progress._asdict() | {"saved": self.saved})
+            took = self.rows[-1].get("seconds") if self.rows and self.rows[-1]["phase"] == progress.phase else None
+            self.attempt.progress(progress._asdict() | {"saved": self.saved, "epoch_s": took})
         self.observer.on_progress(progress)
 
 

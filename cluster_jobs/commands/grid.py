@@ -133,6 +133,7 @@ def launch(
     from cluster_jobs.display import Display
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
+    from cluster_jobs.pace import write_costs
     from cluster_jobs.request import Options, Request
     from stdac.words import format_duration
 
@@ -156,6 +157,7 @@ def launch(
 
     # write it down; failures and an earlier cancellation are forgotten
     vanished = ledger.plan(loaded.trials, loaded.text)
+    write_costs(ledger.path, loaded.trials, gpu=chosen.gpu)
     ledger.resume()
     if vanished:
         click.echo(f"{len(vanished)} earlier trials are not in this grid; they stay: {' '.join(vanished)}", err=True)
@@ -225,13 +227,15 @@ def work(
     """
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import LEFT, Ledger
-    from cluster_jobs.local import work_here
+    from cluster_jobs.local import uses_gpu, work_here
+    from cluster_jobs.pace import write_costs
     from cluster_jobs.request import Options
 
     ledger = Ledger(run.resolve(), pause_after)
     if grid is not None:
         loaded = load_grid(grid)
         ledger.plan(loaded.trials, loaded.text)
+        write_costs(ledger.path, loaded.trials, gpu=uses_gpu(device))
     if ledger.cancelled():
         raise StdacError(f"{run} was cancelled: `stdac-grid retry {run}` lets workers take its trials again")
     options = Options(device, threads, _resolve_path(data_dir), keep, pause_after)

@@ -215,10 +215,12 @@ def launch(grid: "Grid", run: Path, backend: "Backend") -> None:
     """Run what is missing on this machine. Raises StdacError where it was stopped, or too few trials ended well."""
     from cluster_jobs.backends import drive
     from cluster_jobs.ledger import Ledger
+    from cluster_jobs.pace import write_costs
     from stdac.methods import add_needs
 
     ledger = Ledger(run)
     vanished = ledger.plan(add_needs(grid.trials), grid.text)
+    write_costs(run, grid.trials, gpu=backend.gpu)
     earlier = [trial_id for trial_id in vanished if ledger.status(trial_id).state != "done"]
     if earlier:
         click.echo(f"and {len(earlier)} trials that were asked for in this folder before and are not done", err=True)
