@@ -6,7 +6,6 @@ what no reader follows. A result that cannot be read is put aside into RUN/damag
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -29,10 +28,12 @@ from cluster_jobs.checks import (
     read_plan,
     read_trial,
 )
-from cluster_jobs.ledger import PART, Ledger, encode_trials
+from cluster_jobs.ledger import Ledger
+from cluster_jobs.plan import PART, encode_trials
 from stdac.errors import StdacError
-from stdac.files import encode_json, link_once, read_file_time
-from stdac.folder import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, LEASE_S, PROGRESS, TRIAL_JSON
+from stdac.files import encode_json, is_real_folder, link_once, read_file_time, remove_folder
+from stdac.layout import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, PROGRESS, TRIAL_JSON
+from stdac.leases import LEASE_S, give_back
 from stdac.words import escape_line, format_duration, format_time
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.now-.+", re.DOTALL)
@@ -56,7 +57,7 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         remedy = f"mending would {self.remedy}" if self.mend is not None else self.remedy
-        return f"{escape_line(self.path)} {self.what}: {self.why}; {remedy}"
+        return escape_line(f"{self.path} {self.what}: {self.why}; {remedy}")
 
 
 def examine(ledger: Ledger) -> list[Finding]:
@@ -83,7 +84,7 @@ class Examination:
     """One look at a run folder, by the clock that stamps its files."""
 
     def __init__(self, run: Path) -> None:
-        self.run, self.now = run, read_file_time(run)
+        self.run, self.now = run.resolve(), read_file_time(run)
         self.plan: dict[str, dict[str, Any]] = {}  # planned trials: id -> JSON
         self.plan_is_whole = False
         self.busy = False  # whether some attempt may be alive
@@ -140,7 +141,7 @@ class Examination:
     def _check_trials(self) -> Iterator[Finding]:
         """What is wrong in trials/."""
         folder = self.run / "trials"
-        if folder.exists() and not folder.is_dir():
+        if os.path.lexists(folder) and not is_real_folder(folder):
             yield self._report_misplaced(folder)
             return
         for path in list_folder(folder):
@@ -153,11 +154,13 @@ class Examination:
 
     def _check_trial(self, folder: Path) -> Iterator[Finding]:
         """What is wrong in the folder of a planned trial, unless somebody may be at work there."""
-        if not folder.is_dir():
+        if not is_real_folder(folder):
             yield self._report_misplaced(folder)
             return
         done = os.path.lexists(folder / DONE_JSON)  # looked for first: what it names was there before it
         leases, attempts = number_paths(folder, LEASE), number_paths(folder, ATTEMPT)
+        ahead = [path for path in leases.values() if self._measure_age(path) < -LEASE_S]
+        yield from map(self._report_ahead, ahead)
         if any(self._measure_age(path) < LEASE_S for path in leases.values()):
             self.busy = True
             return
@@ -206,11 +209,11 @@ class Examination:
         failure = folder / ERROR_TXT
         yield from self._check_failure(failure) if failure.exists() else self._find_stale(leases)
         for path in attempts.values():
-            if not path.is_dir():
+            if not is_real_folder(path):
                 yield self._report_misplaced(path)
                 continue
             checkpoint = path / CHECKPOINT
-            if checkpoint.exists():
+            if os.path.lexists(checkpoint):
                 yield from self._judge(checkpoint, check_zip, partial(self._put_aside, checkpoint))
             yield from self._find_temporaries(path)
 
@@ -227,6 +230,15 @@ class Examination:
             why = f"its process{host} was killed, or cut off from here, {format_duration(self.now - renewed)} ago"
             remedy = "nothing to mend: the next worker takes the trial over from its last checkpoint"
             yield Finding(path, "is stale", why, remedy)
+
+    def _report_ahead(self, path: Path) -> Finding:
+        """The finding for a lease that lies ahead of the clock that stamps files here."""
+        what = f"lies {format_duration(-self._measure_age(path))} ahead of the file system's clock"
+        why = (
+            "the clock was wrong when it was renewed, or it was changed outside; whether it is held shows only in time"
+        )
+        renew = _guard_change(path, partial(os.utime, path, follow_symlinks=False))
+        return Finding(path, what, why, "renew it now, so that it lapses in a minute unless its process lives", renew)
 
     def _check_failure(self, path: Path) -> Iterator[Finding]:
         """error.txt of a trial that failed."""
@@ -260,7 +272,12 @@ class Examination:
             remedy = "delete it, as launch and retry do"
             yield Finding(cancel, "stops every worker", why, remedy, _guard_change(cancel, partial(_remove, cancel)))
         for path in list_folder(self.run):
-            if path.name.startswith(ray_tune.SCRATCH) and self._measure_age(path) > LEASE_S:
+            if not path.name.startswith(ray_tune.SCRATCH) or self._measure_age(path) <= LEASE_S:
+                continue
+            if not ray_tune.is_ours(path):
+                why = "it is a link, or another user's"
+                yield Finding(path, "has the name of Ray's scratch", why, "nothing reads it: its owner may delete it")
+            else:
                 why = "its launch was killed; Ray's own state is never read again"
                 delete = _guard_change(path, partial(ray_tune.remove_scratch, path))
                 yield Finding(path, "is scratch of Ray", why, "delete it", delete)
@@ -333,6 +350,8 @@ class Examination:
         """Move a file or a folder into RUN/damaged/."""
         if os.path.lexists(path):
             damaged = self.run / "damaged"
+            if damaged.is_symlink():
+                raise StdacError(f"{damaged} is a link, which is not followed: move it away and mend again")
             damaged.mkdir(exist_ok=True)
             name = "-".join(path.relative_to(self.run).parts).removeprefix("trials-")
             path.rename(next(to for n in count(1) if not os.path.lexists(to := damaged / f"{name}-{n}")))
@@ -347,16 +366,18 @@ class Examination:
         began = format_time(read_file_time(self.run))
         lease = {"attempt": number, "host": "unknown", "pid": 0, "process_start": None, "began": began, "log": None}
         if self._replace(path, encode_json(lease)):
-            os.utime(path, (0, 0))
+            give_back(path)
 
 
 def _remove(*paths: Path) -> None:
     """Delete files and whole folders."""
     for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
+        if not is_real_folder(path):
             path.unlink(missing_ok=True)
+            continue
+        remove_folder(path)
+        if path.exists():
+            raise StdacError(f"cannot delete {path}: it belongs to another user; have them delete it")
 
 
 def _guard_change(path: Path, action: Callable[[], object]) -> Callable[[], None]:

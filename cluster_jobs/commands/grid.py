@@ -370,7 +370,10 @@ def retry(run: Path) -> None:
     ledger = Ledger(run)
     ledger.resume()
     again = ledger.retry()
-    click.echo(f"{len(again)} trials will be tried again: stdac-grid launch, or stdac-grid work {run}")
+    others = ledger.count("waiting", "blocked") - len(again)
+    words = [f"{len(again)} trials that had failed will be tried again"] if again or others < 1 else []
+    words += [f"{others} {'others ' if again else 'trials '}that are not done will be taken"] if others > 0 else []
+    click.echo(f"{' and '.join(words)}: stdac-grid launch, or stdac-grid work {run}")
 
 
 if __name__ == "__main__":
