@@ -21,7 +21,7 @@ from cluster_jobs.request import Options
 from cluster_jobs.worker import Worker
 from stdac.errors import StdacError
 from stdac.files import encode_json
-from stdac.folder import LEASE_S
+from stdac.leases import LEASE_S
 from stdac.methods import resolve
 from stdac.record import TIMINGS
 from stdac.run import run_trial
@@ -382,7 +382,7 @@ def test_a_later_part_of_the_plan_is_made_anew_too(run: Path) -> None:
 
 
 def test_a_run_of_another_version_is_left_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("cluster_jobs.checks", "stdac.folder", "cluster_jobs.ledger"):
+    for module in ("cluster_jobs.checks", "cluster_jobs.plan", "stdac.layout"):
         monkeypatch.setattr(f"{module}.SCHEMA_VERSION", 2)
     findings = examine(Ledger(run))
     assert "has schema version 1, this stdac reads 2" in findings[0].what
@@ -454,17 +454,15 @@ def test_what_may_not_be_read_is_named_and_left_alone(finished: tuple[Path, pa.T
             path.chmod(0o755)
 
 
-def test_a_name_that_leads_nowhere_is_named(run: Path) -> None:
+@pytest.mark.parametrize("target", ["lease-1.json", "nowhere", "trial.json", "/etc/hostname"])
+def test_a_link_in_the_place_of_a_file_is_put_aside(target: str, run: Path) -> None:
     path = trial_folder(run) / "lease-1.json"
     path.unlink()
-    path.symlink_to(path)
+    path.symlink_to(target)
     os.utime(path, (0, 0), follow_symlinks=False)
     finding = only(run)
-    assert finding.path == path and finding.what == "cannot be looked at"
-    path.unlink()
-    path.symlink_to("nowhere")
-    os.utime(path, (0, 0), follow_symlinks=False)
-    mended(run, only(run))
+    assert finding.path == path and "is not a file" in finding.what
+    mended(run, finding)
 
 
 def test_a_run_that_goes_on_has_no_findings(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from cluster_jobs.ledger import Ledger
 from cluster_jobs.ray_tune import Job, can_reach, check_address, find_cluster, make_environment, make_scratch, sweep
 from cluster_jobs.request import Options, Request
 from stdac.errors import StdacError
-from stdac.folder import LEASE_S
+from stdac.leases import LEASE_S
 from stdac.methods import resolve
 from tests.test_grid import pause
 

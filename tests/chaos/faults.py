@@ -10,7 +10,8 @@ from functools import partial
 
 from cluster_jobs.doctor import examine, mend
 from stdac.errors import StdacError
-from stdac.folder import LEASE_S, TrialFolder
+from stdac.folder import TrialFolder
+from stdac.leases import LEASE_S
 from tests.chaos.processes import Process
 from tests.chaos.scene import Scene
 

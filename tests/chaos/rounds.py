@@ -5,7 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from stdac.folder import LEASE_S
+from stdac.leases import LEASE_S
 from tests.chaos.clusters import Cluster
 from tests.chaos.faults import COMMON
 from tests.chaos.oracle import Oracle, Violation
