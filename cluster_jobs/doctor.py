@@ -29,9 +29,10 @@ from cluster_jobs.checks import (
     read_trial,
 )
 from cluster_jobs.ledger import Ledger
+from cluster_jobs.mending import guard_change, remove
 from cluster_jobs.plan import PART, encode_trials
 from stdac.errors import StdacError
-from stdac.files import encode_json, is_real_folder, link_once, read_file_time, remove_folder
+from stdac.files import encode_json, is_real_folder, link_once, read_file_time
 from stdac.layout import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, PROGRESS, TRIAL_JSON
 from stdac.leases import LEASE_S, give_back
 from stdac.words import escape_line, format_duration, format_time
@@ -118,7 +119,7 @@ class Examination:
                 yield Finding(path, str(damage), why, remedy)
             else:
                 remedy = "put it aside and make it anew from the trials that were begun; then launch the grid once more"
-                replan = _guard_change(path, partial(self._replan, path, begun))
+                replan = guard_change(path, partial(self._replan, path, begun))
                 yield Finding(path, str(damage), CUT_SHORT, remedy, replan)
         self.plan = begun | self.plan
 
@@ -168,7 +169,7 @@ class Examination:
             winner = check_result(folder, attempts) if done else None
             trial_file = list(self._check_trial_file(folder, begun=done or bool(leases)))
         except Damaged as damage:
-            aside = _guard_change(folder, partial(self._put_aside, folder))
+            aside = guard_change(folder, partial(self._put_aside, folder))
             yield Finding(folder, f"cannot be used, as {damage}", CUT_SHORT, RUNS_AGAIN, aside)
             return
         yield from trial_file
@@ -187,7 +188,7 @@ class Examination:
         except Foreign:
             raise
         except Damaged as damage:
-            rewrite = _guard_change(path, partial(self._replace, path, encode_json(self.plan[folder.name])))
+            rewrite = guard_change(path, partial(self._replace, path, encode_json(self.plan[folder.name])))
             yield Finding(path, str(damage), CUT_SHORT, "write it again as it was planned", rewrite)
 
     def _check_done(self, folder: Path, attempts: Mapping[int, Path], winner: int) -> Iterator[Finding]:
@@ -196,13 +197,13 @@ class Examination:
         for number, path in attempts.items():
             if number != winner:
                 why = f"attempt {winner} finished first, and was killed before it swept, as was this one"
-                yield Finding(path, "is an attempt that lost", why, remedy, _guard_change(path, partial(_remove, path)))
+                yield Finding(path, "is an attempt that lost", why, remedy, guard_change(path, partial(remove, path)))
             else:
                 yield from self._find_temporaries(path)
         for path in [attempts[winner] / CHECKPOINT, attempts[winner] / PROGRESS, folder / ERROR_TXT]:
             if path.exists():
                 why = "its process was killed between finishing and sweeping"
-                yield Finding(path, "is left of a done trial", why, remedy, _guard_change(path, partial(_remove, path)))
+                yield Finding(path, "is left of a done trial", why, remedy, guard_change(path, partial(remove, path)))
 
     def _check_open(self, folder: Path, leases: Mapping[int, Path], attempts: Mapping[int, Path]) -> Iterator[Finding]:
         """What holds up a trial that is not done and at which nobody is at work."""
@@ -237,7 +238,7 @@ class Examination:
         why = (
             "the clock was wrong when it was renewed, or it was changed outside; whether it is held shows only in time"
         )
-        renew = _guard_change(path, partial(os.utime, path, follow_symlinks=False))
+        renew = guard_change(path, partial(os.utime, path, follow_symlinks=False))
         return Finding(path, what, why, "renew it now, so that it lapses in a minute unless its process lives", renew)
 
     def _check_failure(self, path: Path) -> Iterator[Finding]:
@@ -248,7 +249,7 @@ class Examination:
                 raise Damaged("gives no reason")
         except Damaged as damage:
             why, remedy = "it was not written by stdac", RUNS_AGAIN
-            yield Finding(path, str(damage), why, remedy, _guard_change(path, partial(self._put_aside, path)))
+            yield Finding(path, str(damage), why, remedy, guard_change(path, partial(self._put_aside, path)))
         else:
             remedy = "stdac-grid retry, or the next launch, tries it again"
             yield Finding(path, "says that the trial failed", escape_line(reason), remedy)
@@ -270,7 +271,7 @@ class Examination:
         if cancel.exists() and self._measure_age(cancel) > LEASE_S:
             why = "the run was cancelled, and all its workers have left"
             remedy = "delete it, as launch and retry do"
-            yield Finding(cancel, "stops every worker", why, remedy, _guard_change(cancel, partial(_remove, cancel)))
+            yield Finding(cancel, "stops every worker", why, remedy, guard_change(cancel, partial(remove, cancel)))
         for path in list_folder(self.run):
             if not path.name.startswith(ray_tune.SCRATCH) or self._measure_age(path) <= LEASE_S:
                 continue
@@ -279,7 +280,7 @@ class Examination:
                 yield Finding(path, "has the name of Ray's scratch", why, "nothing reads it: its owner may delete it")
             else:
                 why = "its launch was killed; Ray's own state is never read again"
-                delete = _guard_change(path, partial(ray_tune.remove_scratch, path))
+                delete = guard_change(path, partial(ray_tune.remove_scratch, path))
                 yield Finding(path, "is scratch of Ray", why, "delete it", delete)
         if self._is_over():
             yield from self._find_slurm_files(self.run / "logs" / "slurm")
@@ -291,7 +292,7 @@ class Examination:
         if paths:
             what = f"holds {len(paths)} files of SLURM jobs that are over"
             why = "their driver was killed or detached; what is done is never read from them"
-            yield Finding(folder, what, why, "delete them; the logs stay", partial(_remove, *paths))
+            yield Finding(folder, what, why, "delete them; the logs stay", partial(remove, *paths))
 
     def _is_over(self) -> bool:
         """Whether every planned trial is done or failed, if only because one that it needs has."""
@@ -328,11 +329,11 @@ class Examination:
         try:
             check(path)
         except Damaged as damage:
-            yield Finding(path, str(damage), CUT_SHORT, remedy, _guard_change(path, action))
+            yield Finding(path, str(damage), CUT_SHORT, remedy, guard_change(path, action))
 
     def _report_misplaced(self, path: Path) -> Finding:
         """The finding for what is no folder where one is expected."""
-        aside = _guard_change(path, partial(self._put_aside, path))
+        aside = guard_change(path, partial(self._put_aside, path))
         return Finding(path, "is not a folder", "it was not written by stdac", "put it aside into damaged/", aside)
 
     def _find_temporaries(self, folder: Path) -> Iterator[Finding]:
@@ -340,7 +341,7 @@ class Examination:
         for path in list_folder(folder):
             if TEMPORARY.fullmatch(path.name) and path.is_file() and self._measure_age(path) > LEASE_S:
                 why = f"its writer was killed {format_duration(self._measure_age(path))} ago"
-                yield Finding(path, "is half-written", why, "delete it", _guard_change(path, partial(_remove, path)))
+                yield Finding(path, "is half-written", why, "delete it", guard_change(path, partial(remove, path)))
 
     def _measure_age(self, path: Path) -> float:
         """Seconds since a file was changed; those of a lease that was given back, since 1970."""
@@ -367,38 +368,3 @@ class Examination:
         lease = {"attempt": number, "host": "unknown", "pid": 0, "process_start": None, "began": began, "log": None}
         if self._replace(path, encode_json(lease)):
             give_back(path)
-
-
-def _remove(*paths: Path) -> None:
-    """Delete files and whole folders."""
-    for path in paths:
-        if not is_real_folder(path):
-            path.unlink(missing_ok=True)
-            continue
-        remove_folder(path)
-        if path.exists():
-            raise StdacError(f"cannot delete {path}: it belongs to another user; have them delete it")
-
-
-def _guard_change(path: Path, action: Callable[[], object]) -> Callable[[], None]:
-    """The action, refused where `path` is not what it is now: somebody is at work on it."""
-    seen = _identify(path)
-
-    def careful() -> None:
-        now = _identify(path)
-        if now is None and seen is not None:
-            return  # mended by somebody else
-        if now != seen:
-            raise StdacError(f"{escape_line(path)} has changed since it was examined: examine the run again")
-        action()
-
-    return careful
-
-
-def _identify(path: Path) -> tuple[int, int, int] | None:
-    """What differs once a file was replaced or changed, or something in a folder was made or removed."""
-    try:
-        about = path.lstat()
-    except FileNotFoundError:
-        return None
-    return about.st_ino, about.st_mtime_ns, about.st_size

@@ -143,11 +143,11 @@ def make_log_folder(run: Path) -> Path:
             f"got the run folder {str(run)!r}: SLURM cannot write logs below a name with a percent sign, quote, "
             "backslash or line break; choose another --out"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StdacError(f"cannot make {folder}: {error.strerror}; choose another --out") from error
     for place in (folder.parent, folder):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StdacError(f"cannot make {folder}: {error.strerror}; choose another --out") from error
         if not is_real_folder(place):
             raise StdacError(f"{place} is a link, which is not followed: move it away, or choose another --out")
     return folder

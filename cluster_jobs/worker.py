@@ -121,8 +121,11 @@ class Worker(Observer):
         except Exception as error:  # noqa: BLE001 - whatever it was, error.txt has it and the grid goes on
             ending = f"failed: {error}"
             if not self._section:
-                with suppress(StdacError, OSError):  # a folder that cannot be written to keeps nobody from the others
+                try:
                     folder.fail(f"trial {trial_id} cannot be run: {error}")
+                except (StdacError, OSError):
+                    if self.ledger.state(trial_id) != "failed":  # else its folder alone keeps it from being run
+                        raise
             self.settled.add(trial_id)
         finally:
             if self._section:

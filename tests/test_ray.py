@@ -224,6 +224,30 @@ def test_units_that_are_lost_without_any_progress_end_the_launch(job: Job) -> No
     assert found.suggest("unit") == "FINISHED"
 
 
+def test_why_a_unit_did_not_start_is_said(job: Job, tmp_path: Path) -> None:
+    """On a node where stdac is not installed Ray cannot unpickle the unit; the launch said "see" a log of thousands."""
+    pytest.importorskip("ray")
+    from types import SimpleNamespace
+
+    from cluster_jobs.ray_units import Errors, find_last_words
+
+    found, said = units(job, Fixed(1))
+    path = tmp_path / "error.txt"
+    path.write_text(
+        "Failure # 1 (occurred at 2026-12-01)\nThe actor died because of an error raised in its creation task\n"
+        "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'cluster_jobs'\n"
+        "During handling of the above exception, another exception occurred:\nRuntimeError: the actor cannot be made\n"
+    )
+    trials = [SimpleNamespace(trial_id="unit-0", error_file=str(path)), SimpleNamespace(trial_id="a", error_file=None)]
+    Errors(found).on_step_begin(1, trials)
+    assert len(wanted(found)) == 2
+    found.on_trial_complete("unit-0", error=True)
+    assert said == [
+        f"a worker did not start: No module named 'cluster_jobs': install stdac there, as it is here (see {job.log})"
+    ]
+    assert find_last_words("") == "" and find_last_words("a\nValueError: b\n  c\n") == "ValueError: b"
+
+
 def test_a_node_at_fault_is_named_and_ends_the_launch_only_where_there_is_no_other(job: Job) -> None:
     found, said = units(job, Fixed(2))
     assert len(wanted(found)) == 3

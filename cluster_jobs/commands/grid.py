@@ -366,13 +366,14 @@ def collect(run: Path, unfinished: bool) -> None:
 def retry(run: Path) -> None:
     """Forget the failures of RUN, or that it was cancelled, so that the next worker tries those trials again."""
     from cluster_jobs.ledger import Ledger
+    from stdac.words import count_noun
 
     ledger = Ledger(run)
     ledger.resume()
     again = ledger.retry()
     others = ledger.count("waiting", "blocked") - len(again)
-    words = [f"{len(again)} trials that had failed will be tried again"] if again or others < 1 else []
-    words += [f"{others} {'others ' if again else 'trials '}that are not done will be taken"] if others > 0 else []
+    words = [f"{count_noun(len(again), 'trial')} that had failed will be tried again"] if again or others < 1 else []
+    words += [f"{count_noun(others, 'trial')} that waited will be taken"] if others > 0 else []
     click.echo(f"{' and '.join(words)}: stdac-grid launch, or stdac-grid work {run}")
 
 
