@@ -107,19 +107,20 @@ def read_trial(folder: TrialFiles, trial: Mapping[str, Any], *, unfinished: bool
 
     trial: its trial.json.
     """
-    rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else []
+    rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else None
     result = folder.result()  # looked at last: a trial that ends meanwhile has no checkpoint any more
     if result is not None:
         return _add_settings(read_rows(result / "metrics.parquet"), trial, True)
-    return _add_settings(conform_metrics(make_metrics(rows)), trial, False) if rows else None
+    return _add_settings(rows, trial, False) if rows is not None else None
 
 
-def _read_checkpoint_rows(folder: TrialFiles) -> list[dict[str, Any]]:
-    """The rows in a trial's newest checkpoint that is whole, METRICS as plain values."""
+def _read_checkpoint_rows(folder: TrialFiles) -> pa.Table | None:
+    """The rows in a trial's newest checkpoint that is whole, a METRICS table; None where there are none."""
     for path in folder.checkpoints():
-        with suppress(StdacError):
-            return list(load_checkpoint(path)["rows"])
-    return []
+        with suppress(StdacError, ValueError, TypeError, AttributeError, pa.ArrowException):  # the last four: not ours
+            rows = load_checkpoint(path, ["rows"])["rows"]
+            return conform_metrics(make_metrics(rows)) if rows else None
+    return None
 
 
 def concat_rows(tables: Iterable[pa.Table]) -> pa.Table:

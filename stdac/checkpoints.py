@@ -1,17 +1,20 @@
 """Checkpoints: read whole, or not at all."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from stdac.errors import StdacError
 from stdac.files import check_archive, open_plain
 
-PARTS = ("phases", "rows", "protocol", "fingerprint")
+TO_RESUME = ("phases", "rows", "protocol", "fingerprint")
+"""What a trial needs of a checkpoint to go on."""
 
 
-def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A trial's checkpoint, its tensors on the CPU. Raises StdacError where it is not exactly what was written.
+def load_checkpoint(path: Path, parts: Iterable[str] = TO_RESUME) -> dict[str, Any]:
+    """A trial's checkpoint, its tensors on the CPU.
 
+    Raises StdacError where it is not exactly what was written, or lacks one of these parts.
     `torch.load` checks no checksum: of an archive with a flipped bit it would make other weights.
     """
     import torch
@@ -21,7 +24,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             check_archive(file)
             file.seek(0)
             checkpoint: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-        if isinstance(checkpoint, dict) and set(PARTS) <= checkpoint.keys():
+        if isinstance(checkpoint, dict) and checkpoint.keys() >= set(parts):
             return checkpoint
         reason = "it is not a checkpoint of ours"
     except StdacError as error:

@@ -50,18 +50,21 @@ class TrialFolder(TrialFiles):
 
     def create(self, trial_json: Mapping[str, Any]) -> None:
         """Write trial.json once. Raises StdacError where another trial or another schema version lives there."""
+        self._make()
+        if not link_once(self.trial_path, encode_json(trial_json)) and self.trial() != dict(trial_json):
+            raise StdacError(f"{self.path} holds another trial: choose another folder")
+
+    def _make(self) -> None:
+        """Make the folder, unless it is there."""
         self.check_place()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise explain_refusal(error, self.path) from error
-        if not link_once(self.trial_path, encode_json(trial_json)) and self.trial() != dict(trial_json):
-            raise StdacError(f"{self.path} holds another trial: choose another folder")
 
     def fail(self, text: str) -> None:
         """Write error.txt: the trial is not tried again before `forgive`. The first line is the reason."""
-        self.check_place()
-        self.path.mkdir(parents=True, exist_ok=True)
+        self._make()
         with atomic_write(self.error_path) as file:
             file.write(f"{text}\n".encode(errors="backslashreplace"))
 
