@@ -1,5 +1,6 @@
 """The figures of a run: accuracy by epoch, and what the spatial transformers do to images."""
 
+import io
 import re
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from stdac.errors import StdacError
 from stdac.files import atomic_write
 from stdac.methods import METHODS
 from stdac.record import FIGURES
+from stdac.results import read_part
 from stdac.trial import make_id
 
 if TYPE_CHECKING:
@@ -187,9 +189,9 @@ def draw_stn_pictures(trace: Path, path: Path, *, title: str = "") -> Path:
 def _read_trace(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays of an stn.npz, see `stdac.methods.st_dac.StnTrace`. Raises StdacError where they are not there."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(read_part(path)), allow_pickle=False) as arrays:
             return {name: arrays[name] for name in ("theta_mean", "straightened", "images")}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
         raise StdacError(
             f"cannot read {path} as a trace of transformers: "
             "expected the stn.npz of a finished ST-DAC trial with at least 1 STN"

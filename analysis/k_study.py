@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from analysis.runs import list_finished
 from analysis.table import show
 from stdac.errors import StdacError
+from stdac.results import read_part
 
 COMPONENTS = 50
 SAMPLE = 2000  # images that silhouettes are taken of: their cost grows with the square
@@ -87,8 +88,9 @@ def _read_assignments(attempt: Path, n: int) -> Assigned:
     """The clusters of a finished trial's deployed model, and its confidence by the training protocol."""
     path = attempt / "assignments.parquet"
     try:
-        table = pq.read_table(path, columns=["cluster", "protocol_confidence"])
-    except (OSError, pa.ArrowException) as error:
+        content = pa.BufferReader(read_part(path))
+        table = pq.read_table(content, columns=["cluster", "protocol_confidence"])
+    except (OSError, KeyError, pa.ArrowException) as error:
         raise StdacError(f"cannot read {path}: take that trial's folder away and launch the study again") from error
     if len(table) != n:
         raise StdacError(f"{path} has {len(table)} images, expected {n}: start anew with another --out")

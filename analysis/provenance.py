@@ -10,8 +10,8 @@ import pyarrow as pa
 
 from analysis.runs import SETTINGS, list_trial_folders
 from stdac.errors import StdacError
-from stdac.files import read_json
-from stdac.folder import TrialFolder
+from stdac.files import MOST_JSON, read_json, read_plain
+from stdac.layout import TrialFiles
 
 FACTS = ("attempt", "began", "commit", "python", "versions", "cpu", "cpus")
 """What of a lease may be published: nothing that names a host, a user, a path or a job."""
@@ -55,16 +55,16 @@ def describe_trial(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _read_attempts(folder: TrialFolder, facts: tuple[str, ...]) -> list[dict[str, Any]]:
+def _read_attempts(folder: TrialFiles, facts: tuple[str, ...]) -> list[dict[str, Any]]:
     """The chosen facts of every attempt at a trial, in order."""
-    leases = (folder.lease(number) for number in folder.leases())
-    return [{fact: lease[fact] for fact in facts if fact in lease} for lease in leases]
+    return [{fact: lease[fact] for fact in facts if fact in lease} for lease in folder.known_leases()]
 
 
 def read_grids(run: Path, rows: pa.Table) -> dict[str, str]:
     """The grid files of a run, name -> TOML; one worked out from its trials where it was launched without."""
     found = [] if run.is_file() else sorted(run.glob("grid*.toml"), key=lambda path: (len(path.name), path.name))
-    return {path.name: path.read_text() for path in found} or {"grid.toml": derive_grid(rows)}
+    texts = {path.name: read_plain(path, MOST_JSON).decode(errors="replace") for path in found}
+    return texts or {"grid.toml": derive_grid(rows)}
 
 
 def derive_grid(rows: pa.Table) -> str:

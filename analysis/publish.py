@@ -35,7 +35,7 @@ def publish(run: Path, out: Path) -> list[Path]:
     except OSError as error:
         raise StdacError(f"cannot make the folder {out} ({error.strerror}): choose another place") from error
     with atomic_write(out / "metrics.parquet") as file:
-        pq.write_table(rows, file, compression="zstd")
+        pq.write_table(rows, file, compression="zstd", write_page_checksum=True)
     for name, content in contents.items():
         with atomic_write(out / name) as file:
             file.write(content)

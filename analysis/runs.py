@@ -1,6 +1,8 @@
 """The rows of a run: from a run folder, one trial's folder or a collected metrics.parquet to one table."""
 
 import json
+import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -9,10 +11,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stdac.checkpoints import load_checkpoint
 from stdac.errors import StdacError
-from stdac.folder import TRIAL_JSON, TrialFolder
+from stdac.files import read_json
+from stdac.layout import TRIAL_ID, TRIAL_JSON, TrialFiles
 from stdac.record import METRICS, conform_metrics, make_metrics
+from stdac.results import read_part
 from stdac.trial import SCHEMA_VERSION, make_id
+from stdac.words import escape_line
 
 SETTINGS = ("n_clusters", "epochs", "limit", "image_size")
 """What of a Trial is not a column of METRICS."""
@@ -49,7 +55,7 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
     collected = path if path.is_file() else path / "metrics.parquet"
     folders = [] if path.is_file() else list_trial_folders(path)
     if folders:
-        tables = (read_trial(folder, folder.trial(), unfinished=unfinished) for folder in folders)
+        tables = (read_trial(folder, trial, unfinished=unfinished) for folder, trial in _read_trials(folders))
         table = concat_rows(rows for rows in tables if rows is not None)
     elif collected.is_file():
         table = _read_collected(collected)
@@ -65,40 +71,68 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
     return table
 
 
-def list_trial_folders(path: Path) -> list[TrialFolder]:
+def list_trial_folders(path: Path) -> list[TrialFiles]:
     """The trials' folders of a run, by name; `path` itself where it is one trial's folder."""
-    paths = [path] if (path / TRIAL_JSON).is_file() else sorted((path / "trials").glob("*"))
-    return [TrialFolder(p) for p in paths if (p / TRIAL_JSON).is_file()]
+    if os.path.lexists(path / TRIAL_JSON):
+        return [TrialFiles(path)]
+    try:
+        paths = sorted(folder for folder in (path / "trials").iterdir() if TRIAL_ID.fullmatch(folder.name))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return list(map(TrialFiles, paths))
 
 
 def list_finished(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """(trial.json, folder of the attempt that counts) of every finished trial at `path`."""
-    for folder in list_trial_folders(path):
+    for folder, trial in _read_trials(list_trial_folders(path)):
         result = folder.result()
         if result is not None:
-            yield folder.trial(), result
+            yield trial, result
 
 
-def read_trial(folder: TrialFolder, trial: Mapping[str, Any], *, unfinished: bool = False) -> pa.Table | None:
+def _read_trials(folders: Iterable[TrialFiles]) -> Iterator[tuple[TrialFiles, dict[str, Any]]]:
+    """The trials that there are, see `can_look_at`, with their trial.json. Raises StdacError where it is of another
+    schema version."""
+    for folder in folders:
+        if can_look_at(folder) and os.path.lexists(folder.trial_path):
+            yield folder, folder.trial()
+
+
+def can_look_at(folder: TrialFiles) -> bool:
+    """Whether a trial's folder can be looked at. One that cannot is said on stderr, and left out as one that failed."""
+    try:
+        folder.done()
+        folder.leases()
+        if os.path.lexists(folder.trial_path):
+            read_json(folder.trial_path)
+        return True
+    except StdacError as error:
+        reason = str(error)
+    except OSError as error:
+        reason = error.strerror or str(error)
+    print(escape_line(f"{folder.path} is left out, as it cannot be looked at: {reason}"), file=sys.stderr)
+    return False
+
+
+def read_trial(folder: TrialFiles, trial: Mapping[str, Any], *, unfinished: bool = False) -> pa.Table | None:
     """The rows of one trial, a ROWS table; of one that is not finished those so far if asked for, else None.
 
     trial: its trial.json.
     """
-    rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else []
+    rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else None
     done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
     if done is not None:
         return _add_settings(read_rows(folder.attempt_path(done["attempt"]) / "metrics.parquet"), trial, done)
-    return _add_settings(conform_metrics(make_metrics(rows)), trial, None) if rows else None
+    return _add_settings(rows, trial, None) if rows is not None else None
 
 
-def _read_checkpoint_rows(folder: TrialFolder) -> list[dict[str, Any]]:
-    """The rows in a trial's newest checkpoint that can be read, METRICS as plain values; its tensors are not read."""
-    import torch
-
+def _read_checkpoint_rows(folder: TrialFiles) -> pa.Table | None:
+    """The rows in a trial's newest checkpoint that is whole, a METRICS table; None where there are none."""
     for path in folder.checkpoints():
-        with suppress(Exception):  # torch raises whatever a damaged archive makes it stumble over
-            return list(torch.load(path, map_location="cpu", mmap=True, weights_only=True)["rows"])
-    return []
+        with suppress(StdacError, ValueError, TypeError, AttributeError, pa.ArrowException):  # the last four: not ours
+            rows = load_checkpoint(path, ["rows"])["rows"]
+            return conform_metrics(make_metrics(rows)) if rows else None
+    return None
 
 
 def concat_rows(tables: Iterable[pa.Table]) -> pa.Table:
@@ -109,13 +143,15 @@ def concat_rows(tables: Iterable[pa.Table]) -> pa.Table:
 def read_rows(path: Path) -> pa.Table:
     """A METRICS table from a Parquet file, with the columns of ROWS that it has.
 
-    Files of other versions are read too, see `conform_metrics`. Raises StdacError where it is missing, not ours or of
-    another schema version.
+    Files of other versions are read too, see `conform_metrics`. Raises StdacError where it is missing, not ours, of
+    another schema version, or not what was written, see `read_part`.
     """
     try:
-        table = pq.ParquetFile(path).read()
-    except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
+        content = pa.BufferReader(read_part(path))
+        table = pq.ParquetFile(content, page_checksum_verification=True).read()
+        table.validate(full=True)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StdacError(
             f"cannot read {path} as Parquet ({reason}): run that trial again, or check the path"
         ) from error
@@ -128,18 +164,24 @@ def read_rows(path: Path) -> pa.Table:
         )
     try:
         rows = conform_metrics(table)
-    except StdacError as error:
+        for field in ROWS:
+            if field.name in names and field.name not in METRICS.names:
+                rows = rows.append_column(field, table[field.name].cast(field.type))
+    except (StdacError, pa.ArrowException) as error:
         raise StdacError(f"cannot use {path}, as {error}") from error
-    for field in ROWS:
-        if field.name in names and field.name not in METRICS.names:
-            rows = rows.append_column(field, table[field.name].cast(field.type))
     return rows
 
 
 def read_main_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a trial's main phase from its metrics.parquet, by epoch. Raises StdacError as `read_rows` does."""
+    """The rows of a trial's main phase from its metrics.parquet, by epoch.
+
+    Raises StdacError as `read_rows` does, and where there is none.
+    """
     rows = read_rows(path)
-    return sorted(rows.filter(rows["main"]).to_pylist(), key=lambda row: row["epoch"])
+    main = sorted(rows.filter(rows["main"]).to_pylist(), key=lambda row: row["epoch"])
+    if not main:
+        raise StdacError(f"{path} has no row of a main phase: run that trial again")
+    return main
 
 
 def _read_collected(path: Path) -> pa.Table:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from analysis.cells import Cell, list_datasets
 from analysis.intervals import Interval
 from stdac.methods import METHODS
+from stdac.words import escape_line
 
 GAP = 0.005  # a larger difference between protocol and deployed ACC is pointed out
 SETTLED = 10  # seeds, as in the paper
@@ -25,7 +26,8 @@ def format_results(cells: list[Cell], *, markdown: bool = False) -> str:
     for dataset in list_datasets(cells):
         of_dataset = [cell for cell in cells if cell.dataset == dataset]
         blocks += _make_markdown_blocks(of_dataset) if markdown else _make_text_blocks(of_dataset)
-    return "\n\n".join(block for block in blocks if block) + "\n"
+    text = "\n\n".join(block for block in blocks if block) + "\n"
+    return "".join(f"{escape_line(line)}\n" for line in text.split("\n")[:-1])
 
 
 def _make_text_blocks(cells: list[Cell]) -> list[str]:

@@ -3,8 +3,6 @@
 import io
 import json
 import re
-import stat
-import zipfile
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from functools import partial
@@ -16,8 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from analysis.runs import ROWS
-from cluster_jobs.ledger import TRIALS
-from stdac.folder import DONE_JSON, TRIAL_JSON
+from cluster_jobs.plan import TRIALS
+from stdac.errors import StdacError
+from stdac.files import check_archive, is_real_folder, read_plain
+from stdac.layout import DONE_JSON, TRIAL_JSON
 from stdac.record import METRICS
 from stdac.trial import SCHEMA_VERSION, write_canonical
 from stdac.words import escape_line
@@ -34,11 +34,11 @@ class Foreign(Damaged):
 
 
 def read_content(path: Path) -> bytes:
-    """The bytes of a regular file."""
+    """The bytes of a regular file, and no link to one."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise Damaged("is not a file")
-        return path.read_bytes()
+        return read_plain(path)
+    except StdacError as error:
+        raise Damaged("is not a file") from error
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Damaged("is missing") from error
 
@@ -122,9 +122,10 @@ def check_zip(path: Path) -> None:
     """A zip archive, as torch and numpy write them, with every checksum right."""
 
     def test(data: bytes) -> None:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            if not archive.namelist() or archive.testzip() is not None:
-                raise Damaged("has a member that is empty or damaged")
+        try:
+            check_archive(io.BytesIO(data))
+        except StdacError as error:
+            raise Damaged("is not a zip archive, or a damaged one") from error
 
     parse_file(path, test, "a zip archive")
 
@@ -134,7 +135,8 @@ def check_lease(path: Path) -> dict[str, Any]:
     lease = _read_object(path)
     try:
         datetime.fromisoformat(lease["began"])
-        if isinstance(lease["host"], str) and {"attempt", "pid", "process_start"} <= lease.keys():
+        numbers = all(type(lease[name]) is int for name in ("attempt", "pid"))
+        if isinstance(lease["host"], str) and numbers and type(lease["process_start"]) in (int, type(None)):
             return lease
     except (KeyError, TypeError, ValueError) as error:
         raise Damaged("does not say since when it holds") from error
@@ -148,7 +150,7 @@ def check_result(folder: Path, attempts: Mapping[int, Path]) -> int:
     if done.get("trial_id") != folder.name or not all(isinstance(done.get(k), kind) for k, kind in DONE.items()):
         raise Damaged("done.json is not this trial's, or lacks what others read in it")
     number, digests = done["attempt"], done["sha256"]
-    if type(number) is not int or number not in attempts:
+    if type(number) is not int or number not in attempts or not is_real_folder(attempts[number]):
         raise Damaged("done.json names an attempt that is missing")
     for path in list_folder(attempts[number]):
         if path.name in _PART_CHECKS:
@@ -180,9 +182,9 @@ def _name_damage(path: Path, check: Callable[[Path], T]) -> T:
 
 
 def list_folder(folder: Path) -> list[Path]:
-    """What is in a folder, by name; nothing where it is gone."""
+    """What is in a folder, by name; nothing where it is gone, or a link."""
     try:
-        return sorted(folder.iterdir())
+        return sorted(folder.iterdir()) if is_real_folder(folder) else []
     except (FileNotFoundError, NotADirectoryError):
         return []
 

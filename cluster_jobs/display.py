@@ -12,9 +12,10 @@ import click
 from analysis.runs import read_main_rows
 from cluster_jobs.ledger import LEFT, Ledger, State, Status
 from cluster_jobs.pace import Pace, measure_elapsed, read_costs
-from stdac.folder import RENEW_S
+from stdac.errors import StdacError
+from stdac.leases import RENEW_S
 from stdac.trial import choose_telling, count_distinct, write_canonical
-from stdac.words import format_duration, shorten_paths
+from stdac.words import escape_line, format_duration, shorten_paths
 
 PLAIN_EVERY_S = 60.0
 WATCH_EVERY_S = 2.0
@@ -64,27 +65,34 @@ def describe_place(status: Status) -> str:
     """What a trial is doing, or how it ended, in a few words."""
     detail = status.detail
     if status.state == "done":
-        host = f"{detail['hosts'][-1]}, " if "hosts" in detail else ""
-        return f"{format_duration(detail['seconds'])} on {host}{detail['device']}{_describe_interruptions(status)}"
+        host = f"{detail['hosts'][-1]}, " if detail.get("hosts") else ""
+        took = format_duration(detail.get("seconds", 0.0))
+        return (
+            f"{took} on {host}{detail.get('device', 'a device that it does not name')}{_describe_interruptions(status)}"
+        )
     if status.state == "failed":
         return f"{detail['reason']} ({detail['log']})"
     if status.state == "blocked":
         return f"waiting for {' '.join(detail['for'])}"
     if status.state in ("waiting", "paused"):
         return f"after epoch {detail['epoch']}/{detail['epochs']}" if detail else ""
-    progress = detail["progress"]
-    epoch = f"{progress['phase']} epoch {progress['epoch']}/{progress['epochs']}" if progress else "starting"
-    rate = f", {progress['images_per_s']:.0f} images/s" if progress else ""
+    progress = detail["progress"] or {}
+    known = {"phase", "epoch", "epochs"} <= progress.keys()
+    epoch = f"{progress['phase']} epoch {progress['epoch']}/{progress['epochs']}" if known else "starting"
+    rate = f", {progress['images_per_s']:.0f} images/s" if "images_per_s" in progress else ""
     job = f" (job {detail['job']})" if detail.get("job") else ""
     silent = f", silent for {format_duration(detail['silence'])}" if detail["silence"] > 3 * RENEW_S else ""
+    if detail.get("ahead"):
+        ahead = format_duration(detail["ahead"])
+        return f"{epoch}, on {detail['host']}{job}, if it lives: its lease lies {ahead} ahead of the clock of its files"
     since = f"{format_duration(measure_elapsed(status))} on {detail['host']}{job}"
     return f"{epoch}{rate}, {since}{silent}{_describe_interruptions(status)}"
 
 
 def _describe_interruptions(status: Status) -> str:
     """How often a trial was interrupted so far, and what that has cost; nothing for most."""
-    times = status.detail.get("attempts", status.detail.get("attempt", 1)) - 1
-    if not times:
+    times = status.detail.get("attempts", status.detail.get("attempt", 1)) - 1 - status.detail.get("pauses", 0)
+    if times < 1:
         return ""
     lost = format_duration(status.detail.get("lost_seconds", 0.0))
     return f", interrupted {times} time{'s' * (times > 1)}, {lost} of work lost"
@@ -114,7 +122,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
         lines.append(f"SLURM: {queue}")
     if ledger.cancelled():
         lines.append("cancelled: stdac-grid launch, or retry, lets it go on")
-    return "\n".join(lines)
+    return "\n".join(map(escape_line, lines))
 
 
 def watch_report(ledger: Ledger, show_all: bool = False) -> None:
@@ -206,12 +214,18 @@ class Display:
         text = f"{self.labels[status.trial_id]:<42}"
         if status.state == "failed":
             return f"{text} FAILED: {describe_place(status)}"
-        accuracy = _read_final_accuracy(self.ledger, status)
+        try:
+            accuracy = _read_final_accuracy(self.ledger, status)
+        except (
+            StdacError,
+            OSError,
+        ) as error:  # which is no reason to stop the others: collecting the rows says so again
+            return f"{text} done, but {error}"
         return f"{text} {'' if accuracy is None else f'ACC {accuracy:.3f}, '}{describe_place(status)}"
 
     def say(self, line: str) -> None:
         """Print a line that stays."""
-        self.said = time.monotonic()
+        self.said, line = time.monotonic(), escape_line(line)
         if self.live is not None:
             self.live.console.print(line, highlight=False, markup=False)
         else:
@@ -221,6 +235,7 @@ class Display:
         """The live table: a bar for the run, a line for each running trial."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
         running = self.running(states)
@@ -228,5 +243,6 @@ class Display:
         bar = ProgressBar(total=len(states), completed=done, width=40)
         table.add_row(bar, summarize(states.values(), self.pace, running))
         for status in running:
-            table.add_row(self.labels[status.trial_id], describe_place(status))
+            words = (self.labels[status.trial_id], describe_place(status))
+            table.add_row(*(Text(escape_line(word)) for word in words))
         return table

@@ -6,7 +6,6 @@ what no reader follows. A result that cannot be read is put aside into RUN/damag
 
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
@@ -29,10 +28,13 @@ from cluster_jobs.checks import (
     read_plan,
     read_trial,
 )
-from cluster_jobs.ledger import PART, Ledger, encode_trials
+from cluster_jobs.ledger import Ledger
+from cluster_jobs.mending import guard_change, remove
+from cluster_jobs.plan import PART, encode_trials
 from stdac.errors import StdacError
-from stdac.files import encode_json, link_once, read_file_time
-from stdac.folder import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, LEASE_S, PROGRESS, TRIAL_JSON
+from stdac.files import encode_json, is_real_folder, link_once, read_file_time
+from stdac.layout import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, PROGRESS, TRIAL_JSON
+from stdac.leases import LEASE_S, give_back
 from stdac.words import escape_line, format_duration, format_time
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.now-.+", re.DOTALL)
@@ -56,7 +58,7 @@ class Finding(NamedTuple):
 
     def __str__(self) -> str:
         remedy = f"mending would {self.remedy}" if self.mend is not None else self.remedy
-        return f"{escape_line(self.path)} {self.what}: {self.why}; {remedy}"
+        return escape_line(f"{self.path} {self.what}: {self.why}; {remedy}")
 
 
 def examine(ledger: Ledger) -> list[Finding]:
@@ -83,7 +85,7 @@ class Examination:
     """One look at a run folder, by the clock that stamps its files."""
 
     def __init__(self, run: Path) -> None:
-        self.run, self.now = run, read_file_time(run)
+        self.run, self.now = run.resolve(), read_file_time(run)
         self.plan: dict[str, dict[str, Any]] = {}  # planned trials: id -> JSON
         self.plan_is_whole = False
         self.busy = False  # whether some attempt may be alive
@@ -117,7 +119,7 @@ class Examination:
                 yield Finding(path, str(damage), why, remedy)
             else:
                 remedy = "put it aside and make it anew from the trials that were begun; then launch the grid once more"
-                replan = _guard_change(path, partial(self._replan, path, begun))
+                replan = guard_change(path, partial(self._replan, path, begun))
                 yield Finding(path, str(damage), CUT_SHORT, remedy, replan)
         self.plan = begun | self.plan
 
@@ -140,7 +142,7 @@ class Examination:
     def _check_trials(self) -> Iterator[Finding]:
         """What is wrong in trials/."""
         folder = self.run / "trials"
-        if folder.exists() and not folder.is_dir():
+        if os.path.lexists(folder) and not is_real_folder(folder):
             yield self._report_misplaced(folder)
             return
         for path in list_folder(folder):
@@ -153,11 +155,13 @@ class Examination:
 
     def _check_trial(self, folder: Path) -> Iterator[Finding]:
         """What is wrong in the folder of a planned trial, unless somebody may be at work there."""
-        if not folder.is_dir():
+        if not is_real_folder(folder):
             yield self._report_misplaced(folder)
             return
         done = os.path.lexists(folder / DONE_JSON)  # looked for first: what it names was there before it
         leases, attempts = number_paths(folder, LEASE), number_paths(folder, ATTEMPT)
+        ahead = [path for path in leases.values() if self._measure_age(path) < -LEASE_S]
+        yield from map(self._report_ahead, ahead)
         if any(self._measure_age(path) < LEASE_S for path in leases.values()):
             self.busy = True
             return
@@ -165,7 +169,7 @@ class Examination:
             winner = check_result(folder, attempts) if done else None
             trial_file = list(self._check_trial_file(folder, begun=done or bool(leases)))
         except Damaged as damage:
-            aside = _guard_change(folder, partial(self._put_aside, folder))
+            aside = guard_change(folder, partial(self._put_aside, folder))
             yield Finding(folder, f"cannot be used, as {damage}", CUT_SHORT, RUNS_AGAIN, aside)
             return
         yield from trial_file
@@ -184,7 +188,7 @@ class Examination:
         except Foreign:
             raise
         except Damaged as damage:
-            rewrite = _guard_change(path, partial(self._replace, path, encode_json(self.plan[folder.name])))
+            rewrite = guard_change(path, partial(self._replace, path, encode_json(self.plan[folder.name])))
             yield Finding(path, str(damage), CUT_SHORT, "write it again as it was planned", rewrite)
 
     def _check_done(self, folder: Path, attempts: Mapping[int, Path], winner: int) -> Iterator[Finding]:
@@ -193,24 +197,24 @@ class Examination:
         for number, path in attempts.items():
             if number != winner:
                 why = f"attempt {winner} finished first, and was killed before it swept, as was this one"
-                yield Finding(path, "is an attempt that lost", why, remedy, _guard_change(path, partial(_remove, path)))
+                yield Finding(path, "is an attempt that lost", why, remedy, guard_change(path, partial(remove, path)))
             else:
                 yield from self._find_temporaries(path)
         for path in [attempts[winner] / CHECKPOINT, attempts[winner] / PROGRESS, folder / ERROR_TXT]:
             if path.exists():
                 why = "its process was killed between finishing and sweeping"
-                yield Finding(path, "is left of a done trial", why, remedy, _guard_change(path, partial(_remove, path)))
+                yield Finding(path, "is left of a done trial", why, remedy, guard_change(path, partial(remove, path)))
 
     def _check_open(self, folder: Path, leases: Mapping[int, Path], attempts: Mapping[int, Path]) -> Iterator[Finding]:
         """What holds up a trial that is not done and at which nobody is at work."""
         failure = folder / ERROR_TXT
         yield from self._check_failure(failure) if failure.exists() else self._find_stale(leases)
         for path in attempts.values():
-            if not path.is_dir():
+            if not is_real_folder(path):
                 yield self._report_misplaced(path)
                 continue
             checkpoint = path / CHECKPOINT
-            if checkpoint.exists():
+            if os.path.lexists(checkpoint):
                 yield from self._judge(checkpoint, check_zip, partial(self._put_aside, checkpoint))
             yield from self._find_temporaries(path)
 
@@ -228,6 +232,15 @@ class Examination:
             remedy = "nothing to mend: the next worker takes the trial over from its last checkpoint"
             yield Finding(path, "is stale", why, remedy)
 
+    def _report_ahead(self, path: Path) -> Finding:
+        """The finding for a lease that lies ahead of the clock that stamps files here."""
+        what = f"lies {format_duration(-self._measure_age(path))} ahead of the file system's clock"
+        why = (
+            "the clock was wrong when it was renewed, or it was changed outside; whether it is held shows only in time"
+        )
+        renew = guard_change(path, partial(os.utime, path, follow_symlinks=False))
+        return Finding(path, what, why, "renew it now, so that it lapses in a minute unless its process lives", renew)
+
     def _check_failure(self, path: Path) -> Iterator[Finding]:
         """error.txt of a trial that failed."""
         try:
@@ -236,7 +249,7 @@ class Examination:
                 raise Damaged("gives no reason")
         except Damaged as damage:
             why, remedy = "it was not written by stdac", RUNS_AGAIN
-            yield Finding(path, str(damage), why, remedy, _guard_change(path, partial(self._put_aside, path)))
+            yield Finding(path, str(damage), why, remedy, guard_change(path, partial(self._put_aside, path)))
         else:
             remedy = "stdac-grid retry, or the next launch, tries it again"
             yield Finding(path, "says that the trial failed", escape_line(reason), remedy)
@@ -258,11 +271,16 @@ class Examination:
         if cancel.exists() and self._measure_age(cancel) > LEASE_S:
             why = "the run was cancelled, and all its workers have left"
             remedy = "delete it, as launch and retry do"
-            yield Finding(cancel, "stops every worker", why, remedy, _guard_change(cancel, partial(_remove, cancel)))
+            yield Finding(cancel, "stops every worker", why, remedy, guard_change(cancel, partial(remove, cancel)))
         for path in list_folder(self.run):
-            if path.name.startswith(ray_tune.SCRATCH) and self._measure_age(path) > LEASE_S:
+            if not path.name.startswith(ray_tune.SCRATCH) or self._measure_age(path) <= LEASE_S:
+                continue
+            if not ray_tune.is_ours(path):
+                why = "it is a link, or another user's"
+                yield Finding(path, "has the name of Ray's scratch", why, "nothing reads it: its owner may delete it")
+            else:
                 why = "its launch was killed; Ray's own state is never read again"
-                delete = _guard_change(path, partial(ray_tune.remove_scratch, path))
+                delete = guard_change(path, partial(ray_tune.remove_scratch, path))
                 yield Finding(path, "is scratch of Ray", why, "delete it", delete)
         if self._is_over():
             yield from self._find_slurm_files(self.run / "logs" / "slurm")
@@ -274,7 +292,7 @@ class Examination:
         if paths:
             what = f"holds {len(paths)} files of SLURM jobs that are over"
             why = "their driver was killed or detached; what is done is never read from them"
-            yield Finding(folder, what, why, "delete them; the logs stay", partial(_remove, *paths))
+            yield Finding(folder, what, why, "delete them; the logs stay", partial(remove, *paths))
 
     def _is_over(self) -> bool:
         """Whether every planned trial is done or failed, if only because one that it needs has."""
@@ -311,11 +329,11 @@ class Examination:
         try:
             check(path)
         except Damaged as damage:
-            yield Finding(path, str(damage), CUT_SHORT, remedy, _guard_change(path, action))
+            yield Finding(path, str(damage), CUT_SHORT, remedy, guard_change(path, action))
 
     def _report_misplaced(self, path: Path) -> Finding:
         """The finding for what is no folder where one is expected."""
-        aside = _guard_change(path, partial(self._put_aside, path))
+        aside = guard_change(path, partial(self._put_aside, path))
         return Finding(path, "is not a folder", "it was not written by stdac", "put it aside into damaged/", aside)
 
     def _find_temporaries(self, folder: Path) -> Iterator[Finding]:
@@ -323,7 +341,7 @@ class Examination:
         for path in list_folder(folder):
             if TEMPORARY.fullmatch(path.name) and path.is_file() and self._measure_age(path) > LEASE_S:
                 why = f"its writer was killed {format_duration(self._measure_age(path))} ago"
-                yield Finding(path, "is half-written", why, "delete it", _guard_change(path, partial(_remove, path)))
+                yield Finding(path, "is half-written", why, "delete it", guard_change(path, partial(remove, path)))
 
     def _measure_age(self, path: Path) -> float:
         """Seconds since a file was changed; those of a lease that was given back, since 1970."""
@@ -333,6 +351,8 @@ class Examination:
         """Move a file or a folder into RUN/damaged/."""
         if os.path.lexists(path):
             damaged = self.run / "damaged"
+            if damaged.is_symlink():
+                raise StdacError(f"{damaged} is a link, which is not followed: move it away and mend again")
             damaged.mkdir(exist_ok=True)
             name = "-".join(path.relative_to(self.run).parts).removeprefix("trials-")
             path.rename(next(to for n in count(1) if not os.path.lexists(to := damaged / f"{name}-{n}")))
@@ -347,37 +367,4 @@ class Examination:
         began = format_time(read_file_time(self.run))
         lease = {"attempt": number, "host": "unknown", "pid": 0, "process_start": None, "began": began, "log": None}
         if self._replace(path, encode_json(lease)):
-            os.utime(path, (0, 0))
-
-
-def _remove(*paths: Path) -> None:
-    """Delete files and whole folders."""
-    for path in paths:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
-
-
-def _guard_change(path: Path, action: Callable[[], object]) -> Callable[[], None]:
-    """The action, refused where `path` is not what it is now: somebody is at work on it."""
-    seen = _identify(path)
-
-    def careful() -> None:
-        now = _identify(path)
-        if now is None and seen is not None:
-            return  # mended by somebody else
-        if now != seen:
-            raise StdacError(f"{escape_line(path)} has changed since it was examined: examine the run again")
-        action()
-
-    return careful
-
-
-def _identify(path: Path) -> tuple[int, int, int] | None:
-    """What differs once a file was replaced or changed, or something in a folder was made or removed."""
-    try:
-        about = path.lstat()
-    except FileNotFoundError:
-        return None
-    return about.st_ino, about.st_mtime_ns, about.st_size
+            give_back(path)

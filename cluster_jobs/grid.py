@@ -1,6 +1,8 @@
 """A grid: a TOML file whose list-valued keys are crossed into Trials."""
 
 import itertools
+import json
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 from stdac.errors import StdacError
 from stdac.trial import Trial
 
+NAME = re.compile(r"[^./\\][^/\\]{0,99}")
 PRESETS = Path(__file__).parent / "grids"
 
 
@@ -50,6 +53,7 @@ def load_grid(name: str) -> Grid:
     except tomllib.TOMLDecodeError as error:
         raise StdacError(f"{path} is not TOML: {error}") from error
     check_keys(path, spec)
+    name = _read_name(path, spec)
     defaults = spec.get("defaults", {})
     trials: list[Trial] = []
     for number, block in enumerate(spec["trials"], 1):
@@ -58,7 +62,7 @@ def load_grid(name: str) -> Grid:
                 trials.append(resolve(cell, path.parent))
             except StdacError as error:
                 raise StdacError(f"{path}, block {number} of [[trials]]: {error}") from error
-    return Grid(str(spec.get("name", path.stem)), add_needs(trials), text, spec.get("slurm", {}))
+    return Grid(name, add_needs(trials), text, spec.get("slurm", {}))
 
 
 def check_keys(path: Path, spec: Mapping[str, Any]) -> None:
@@ -71,6 +75,17 @@ def check_keys(path: Path, spec: Mapping[str, Any]) -> None:
     blocks = spec.get("trials")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(b, dict) for b in blocks):
         raise StdacError(f"{path} has no trials: expected at least one [[trials]] block")
+
+
+def _read_name(path: Path, spec: Mapping[str, Any]) -> str:
+    """The grid's name, which its run folder gets; the file's where it has none. Raises StdacError for what is none."""
+    name = spec.get("name", path.stem)
+    if "name" in spec and not (isinstance(name, str) and NAME.fullmatch(name) and name.isprintable()):
+        raise StdacError(
+            f"{path} has name = {json.dumps(name, default=str)}, expected a word that its run folder can have: no "
+            "slash, no dot at the beginning, no control characters"
+        )
+    return str(name)
 
 
 def merge(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:

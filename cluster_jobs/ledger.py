@@ -4,11 +4,9 @@ What was asked for only grows: trials.parquet, and for every later launch that a
 each made once by `link()`, so that two launches at the same time lose nothing of each other's.
 """
 
-import io
-import json
+import errno
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
@@ -18,12 +16,15 @@ from typing import Any, Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.runs import ROWS, concat_rows, read_main_rows, read_trial
+from analysis.runs import ROWS, can_look_at, concat_rows, read_main_rows, read_trial
+from cluster_jobs.plan import PART, Planned, encode_trials, read_trials
 from stdac.errors import StdacError
-from stdac.files import atomic_write, link_once, read_file_time, read_json
-from stdac.folder import PROGRESS, TrialFolder
-from stdac.results import Result, take_result
-from stdac.trial import SCHEMA_VERSION, Trial, write_canonical
+from stdac.files import atomic_write, explain_refusal, link_once, read_file_time
+from stdac.folder import TrialFolder
+from stdac.layout import ATTEMPT
+from stdac.leases import measure_ahead
+from stdac.results import Result, read_part, take_result
+from stdac.trial import Trial
 
 State = Literal["done", "running", "failed", "waiting", "blocked", "paused"]
 """waiting: may be claimed now; blocked: waits for a trial that it needs."""
@@ -32,21 +33,7 @@ LEFT: tuple[State, ...] = ("waiting", "blocked", "running")
 """The states of a trial that is not over."""
 
 AT_ONCE = 500  # trials whose rows are in memory at the same time
-
-TRIALS = pa.schema(
-    [
-        ("trial_id", pa.string()),
-        ("method", pa.string()),
-        ("dataset", pa.string()),
-        ("seed", pa.int64()),
-        ("trial", pa.string()),
-        ("schema_version", pa.int32()),
-    ]
-)
-"""trials*.parquet: one row a planned trial, in the grid's order; `trial` is its JSON."""
-
-PART = re.compile(r"trials(?:-(\d+))?\.parquet")
-NEEDS = '"needs":['  # in the canonical JSON of a trial that needs others
+COLLECTED: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}  # of the collected file
 
 
 class Status(NamedTuple):
@@ -59,23 +46,6 @@ class Status(NamedTuple):
     trial_id: str
     state: State
     detail: dict[str, Any]
-
-
-class Planned(Mapping[str, dict[str, Any]]):
-    """The planned trials in order, id -> JSON, kept as text and parsed when asked for: a grid may have thousands."""
-
-    def __init__(self, texts: dict[str, str]) -> None:
-        self.texts = texts
-
-    def __getitem__(self, trial_id: str) -> dict[str, Any]:
-        trial: dict[str, Any] = json.loads(self.texts[trial_id])
-        return trial
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.texts)
-
-    def __len__(self) -> int:
-        return len(self.texts)
 
 
 class Ledger:
@@ -132,9 +102,9 @@ class Ledger:
         """The planned trials' ids, in order. Raises StdacError for a folder that is no run of this version."""
         for path in self._found_parts():
             if path not in self._parts:
-                ids, texts = _read_part(path, "trial_id", "trial")
-                self._ids |= dict.fromkeys(ids)
-                self._needs |= {i: tuple(json.loads(t)["needs"]) for i, t in zip(ids, texts, strict=True) if NEEDS in t}
+                trials = read_trials(path)
+                self._ids |= dict.fromkeys(trials)
+                self._needs |= {trial_id: needs for trial_id, (_, needs) in trials.items() if needs}
                 self._parts.add(path)
         return list(self._ids)
 
@@ -154,8 +124,8 @@ class Ledger:
 
     def trials(self) -> Planned:
         """The planned trials, as they are now. Raises StdacError as `ids` does."""
-        parts = (_read_part(path, "trial_id", "trial") for path in self._found_parts())
-        return Planned({trial_id: text for ids, texts in parts for trial_id, text in zip(ids, texts, strict=True)})
+        parts = map(read_trials, self._found_parts())
+        return Planned({trial_id: text for part in parts for trial_id, (text, _) in part.items()})
 
     def _found_parts(self) -> Iterable[Path]:
         found = self.parts().values()
@@ -164,15 +134,31 @@ class Ledger:
         return found
 
     def status(self, trial_id: str, known: Mapping[str, State] = MappingProxyType({})) -> Status:
-        """Where one trial stands. known: the states of others, where they were looked up just now."""
+        """Where one trial stands: failed, with the reason, where its folder cannot be looked at.
+
+        known: the states of others, where they were looked up just now.
+        """
+        try:
+            return self._look(trial_id, known)
+        except StdacError as error:
+            reason = str(error)
+        except OSError as error:
+            reason = f"its folder cannot be used ({error.strerror or error}): see to its owner and rights"
+        return Status(trial_id, "failed", {"reason": reason, "log": str(self.folder(trial_id).path)})
+
+    def _look(self, trial_id: str, known: Mapping[str, State]) -> Status:
+        """See `status`."""
         folder = self.folder(trial_id)
         done = folder.done()
         if done is not None:
             return Status(trial_id, "done", done)
         holder = folder.holder()
         if holder is not None:
-            clock = {"now": read_file_time(self.path), "silence": folder.silence(holder["attempt"])}
-            return Status(trial_id, "running", holder | folder.history() | clock | {"progress": folder.progress()})
+            number = holder["attempt"]
+            clock = {"now": read_file_time(self.path), "silence": folder.silence(number)}
+            clock["ahead"] = measure_ahead(folder.lease_path(number))
+            progress = folder.read_progress(number)
+            return Status(trial_id, "running", holder | folder.history() | clock | {"progress": progress})
         error = folder.error()
         if error is not None:
             reason = error.partition("\n")[0]
@@ -180,6 +166,8 @@ class Ledger:
         held_up = self._look_at_needs(trial_id, known)
         if held_up is not None:
             return held_up
+        if os.access(self.path, os.W_OK) and folder.path.exists() and not os.access(folder.path, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         saved = _read_saved_epoch(folder)
         paused = self.pause_after is not None and saved.get("epoch", 0) >= self.pause_after
         return Status(trial_id, "paused" if paused else "waiting", saved)
@@ -235,11 +223,13 @@ class Ledger:
         return sum(state in states for state in self.states().values())
 
     def retry(self) -> list[str]:
-        """Forget all failures; returns the ids of the trials that will run again."""
-        failed = [trial_id for trial_id, state in self.states().items() if state == "failed"]
-        for trial_id in failed:
-            self.folder(trial_id).forgive()
-        return failed
+        """Forget all failures; returns the ids of the trials that will run again. What cannot be used stays failed."""
+        again = []
+        for trial_id in [trial_id for trial_id, state in self.states().items() if state == "failed"]:
+            with suppress(StdacError, OSError):
+                self.folder(trial_id).forgive()
+                again.append(trial_id)
+        return again
 
     def cancel(self) -> None:
         """Ask every worker of this run to stop, wherever it is; `resume` takes it back."""
@@ -251,20 +241,27 @@ class Ledger:
 
     def resume(self) -> None:
         """Let workers take trials again."""
-        (self.path / "cancel").unlink(missing_ok=True)
+        try:
+            (self.path / "cancel").unlink(missing_ok=True)
+        except OSError as error:
+            raise explain_refusal(error, self.path / "cancel") from error
 
     def best_model(self, method: str) -> Path:
         """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none."""
         losses: dict[Path, float] = {}
         for trial_id, trial in self.trials().items():
+            if trial["method"] != method or not can_look_at(self.folder(trial_id)):
+                continue
             path = self.folder(trial_id).result()
-            if path is not None and trial["method"] == method:
+            if path is not None:
                 last = read_main_rows(path / "metrics.parquet")[-1]
                 if last["loss"] is not None and (path / "model.pt").exists():
                     losses[path / "model.pt"] = last["loss"]
         if not losses:
             raise StdacError(f"{self.path} has no done {method} trial with a loss and a model: launch its grid first")
-        return min(losses, key=losses.__getitem__)
+        best = min(losses, key=losses.__getitem__)
+        read_part(best)
+        return best
 
     def collect(self, *, unfinished: bool = False) -> Path:
         """Write RUN/metrics.parquet, an `analysis.runs.ROWS` file: the rows of all done trials, by trial, phase, epoch.
@@ -272,12 +269,13 @@ class Ledger:
         unfinished: also the rows so far of trials that are not done, from their newest checkpoints.
         """
         trials = self.trials()
-        tables = (read_trial(self.folder(name), trials[name], unfinished=unfinished) for name in sorted(trials))
+        names = (name for name in sorted(trials) if can_look_at(self.folder(name)))
+        tables = (read_trial(self.folder(name), trials[name], unfinished=unfinished) for name in names)
         found = (rows for rows in tables if rows is not None)
         groups = [_pack_rows(concat_rows(group)) for group in iter(lambda: list(islice(found, AT_ONCE)), [])]
         schema = pa.unify_schemas([ROWS, *(pa.ipc.open_stream(group).schema for group in groups)])
         out = self.path / "metrics.parquet"
-        with atomic_write(out) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        with atomic_write(out) as file, pq.ParquetWriter(file, schema, **COLLECTED) as writer:
             for group in groups:
                 rows = pa.ipc.open_stream(group).read_all()
                 writer.write_table(pa.concat_tables([schema.empty_table(), rows], promote_options="default"))
@@ -297,36 +295,9 @@ def _read_saved_epoch(folder: TrialFolder) -> dict[str, Any]:
 
     From what its attempt last said of it: the checkpoint, which is large, is not read, and may be a little newer.
     """
-    with suppress(OSError, StdacError, IndexError, KeyError, TypeError):
-        progress = read_json(folder.checkpoints()[0].with_name(PROGRESS))
-        if progress["saved"] > 0:
+    for checkpoint in folder.checkpoints()[:1]:
+        attempt = ATTEMPT.fullmatch(checkpoint.parent.name)
+        progress = (folder.read_progress(int(attempt[1])) if attempt else None) or {}
+        if progress.get("saved", 0) > 0 and "epochs" in progress:
             return {"epoch": progress["saved"], "epochs": progress["epochs"]}
     return {}
-
-
-def encode_trials(trials: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
-    """Trials, ids and JSON, as the bytes of a TRIALS Parquet file."""
-    rows = (
-        {"trial_id": trial_id, **{k: t[k] for k in ("method", "dataset", "seed")}, "trial": write_canonical(t)}
-        for trial_id, t in trials
-    )
-    buffer = io.BytesIO()
-    with pq.ParquetWriter(buffer, TRIALS, compression="zstd") as writer:
-        while group := [row | {"schema_version": SCHEMA_VERSION} for row in islice(rows, AT_ONCE)]:
-            writer.write_table(pa.Table.from_pylist(group, schema=TRIALS))
-    return buffer.getvalue()
-
-
-def _read_part(path: Path, *columns: str) -> list[list[str]]:
-    """Columns of a TRIALS file. Raises StdacError where it is damaged or of another schema version."""
-    try:
-        table = pq.read_table(path, columns=[*columns, "schema_version"])
-    except (pa.ArrowInvalid, OSError) as error:
-        raise StdacError(f"{path} is damaged ({error}): move it away and launch its grid again") from error
-    versions = set(table["schema_version"].unique().to_pylist()) - {SCHEMA_VERSION}
-    if versions:
-        raise StdacError(
-            f"{path.parent} has schema version {versions.pop()}, this stdac reads {SCHEMA_VERSION}: "
-            "use the stdac that wrote it, or choose another --out"
-        )
-    return [table[name].to_pylist() for name in columns]

@@ -20,7 +20,7 @@ from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.request import Options, Request
 from cluster_jobs.worker import interrupt
 from stdac.errors import StdacError
-from stdac.files import explain_refusal
+from stdac.files import explain_refusal, require_links
 from stdac.processes import make_python_environment
 
 POLL_S = 0.2
@@ -81,8 +81,10 @@ class Workers:
     def watch(self, tick: Callable[[], None] = lambda: None) -> None:
         """Run until no trial is left to claim, calling `tick` meanwhile; on any exit end all processes.
 
-        Raises StdacError where workers cannot run at all, with the last line of the log.
+        Raises StdacError where workers cannot run at all, with the last line of the log, or cannot share the run.
         """
+        if self.workers > 1:
+            require_links(self.run)
         try:
             while self._supervise():
                 tick()
@@ -117,6 +119,17 @@ class Workers:
             log = self.run / self.name_log(slot)
             how = read_last_line(log) if code > 0 else f"ended by {signal.Signals(-code).name}"
             raise StdacError(f"the workers on {socket.gethostname()} cannot run: {how} (see {log})")
+
+    def has_ended(self, trial_id: str) -> bool:
+        """Whether the attempt by which a trial ended was one of our workers', or there was none at all."""
+        folder, number = self.ledger.folder(trial_id), 0
+        with suppress(StdacError, OSError):
+            done = folder.done()
+            number = done["attempt"] if done is not None else (folder.leases() or [0])[-1]
+            return number == 0 or folder.lease(number).get("log") in {
+                self.name_log(slot) for slot in range(self.workers)
+            }
+        return number == 0
 
     def leave(self, grace_s: float) -> None:
         """Have every worker stop at its next checkpoint, or after `grace_s` seconds at once; returns when all ended."""
@@ -165,7 +178,7 @@ def count_trials(request: Request) -> int:
 
 
 def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) -> tuple[int, int]:
-    """Work at a run until no trial is left to claim; how many were done and how many failed meanwhile.
+    """Work at a run until no trial is left to claim; how many its workers did meanwhile, and how many failed here.
 
     SIGTERM ends it at once. SIGUSR2 lets the trials reach their next checkpoint, for `grace_s` seconds at most, and
     inside a SLURM job asks for the job to be queued again.
@@ -184,7 +197,8 @@ def work_here(ledger: Ledger, workers: int, options: Options, grace_s: float) ->
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=False)
 
     supervisor.watch(tick)
-    ended = [state for trial_id, state in ledger.states().items() if before.get(trial_id) != state]
+    new = [trial_id for trial_id, state in ledger.states().items() if before.get(trial_id) != state]
+    ended = [ledger.state(trial_id) for trial_id in new if supervisor.has_ended(trial_id)]
     return ended.count("done"), ended.count("failed")
 
 

@@ -7,14 +7,20 @@ TIME: …" and ends with "trial ID attempt N done …" (or failed, stopped, supe
 import re
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
 
-from cluster_jobs.ledger import Ledger
+from cluster_jobs.ledger import Ledger, Status
 from stdac.errors import StdacError
+from stdac.files import open_plain
+from stdac.folder import TrialFolder
+from stdac.words import escape_line
 
 POLL_S = 0.5
 LAST_WORDS_S = 5.0  # how long a worker may take from done.json to the last line of its section
 NAMED = 8
 
+LOG = re.compile(r"logs/[^/]+")  # as a lease names it
 MARK = re.compile(rb"trial ([0-9a-f]{16}) attempt ([0-9]+) (.*)", re.DOTALL)
 
 
@@ -38,13 +44,18 @@ def _list_some(ids: list[str]) -> str:
 
 
 def read(ledger: Ledger, trial_id: str) -> Iterator[str]:
-    """The lines of a trial's attempts, in order, then the error where it failed."""
-    return _read_sections(ledger, trial_id, wait=False)
+    """The lines of a trial's attempts, in order, then the error where it failed; all of them fit for a terminal."""
+    return map(_make_printable, _read_sections(ledger, trial_id, wait=False))
 
 
 def follow(ledger: Ledger, trial_id: str) -> Iterator[str]:
     """What `read` gives, then every new line, on whatever node the trial goes on, until it is done or failed."""
-    return _read_sections(ledger, trial_id, wait=True)
+    return map(_make_printable, _read_sections(ledger, trial_id, wait=True))
+
+
+def _make_printable(line: str) -> str:
+    """A line without what a terminal would obey."""
+    return escape_line(line.expandtabs())
 
 
 def _read_sections(ledger: Ledger, trial_id: str, *, wait: bool) -> Iterator[str]:
@@ -53,13 +64,15 @@ def _read_sections(ledger: Ledger, trial_id: str, *, wait: bool) -> Iterator[str
     section: Section | None = None
     deadline: float | None = None
     waits = f"trial {trial_id} waits for a worker"
-    if wait and not folder.leases():
+    status = ledger.status(trial_id)
+    if wait and status.state != "failed" and not folder.leases():
         yield waits
     while True:
-        state = ledger.status(trial_id).state
+        status = ledger.status(trial_id)
+        state = status.state
         idle = state == "waiting" and (not wait or ledger.cancelled())
         # what the newest attempt has said since the last look; an attempt that took over begins a section of its own
-        for number in folder.leases():
+        for number in _list_attempts(folder):
             if section is None or number > section.number:
                 yield from section.close() if section is not None else ()
                 section = Section(ledger, trial_id, number)
@@ -74,35 +87,56 @@ def _read_sections(ledger: Ledger, trial_id: str, *, wait: bool) -> Iterator[str
         time.sleep(POLL_S)
     yield from section.close() if section is not None else ()
     if state == "failed":
-        yield from (folder.error() or "").splitlines()
+        yield from _read_error(folder, status)
     elif idle:
         yield f"{waits}: stdac-grid launch, or retry where the run was cancelled"
+
+
+def _list_attempts(folder: TrialFolder) -> list[int]:
+    """The attempts at a trial; none where its folder cannot be looked at, which its state says."""
+    with suppress(StdacError, OSError):
+        return folder.leases()
+    return []
+
+
+def _read_error(folder: TrialFolder, status: Status) -> list[str]:
+    """Why a trial failed, as far as it can be read."""
+    with suppress(StdacError, OSError):
+        if (error := folder.error()) is not None:
+            return error.splitlines()
+    return [status.detail["reason"]]
 
 
 class Section:
     """One attempt's part of a worker's log, read as it grows."""
 
     def __init__(self, ledger: Ledger, trial_id: str, number: int) -> None:
-        log = ledger.folder(trial_id).lease(number).get("log")
-        self.path = ledger.path / log if isinstance(log, str) else None
+        log: Any = None
+        self._said: set[str] = set()
+        self._lost = ""
+        try:
+            log = ledger.folder(trial_id).lease(number).get("log")
+        except FileNotFoundError:
+            self._lost = "has no lease any more, which would name its log"
+        except (StdacError, OSError) as error:
+            self._lost = f"has a lease that cannot be read: {error}"
+        if log is not None and not (isinstance(log, str) and LOG.fullmatch(log)):
+            log, self._lost = None, f"names a log that is not in {ledger.path / 'logs'}: {log}"
+        self.path = ledger.path / log if log is not None else None
         self.mark, self.number = (trial_id.encode(), str(number).encode()), number
         self.name = f"trial {trial_id} attempt {number}"
         self.ended = self.path is None
         self._inside = self._seen = False
         self._offset = 0
         self._rest = b""
-        self._said: set[str] = set()
 
     def read_lines(self) -> Iterator[str]:
         """The whole lines that were written since the last call."""
         if self.path is None:
-            yield from self._say("ran in a worker started by hand: what it said was not kept")
+            yield from self._say(self._lost or "ran in a worker started by hand: what it said was not kept")
             return
         try:
-            if not self.path.is_file():
-                yield from self._say(f"ran with a log that is not here: {self.path}")
-                return
-            with self.path.open("rb") as file:
+            with open_plain(self.path) as file:
                 if file.seek(0, 2) < self._offset:
                     yield from self._say(f"ran with a log that was cut short: {self.path}")
                     self._offset, self._rest, self._inside = 0, b"", False
@@ -112,6 +146,8 @@ class Section:
                     self._rest += line
                     if line.endswith(b"\n"):
                         yield from self._take()
+        except (FileNotFoundError, StdacError):
+            yield from self._say(f"ran with a log that is not here: {self.path}")
         except OSError as error:
             yield from self._say(f"ran with a log that cannot be read ({error.strerror}): {self.path}")
 

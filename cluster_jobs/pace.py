@@ -118,7 +118,7 @@ def _read_progress(status: Status) -> Mapping[str, Any] | None:
 def _extrapolate(status: Status) -> float | None:
     """What a running trial takes in all, by its main phase's epochs; None before the first of them is over."""
     progress = _read_progress(status)
-    return progress["epochs"] * progress["epoch_s"] if progress and progress["main"] else None
+    return float(progress["epochs"] * progress["epoch_s"]) if progress and progress["main"] else None
 
 
 def _measure_left(status: Status, whole: float | None) -> float | None:

@@ -18,7 +18,7 @@ from ray import tune
 
 from cluster_jobs.ray_nodes import Nodes, Tell, open_cluster
 from cluster_jobs.ray_tune import Job, can_reach, remove_scratch
-from cluster_jobs.ray_units import Over, Unit, Units
+from cluster_jobs.ray_units import Errors, Over, Unit, Units
 from cluster_jobs.worker import end_with_parent
 from stdac.errors import StdacError
 
@@ -80,6 +80,7 @@ def _run_experiment(job: Job, nodes: Nodes, units: Units) -> None:
         storage_path=str(job.scratch / "tune"),
         checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
         stop=Over(units),
+        callbacks=[Errors(units)],
         verbose=0,
     )
     try:

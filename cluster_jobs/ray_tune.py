@@ -5,11 +5,11 @@ gone, prints what it likes, and can take minutes to find out that nobody answers
 and ended: politely, so that it hands every lease back, then for good.
 """
 
+import hashlib
 import json
 import os
 import queue
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,8 +25,17 @@ from typing import Any
 
 from cluster_jobs.request import Request, check_keys, to_plain
 from stdac.errors import StdacError
-from stdac.files import explain_refusal, read_file_time, read_json, write_json
-from stdac.folder import LEASE_S, RENEW_S
+from stdac.files import (
+    explain_refusal,
+    is_real_folder,
+    read_file_time,
+    read_json,
+    read_record,
+    remove_folder,
+    require_links,
+    write_json,
+)
+from stdac.leases import LEASE_S, RENEW_S
 from stdac.processes import make_python_environment, read_namespace, read_process_start
 
 POLL_S = 0.5
@@ -107,6 +116,7 @@ def run_workers(request: Request, tick: Callable[[], None], say: Callable[[str],
     cluster = None if request.simulate else find_cluster()
     address = check_address(cluster[0]) if cluster else None
     log = request.run / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
+    require_links(request.run)
     sweep(request.run)
     with make_scratch(request.run) as scratch:
         log.parent.mkdir(exist_ok=True)
@@ -261,17 +271,27 @@ def _furnish(scratch: Path) -> None:
         with open(descriptor, "w") as file:
             file.write(secrets.token_hex(32))
         # a socket's path has room for 107 bytes, of which Ray takes 76; linked before it is made, so that none is lost
-        sockets = Path("/tmp") / f"stdac-ray-{secrets.token_hex(6)}"
+        sockets = _name_sockets(scratch)
         (scratch / "tmp").symlink_to(sockets)
         sockets.mkdir(mode=0o700)
     except OSError as error:
         raise explain_refusal(error, scratch) from error
 
 
+def _name_sockets(scratch: Path) -> Path:
+    """The folder of sockets of a scratch folder, and of no other."""
+    return Path("/tmp") / f"stdac-ray-{hashlib.sha256(bytes(scratch.resolve())).hexdigest()[:12]}"
+
+
+def is_ours(scratch: Path) -> bool:
+    """Whether a scratch folder is one that we have made: a real folder of ours, no link to one."""
+    return is_real_folder(scratch) and scratch.lstat().st_uid == os.geteuid()
+
+
 def sweep(run: Path) -> None:
     """Remove the scratch folders of launches that are gone: at once where we can tell, else when long not renewed."""
     for scratch in run.glob(f"{SCRATCH}*"):
-        if _is_left_over(scratch):
+        if is_ours(scratch) and _is_left_over(scratch):
             remove_scratch(scratch)
 
 
@@ -280,7 +300,7 @@ def _is_left_over(scratch: Path) -> bool:
     owner: dict[str, Any] = {}
     session: int | None = None
     with suppress(OSError, StdacError):
-        owner = read_json(scratch / "owner.json")
+        owner = read_record(scratch / "owner.json", {"namespace": str, "pid": int, "process_start": int | None}, {})
         session = read_json(scratch / "session.json")
     if owner.get("namespace") == read_namespace():
         ended = bool(read_process_start(owner["pid"]) != owner["process_start"])
@@ -292,16 +312,15 @@ def _is_left_over(scratch: Path) -> bool:
 
 
 def remove_scratch(scratch: Path) -> None:
-    """Remove a scratch folder and what it links to, while processes that are ending may still write there."""
+    """Remove a scratch folder of ours and its folder of sockets, while processes that are ending may still write there.
+
+    Where its link leads is not asked: whoever may write to the run folder may have made that.
+    """
     deadline = time.monotonic() + 5
-    link = scratch / "tmp"
-    while time.monotonic() < deadline:
-        if link.is_symlink():
-            shutil.rmtree(link.resolve(), ignore_errors=True)
-            if link.exists():
-                time.sleep(0.2)
-                continue
-        shutil.rmtree(scratch, ignore_errors=True)
-        if not scratch.exists():
-            return
-        time.sleep(0.2)
+    while is_ours(scratch) and time.monotonic() < deadline:
+        sockets = _name_sockets(scratch)
+        remove_folder(sockets)
+        if not is_ours(sockets):
+            remove_folder(scratch)
+        if scratch.exists():
+            time.sleep(0.2)

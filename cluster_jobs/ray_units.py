@@ -1,16 +1,18 @@
 """The units of workers on the nodes, as trials of Ray Tune: what each does, and how many there are to be."""
 
 import os
-import shutil
 import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune import Callback
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
@@ -18,6 +20,7 @@ from cluster_jobs.ledger import LEFT, Ledger, State
 from cluster_jobs.local import Workers
 from cluster_jobs.ray_nodes import Nodes, Tell
 from cluster_jobs.ray_tune import Job
+from stdac.files import remove_folder
 
 LOOK_S = 1.0
 STEP_S = 2.0  # how long a unit may take to notice that it is to end
@@ -85,7 +88,7 @@ class Unit(tune.Trainable):  # type: ignore[misc]
         """End the workers; they give their leases back. Nothing is left of what Tune made for this unit."""
         self.ending.set()
         self.thread.join()
-        shutil.rmtree(self.logdir, ignore_errors=True)
+        remove_folder(Path(self.logdir))
 
 
 class Units(Searcher):  # type: ignore[misc]
@@ -108,6 +111,7 @@ class Units(Searcher):  # type: ignore[misc]
         self._faulty: set[str] = set()
         self._losses = 0
         self._said: set[str] = set()
+        self.read_error: Callable[[str], str] = lambda _: ""  # what Tune wrote down of a unit's end, by its id
 
     def __getstate__(self) -> dict[str, Any]:
         """What Tune may save of this: nothing, the run folder has it all."""
@@ -178,7 +182,8 @@ class Units(Searcher):  # type: ignore[misc]
         self._faulty.discard(trial_id)
         if error and not self.is_over():
             where = f"on the Ray node {node} was lost" if node else "did not start"
-            self._lose(f"a worker {where} (see {self.job.log})")
+            why = find_last_words(self.read_error(trial_id))
+            self._lose(f"a worker {where}{f': {why}' if why else ''} (see {self.job.log})")
 
     def _lose(self, reason: str) -> None:
         """Count the loss of a unit; too many without any progress end the launch."""
@@ -198,6 +203,35 @@ class Units(Searcher):  # type: ignore[misc]
         places = ((status.trial_id, status.detail.get("progress") or {}) for status in running)
         found = {(trial_id, place.get("phase"), place.get("epoch")) for trial_id, place in places}
         return found | {("over", self.count("done", "failed", "paused"))}
+
+
+def find_last_words(error: str) -> str:
+    """What a traceback ends with: the last line that is not indented; "" for none."""
+    lines = [line.strip() for line in error.splitlines() if line.strip() and not line[0].isspace()]
+    missing = [line for line in lines if line.startswith("ModuleNotFoundError: ")]
+    if missing:
+        return f"{missing[-1].removeprefix('ModuleNotFoundError: ')}: install stdac there, as it is here"
+    return lines[-1] if lines else ""
+
+
+class Errors(Callback):  # type: ignore[misc]
+    """Lets units look up what Tune wrote down of their ends: a Searcher is told only that there was an error."""
+
+    def __init__(self, units: Units) -> None:
+        units.read_error = self.read
+        self.trials: list[Any] = []
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
+        """Remember Tune's trials."""
+        self.trials = trials
+
+    def read(self, trial_id: str) -> str:
+        """The error of a unit, with its traceback; "" where there is none."""
+        for trial in self.trials:
+            if trial.trial_id == trial_id and trial.error_file is not None:
+                with suppress(OSError):
+                    return Path(trial.error_file).read_text(errors="replace")
+        return ""
 
 
 class Over(Stopper):  # type: ignore[misc]

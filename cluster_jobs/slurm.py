@@ -44,7 +44,7 @@ from cluster_jobs.slurm_queue import (
 )
 from cluster_jobs.slurm_settings import TIME_MIN, Settings, choose_settings, complete_settings, count_gpus
 from stdac.errors import StdacError
-from stdac.folder import CHECKPOINTS
+from stdac.layout import CHECKPOINTS
 
 __all__ = [
     "Settings",

@@ -24,6 +24,7 @@ from cluster_jobs.request import Options
 from cluster_jobs.slurm_queue import ask_slurm, name_jobs
 from cluster_jobs.slurm_settings import TIME_MIN, Settings, clean_environment, read_partitions
 from stdac.errors import StdacError
+from stdac.files import is_real_folder, require_links
 from stdac.processes import make_python_environment
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def submit_array(run: Path, asked: Settings, node: "Node", tasks: int, say: Call
     """
     from submitit.core.utils import DelayedSubmission, JobPaths
 
+    require_links(run)
     folder = make_log_folder(run)
     probe = f"probe-{uuid.uuid4().hex[:12]}"
     (folder / probe).touch()
@@ -143,10 +145,13 @@ def make_log_folder(run: Path) -> Path:
             f"got the run folder {str(run)!r}: SLURM cannot write logs below a name with a percent sign, quote, "
             "backslash or line break; choose another --out"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StdacError(f"cannot make {folder}: {error.strerror}; choose another --out") from error
+    for place in (folder.parent, folder):
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StdacError(f"cannot make {folder}: {error.strerror}; choose another --out") from error
+        if not is_real_folder(place):
+            raise StdacError(f"{place} is a link, which is not followed: move it away, or choose another --out")
     return folder
 
 

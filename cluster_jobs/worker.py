@@ -17,7 +17,7 @@ from cluster_jobs.display import Labels
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.request import Options
 from stdac.errors import MachineError, StdacError
-from stdac.folder import RENEW_S
+from stdac.leases import RENEW_S
 from stdac.observer import Observer
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class Worker(Observer):
         self.leaving = False
         self.safe = True  # whether nothing would be lost by leaving now
         self._section = ""  # of the log: the attempt that runs
+        self._attempt: Attempt | None = None
         self._label = Labels(())
         self._looked = time.monotonic()
 
@@ -86,7 +87,8 @@ class Worker(Observer):
         """Whether a trial may soon be claimed: one that another frees by its end, or one whose attempt has fallen
         silent."""
         left = [self.ledger.status(t) for t in self.ledger.ids() if t not in self.settled]
-        silent = [s for s in left if s.state == "running" and s.detail["silence"] > 3 * RENEW_S]
+        running = [s.detail for s in left if s.state == "running"]
+        silent = [detail for detail in running if detail["silence"] > 3 * RENEW_S or detail["ahead"]]
         freed = self.ledger.needers()
         return bool(silent) or any(s.state == "blocked" or (s.state == "waiting" and s.trial_id in freed) for s in left)
 
@@ -120,7 +122,11 @@ class Worker(Observer):
         except Exception as error:  # noqa: BLE001 - whatever it was, error.txt has it and the grid goes on
             ending = f"failed: {error}"
             if not self._section:
-                folder.fail(f"trial {trial_id} cannot be run: {error}")
+                try:
+                    folder.fail(f"trial {trial_id} cannot be run: {error}")
+                except (StdacError, OSError):
+                    if self.ledger.state(trial_id) != "failed":  # else its folder alone keeps it from being run
+                        raise
             self.settled.add(trial_id)
         finally:
             if self._section:
@@ -130,7 +136,7 @@ class Worker(Observer):
     def on_claim(self, attempt: "Attempt") -> None:
         """Begin the attempt's section of the log."""
         trial_id, lease = attempt.folder.path.name, attempt.folder.lease(attempt.number)
-        self.safe = True
+        self.safe, self._attempt = True, attempt
         self._section = f"trial {trial_id} attempt {attempt.number}"
         trial = self.trial(trial_id)
         say(f"{self._section} on {lease['host']} at {lease['began']}: {self._label(trial)}")
@@ -154,6 +160,8 @@ class Worker(Observer):
         self.safe = False
         last = self.options.pause_after
         if last is not None and progress.main and progress.epoch > last:
+            if self._attempt is not None:
+                self._attempt.paused = True
             raise Paused
         if time.monotonic() - self._looked > RENEW_S:
             self._looked = time.monotonic()

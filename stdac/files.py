@@ -1,18 +1,24 @@
 """Files that are there whole or not at all, on a local disk or NFS."""
 
 import errno
+import fcntl
 import json
 import os
-import socket
+import shutil
+import stat
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
 from stdac.errors import DiskFull, StdacError
+
+MOST_JSON = 16 * 2**20  # bytes: no JSON of ours comes near it
+NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""What `link()` says in a folder that we may write to, where the file system has no hard links."""
 
 CLOCK_S = 20.0  # how long a reading of the file system's clock serves
 _clocks: dict[int, tuple[float, float]] = {}  # device -> (when it was read, its time then), both in seconds
@@ -33,7 +39,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def link_once(path: Path, content: bytes) -> bool:
-    """Make a file exactly once: True if this call made it, False if it was there already. Atomic on NFS too."""
+    """Make a file exactly once: True if this call made it, False if it was there already. Atomic on NFS too.
+
+    Where the file system has no hard links (exFAT, some FUSE) it is so among the processes of one machine only, see
+    `require_links`.
+    """
     with open_temporary(path) as (file, name):
         file.write(content)
         file.flush()
@@ -42,7 +52,40 @@ def link_once(path: Path, content: bytes) -> bool:
             os.link(name, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            return _rename_once(name, path)
     return True
+
+
+def _rename_once(name: str, path: Path) -> bool:
+    """Give a file its name unless that is taken; one process of this machine at a time."""
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if os.path.lexists(path):
+            return False
+        Path(name).rename(path)
+    finally:
+        os.close(folder)
+    return True
+
+
+def require_links(folder: Path) -> None:
+    """Raise StdacError where the file system of a folder has no hard links: several workers cannot share it."""
+    with suppress(FileExistsError), open_temporary(folder / "probe") as (_, name):
+        try:
+            other = Path(name).with_name(Path(name).name.replace("probe", "link", 1))
+            os.link(name, other)
+            other.unlink()
+        except OSError as error:
+            if error.errno not in NO_LINKS:
+                raise
+            raise StdacError(
+                f"the file system of {folder} has no hard links, by which several workers share a run: give --workers "
+                "1 (and --backend local), or choose a folder on another disk"
+            ) from error
 
 
 @contextmanager
@@ -97,14 +140,14 @@ def read_file_time(folder: Path) -> float:
         device = folder.stat().st_dev
         read, then = _clocks.get(device, (float("-inf"), 0.0))
         if time.monotonic() - read >= CLOCK_S:
-            probe = folder / f".now-{socket.gethostname()}-{threading.get_native_id()}"
+            descriptor, probe = tempfile.mkstemp(dir=folder, prefix=".now-")
             try:
-                probe.touch()
-                then = probe.stat().st_mtime
+                then = os.fstat(descriptor).st_mtime
                 read = time.monotonic()
                 _clocks[device] = (read, then)
             finally:
-                probe.unlink(missing_ok=True)
+                os.close(descriptor)
+                Path(probe).unlink()
     except OSError:
         return time.time()
     return then + time.monotonic() - read
@@ -131,8 +174,74 @@ def encode_json(value: Any) -> bytes:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file. Raises StdacError where it is not JSON."""
+    """The value in a JSON file. Raises StdacError where it is not JSON, and as `read_plain` does."""
     try:
-        return json.loads(path.read_text())
-    except ValueError as error:
+        return json.loads(read_plain(path, MOST_JSON))
+    except (ValueError, RecursionError) as error:
         raise StdacError(f"{path} is not JSON ({error}): it was not written by stdac; move it away") from error
+
+
+def read_record(path: Path, needed: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """A JSON object, with values of these types under the needed names, and under the others where it has them.
+
+    Raises StdacError where it is anything else, and as `read_json` does.
+    """
+    record = read_json(path)
+    if not isinstance(record, dict):
+        raise StdacError(f"{path} is not a JSON object: it was not written by stdac; move it away")
+    for name, kind in {**more, **needed}.items():
+        value = record.get(name)
+        of_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if not of_kind and (name in needed or name in record):
+            raise StdacError(f"{path} does not say {name} as stdac writes it: it was changed outside; move it away")
+    return record
+
+
+def read_plain(path: Path, most: int | None = None, *, follow: bool = False) -> bytes:
+    """The bytes of a file. Raises FileNotFoundError, StdacError for more than `most` bytes, and as `open_plain`."""
+    with open_plain(path, follow=follow) as file:
+        content = file.read() if most is None else file.read(most + 1)
+    if most is not None and len(content) > most:
+        raise StdacError(f"{path} has more than {most} bytes: it was not written by stdac; move it away")
+    return content
+
+
+def open_plain(path: Path, *, follow: bool = False) -> IO[bytes]:
+    """Open a regular file for reading. Raises StdacError for anything else, such as a link or a pipe: whoever put it
+    there decides what it leads to, or when it answers. follow: whether a link may lead to the file."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW))
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, or a socket
+            raise StdacError(f"{path} is not a plain file: it was not written by stdac; move it away") from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StdacError(f"{path} is not a plain file: it was not written by stdac; move it away")
+    return open(descriptor, "rb")
+
+
+def is_real_folder(path: Path) -> bool:
+    """Whether a folder is there, and no link to one."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return stat.S_ISDIR(path.lstat().st_mode)
+    return False
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that is ours with all that is in it; a link, or another user's folder, stays as it is."""
+    with suppress(OSError):
+        about = path.lstat()
+        if stat.S_ISDIR(about.st_mode) and about.st_uid == os.geteuid():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def check_archive(file: IO[bytes]) -> None:
+    """Raise StdacError where a zip archive, as torch and numpy write them, is not whole: they would not notice."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            if archive.namelist() and archive.testzip() is None:
+                return
+    except Exception as error:  # a damaged archive makes zipfile stumble over anything
+        raise StdacError("it is damaged or cut short") from error
+    raise StdacError("it has a member that is empty or damaged")

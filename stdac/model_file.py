@@ -2,6 +2,7 @@
 
 import json
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from stdac.errors import StdacError
-from stdac.files import atomic_write
+from stdac.files import atomic_write, check_archive
 from stdac.methods import METHODS, resolve
 from stdac.trial import Trial, write_canonical
 
@@ -63,9 +64,14 @@ def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
     if not path.is_file():
         raise StdacError(f"there is no model file {path}: expected the model.pt of a finished trial")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), path.open("rb") as file:
             warnings.simplefilter("ignore")  # about pickles, which are refused below
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            if zipfile.is_zipfile(file):  # of an archive with a flipped bit torch would make other weights
+                check_archive(file)
+            file.seek(0)
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except StdacError as error:
+        raise StdacError(f"{path} cannot be used ({error}): take a copy that is whole, or train it again") from error
     except UnpicklingError as error:
         raise StdacError(
             f"{path} holds pickled objects, which are not executed: expected a model.pt of stdac"

@@ -1,5 +1,7 @@
-"""What a done trial hands to one that needs it: its model and its clusters, never ground truth."""
+"""The parts of a done trial's result as its attempt wrote them, and what of them a trial that needs it is handed: its
+model and its clusters, never ground truth."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +12,38 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
-from stdac.folder import TrialFolder
+from stdac.files import is_real_folder, read_plain
+from stdac.layout import ATTEMPT, TrialFiles
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+def read_part(path: Path) -> bytes:
+    """The bytes of a file of a result. Raises StdacError where they are not those that done.json has the SHA-256 of.
+
+    A file that lies elsewhere, or that an earlier stdac wrote, has none. Raises OSError where it cannot be read.
+    """
+    attempt, folder = ATTEMPT.fullmatch(path.parent.name), TrialFiles(path.parent.parent)
+    if attempt is None:
+        return read_plain(path, follow=True)
+    done = folder.done()
+    if not is_real_folder(path.parent):
+        raise StdacError(f"{path.parent} is not a folder: {_name_way_out(folder)}")
+    content = read_plain(path)
+    digests = done.get("sha256") if done is not None and done["attempt"] == int(attempt[1]) else None
+    if digests is not None and hashlib.sha256(content).hexdigest() != digests.get(path.name):
+        raise StdacError(
+            f"{path.name} of trial {folder.path.name} is not what its attempt wrote, it was damaged or changed since: "
+            f"{_name_way_out(folder)}"
+        )
+    return content
+
+
+def _name_way_out(folder: TrialFiles) -> str:
+    """What to do about the damaged result of a trial."""
+    run = folder.path.parent.parent
+    return f"stdac-grid doctor {run} --mend puts the trial aside, and the next launch runs it again"
 
 
 @dataclass(frozen=True)
@@ -31,6 +61,7 @@ class Result:
         path = self.path / "model.pt"
         if not path.is_file():
             raise StdacError(f"a needed trial has no {path}: delete its folder and launch again, so that it makes one")
+        read_part(path)
         return load_model(path)[0]
 
     def read_clusters(self) -> NDArray[np.int64]:
@@ -44,15 +75,16 @@ class Result:
     def _read_column(self, name: str) -> NDArray[Any]:
         path = self.path / "assignments.parquet"
         try:
-            column: NDArray[Any] = pq.read_table(path, columns=[name])[name].to_numpy()
-        except (OSError, pa.ArrowException) as error:
+            content = pa.BufferReader(read_part(path))
+            column: NDArray[Any] = pq.read_table(content, columns=[name])[name].to_numpy()
+        except (OSError, KeyError, pa.ArrowException) as error:
             raise StdacError(
                 f"a needed trial has no {path} that can be read: delete its folder and launch again"
             ) from error
         return column
 
 
-def take_result(folder: TrialFolder) -> Result:
+def take_result(folder: TrialFiles) -> Result:
     """The result of a trial, for those that need it. Raises StdacError where it is not done."""
     done = folder.done()
     if done is None:

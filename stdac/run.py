@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from stdac.checkpoints import load_checkpoint
 from stdac.cost import count_main_macs
 from stdac.data import Dataset
 from stdac.errors import MachineError, NotHere, StdacError
@@ -225,14 +226,12 @@ def _check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> N
 
 
 def _load_newest_checkpoint(attempt: Attempt) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; a damaged one is passed over with a line on stderr."""
+    """The newest checkpoint that is whole; a damaged one is passed over with a line on stderr."""
     for path in attempt.folder.checkpoints():
         try:
-            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # noqa: BLE001 - torch raises whatever a damaged archive makes it stumble over
-            print(f"{path} cannot be read ({str(error).splitlines()[0]}): going on without it", file=sys.stderr)
-        else:
-            return checkpoint
+            return load_checkpoint(path)
+        except StdacError as error:
+            print(f"{error}: going on without it", file=sys.stderr)
     return None
 
 

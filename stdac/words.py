@@ -1,5 +1,6 @@
 """Numbers, times and names as a person reads them."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -35,6 +36,8 @@ def count_noun(n: int, noun: str) -> str:
 
 def format_duration(seconds: float) -> str:
     """Seconds as 42 s, 3 min 05 s or 2 h 10 min."""
+    if not math.isfinite(seconds):
+        return "unknown time"
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"

@@ -32,7 +32,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from cluster_jobs.ledger import TRIALS
+from cluster_jobs.plan import TRIALS
 from export.results.drift import OUTLIERS
 from export.results.rows import CLUSTERS
 from stdac.data import load

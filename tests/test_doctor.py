@@ -6,24 +6,36 @@ import random
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from analysis.figures import draw_stn_pictures
+from analysis.publish import publish
+from analysis.report import write_report
+from analysis.runs import read_main_rows, read_metrics
+from cluster_jobs import ray_tune
+from cluster_jobs.commands.grid import main
 from cluster_jobs.doctor import Finding, examine, mend
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.request import Options
+from cluster_jobs.slurm_array import sweep as sweep_slurm
 from cluster_jobs.worker import Worker
 from stdac.errors import StdacError
 from stdac.files import encode_json
-from stdac.folder import LEASE_S
+from stdac.leases import LEASE_S
 from stdac.methods import resolve
+from stdac.processes import read_namespace
 from stdac.record import TIMINGS
+from stdac.results import take_result
 from stdac.run import run_trial
 from stdac.trial import Trial
 from tests.conftest import CPU, Watch, small
@@ -382,7 +394,7 @@ def test_a_later_part_of_the_plan_is_made_anew_too(run: Path) -> None:
 
 
 def test_a_run_of_another_version_is_left_alone(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("cluster_jobs.checks", "stdac.folder", "cluster_jobs.ledger"):
+    for module in ("cluster_jobs.checks", "cluster_jobs.plan", "stdac.layout"):
         monkeypatch.setattr(f"{module}.SCHEMA_VERSION", 2)
     findings = examine(Ledger(run))
     assert "has schema version 1, this stdac reads 2" in findings[0].what
@@ -424,6 +436,166 @@ def test_what_backends_leave_is_deleted_once_all_is_over(run: Path) -> None:
 
 
 @pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder of somebody's, with files of the names that are deleted or written in a run folder."""
+    path = tmp_path / "outside"
+    path.mkdir()
+    for name in ("12_submitted.pkl", "probe-ab", ".done.json.abcd1234.tmp", "checkpoint.pt", "error.txt", "mine.txt"):
+        (path / name).write_text("mine")
+        age(path / name)
+    return path
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(".ray-abcdef", "trials", f"trials/{KMEANS}", f"trials/{KMEANS}/attempt-1", f"trials/{KMEANS}/attempt-2"),
+        *("logs", "logs/slurm", "damaged", "metrics.parquet", "cancel", f"trials/{KMEANS}/done.json"),
+    ],
+)
+def test_nothing_is_touched_where_a_link_leads(name: str, run: Path, outside: Path) -> None:
+    path = run / name
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    path.parent.mkdir(exist_ok=True)
+    path.symlink_to(outside)
+    os.utime(path, (1, 1), follow_symlinks=False)
+    if name == "damaged":
+        metrics_file(run).unlink()
+    for _ in range(2):
+        for finding in examine(Ledger(run)):
+            with suppress(StdacError):
+                mend(finding)
+        ray_tune.sweep(run)
+        with suppress(StdacError):
+            sweep_slurm(run)
+    assert {path.read_text() for path in outside.iterdir()} == {"mine"} and len(list(outside.iterdir())) == 6
+
+
+@pytest.mark.parametrize("owned", [True, False])
+def test_scratch_of_ray_is_removed_with_no_folder_that_its_link_names(owned: bool, run: Path, outside: Path) -> None:
+    scratch = run / ".ray-abcdef"
+    scratch.mkdir()
+    (scratch / "tmp").symlink_to(outside)
+    gone = {"namespace": read_namespace(), "pid": os.getpid(), "process_start": -1}
+    (scratch / "owner.json").write_bytes(encode_json(gone if owned else ["not", "ours"]))
+    age(scratch)
+    if owned:
+        ray_tune.sweep(run)
+    else:
+        mended(run, only(run))
+    assert not scratch.exists() and len(list(outside.iterdir())) == 6
+
+
+def test_scratch_of_ray_takes_its_own_sockets_with_it(tmp_path: Path) -> None:
+    with ray_tune.make_scratch(tmp_path) as scratch:
+        sockets = (scratch / "tmp").resolve()
+        assert sockets.is_dir() and sockets.parent == Path("/tmp")
+    assert not sockets.exists() and not scratch.exists()
+
+
+def test_another_user_s_scratch_is_left_to_them(run: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root gives folders away")
+    scratch = run / ".ray-abcdef"
+    scratch.mkdir()
+    os.chown(scratch, 65534, 65534)
+    age(scratch)
+    finding = only(run)
+    assert finding.mend is None and "another user's" in finding.why
+    ray_tune.sweep(run)
+    assert scratch.exists()
+
+
+def test_a_lease_ahead_of_time_is_renewed(run: Path) -> None:
+    path = unfinished(run) / "lease-1.json"
+    ahead = time.time() + 3 * 3600
+    os.utime(path, (ahead, ahead))
+    finding = only(run)
+    assert finding.path == path and "h" in finding.what and "ahead of the file system's clock" in finding.what
+    mended(run, finding)
+    assert abs(path.stat().st_mtime - time.time()) < 60
+
+
+def flip(path: Path, chance: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    place = chance.randrange(8 * len(data))
+    data[place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
+
+
+def test_no_reader_takes_a_flipped_bit_for_a_number(run: Path, tmp_path: Path) -> None:
+    """Of 120 runs with one flipped bit 7 were once pooled with wrong rows, 66 were an error of Arrow's."""
+    path, chance = metrics_file(run), random.Random(0)
+    whole = path.read_bytes()
+    readers = [
+        *(lambda: Ledger(run).collect(), lambda: read_metrics(run), lambda: read_metrics(trial_folder(run))),
+        *(lambda: write_report(run, tmp_path / "r.html"), lambda: publish(run, tmp_path / "published")),
+        *(lambda: Ledger(run).best_model("kmeans"), lambda: read_main_rows(path)),
+    ]
+    told = rf"metrics\.parquet of trial {KMEANS} is not what its attempt wrote.* stdac-grid doctor .* --mend puts"
+    for turn in range(60):
+        path.write_bytes(whole)
+        flip(path, chance)
+        with pytest.raises(StdacError, match=told):
+            readers[turn % len(readers)]()
+    assert "is not what its attempt wrote" in str(only(run))
+    mended(run, only(run))
+
+
+@pytest.mark.parametrize("command", ["collect", "results", "report", "best"])
+def test_a_command_that_pools_rows_ends_where_a_part_is_damaged(command: str, run: Path) -> None:
+    path = metrics_file(run)
+    path.write_bytes(path.read_bytes() + b"x")
+    said = CliRunner().invoke(main, [command, str(run), *(["--method", "kmeans"] if command == "best" else [])])
+    assert said.exit_code == 1 and f"of trial {KMEANS} is not what its attempt wrote" in said.output
+
+
+@pytest.mark.parametrize("name", ["assignments.parquet", "model.pt"])
+def test_what_a_trial_needs_is_what_its_attempt_wrote(name: str, run: Path) -> None:
+    flip(trial_folder(run) / "attempt-1" / name, random.Random(1))
+    result = take_result(Ledger(run).folder(KMEANS))
+    with pytest.raises(StdacError, match=f"{name} of trial {KMEANS} is not what its attempt wrote"):
+        result.load_model() if name == "model.pt" else result.read_clusters()
+
+
+def test_pictures_are_drawn_from_what_the_attempt_wrote(run: Path) -> None:
+    path = trial_folder(run, GRID[2]) / "attempt-1" / "stn.npz"
+    path.write_bytes(path.read_bytes()[:-30] + bytes(30))
+    with pytest.raises(StdacError, match=r"stn\.npz of trial .* is not what its attempt wrote"):
+        draw_stn_pictures(path, run / "x.png")
+
+
+def test_collected_rows_with_a_flipped_bit_are_refused_or_equal(run: Path) -> None:
+    path, chance = Ledger(run).collect(), random.Random(0)
+    shutil.rmtree(run / "trials")
+    whole, rows = path.read_bytes(), read_metrics(run)
+    refused = 0
+    for _ in range(60):
+        path.write_bytes(whole)
+        flip(path, chance)
+        try:
+            wrong = not read_metrics(run).equals(rows)
+        except StdacError:
+            refused += 1
+        else:
+            assert not wrong
+    assert refused > 20
+
+
+def test_rows_so_far_are_those_of_a_whole_checkpoint(interrupted: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(interrupted, tmp_path / "run")
+    assert set(read_metrics(run, unfinished=True)["trial_id"].to_pylist()) == {trial.id for trial in GRID}
+    path = Ledger(run).folder(DEEP).checkpoints()[0]
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert DEEP not in read_metrics(run, unfinished=True)["trial_id"].to_pylist()
+    mended(run, only(run))
+
+
+@pytest.fixture
 def open_folder() -> Iterator[Path]:
     """A folder that other users may look into."""
     with tempfile.TemporaryDirectory() as name:
@@ -454,17 +626,15 @@ def test_what_may_not_be_read_is_named_and_left_alone(finished: tuple[Path, pa.T
             path.chmod(0o755)
 
 
-def test_a_name_that_leads_nowhere_is_named(run: Path) -> None:
+@pytest.mark.parametrize("target", ["lease-1.json", "nowhere", "trial.json", "/etc/hostname"])
+def test_a_link_in_the_place_of_a_file_is_put_aside(target: str, run: Path) -> None:
     path = trial_folder(run) / "lease-1.json"
     path.unlink()
-    path.symlink_to(path)
+    path.symlink_to(target)
     os.utime(path, (0, 0), follow_symlinks=False)
     finding = only(run)
-    assert finding.path == path and finding.what == "cannot be looked at"
-    path.unlink()
-    path.symlink_to("nowhere")
-    os.utime(path, (0, 0), follow_symlinks=False)
-    mended(run, only(run))
+    assert finding.path == path and "is not a file" in finding.what
+    mended(run, finding)
 
 
 def test_a_run_that_goes_on_has_no_findings(tmp_path: Path) -> None:

@@ -1,14 +1,21 @@
 """Grids: TOML files, the presets, and what is wrong with a bad one; the ledger, and a worker's environment."""
 
+import json
 import os
+import signal
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 
 from cluster_jobs import ledger as ledgers
+from cluster_jobs import local
+from cluster_jobs.commands.grid import main
 from cluster_jobs.display import Display, report
 from cluster_jobs.grid import list_presets, load_grid
 from cluster_jobs.ledger import Ledger
@@ -21,7 +28,7 @@ from stdac.folder import TrialFolder
 from stdac.methods import resolve
 from stdac.record import TIMINGS
 from stdac.train import Progress
-from stdac.trial import Trial
+from stdac.trial import Trial, make_id, write_canonical
 from tests.conftest import CPU, small
 
 
@@ -99,6 +106,10 @@ def test_lists_are_axes_and_equal_trials_are_kept_once(tmp_path: Path) -> None:
             "{grid} has an unknown key 'default': expected name, about, [defaults], [slurm] and [[trials]]",
         ),
         ("[[trials", "{grid} is not TOML: "),
+        *[
+            (f"name = {json.dumps(name)}\n[[trials]]\ndataset='mnist'", "{grid} has name = ")
+            for name in ("../../../x", "/tmp/x", "a/b", "a\\b", "..", ".hidden", "", "a\nb", "\x1b[31m", 3, "x" * 200)
+        ],
     ],
 )
 def test_a_bad_grid_says_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
@@ -280,3 +291,228 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
         StdacError, match=r"is not a run folder: it has no trials\.parquet; stdac-grid launch makes one"
     ):
         Ledger(tmp_path).statuses()
+
+
+# a run folder that somebody else may write to
+
+
+def ask(*words: str | Path) -> Result:
+    """Run stdac-grid."""
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+def plan_by_hand(run: Path, trial_id: object, text: str) -> None:
+    """A trials.parquet of one trial, as anybody may write one."""
+    row = {"trial_id": trial_id, "method": "kmeans", "dataset": "digits", "seed": 0, "trial": text, "schema_version": 1}
+    run.mkdir()
+    pq.write_table(pa.Table.from_pylist([row]), run / "trials.parquet")
+
+
+def make_plan(**changes: object) -> str:
+    return write_canonical(resolve(small("kmeans")).to_json() | changes)
+
+
+DEEP = '{"a":' * 100_000
+
+
+@pytest.mark.parametrize(
+    ("trial_id", "text"),
+    [
+        ("../../x", make_plan()),
+        ("0123456789abcdef", make_plan()),
+        (make_id(json.loads(make_plan())) + "/..", make_plan()),
+        (7, make_plan()),
+        (make_id([1]), "[1]"),
+        (make_id({"needs": []}), '{"needs":[]}'),
+        (make_id(json.loads(make_plan(needs=["../../x"]))), make_plan(needs=["../../x"])),
+        (make_id(json.loads(make_plan(method=["kmeans"]))), make_plan(method=["kmeans"])),
+        ("0123456789abcdef", DEEP),
+        ("0123456789abcdef", "not JSON"),
+    ],
+)
+def test_an_id_that_is_not_its_trial_s_is_refused_by_every_command(tmp_path: Path, trial_id: object, text: str) -> None:
+    run = tmp_path / "a" / "b" / "run"
+    run.parent.mkdir(parents=True)
+    plan_by_hand(run, trial_id, text)
+    began = time.monotonic()
+    for command in (["work"], ["status"], ["status", "--json"], ["cancel"], ["retry"], ["collect"], ["logs", "0"]):
+        said = ask(command[0], run, *command[1:])
+        assert said.exit_code == 1 and "that no grid has planned" in said.output, (command, said.output)
+    assert time.monotonic() - began < 30
+    left = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert left == {"a", "a/b", "a/b/run", "a/b/run/trials.parquet"}
+
+
+def test_a_plan_that_is_no_file_is_one_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "trials.parquet")
+    said = ask("status", tmp_path)
+    assert said.exit_code == 1 and "trials.parquet is not a plain file" in said.output
+
+
+def spoil(folder: TrialFolder, kind: str, outside: Path) -> None:
+    """Make a trial's folder one that nobody can use."""
+    if kind == "link":
+        folder.path.symlink_to(outside)
+        return
+    if kind == "file":
+        folder.path.write_text("here")
+        return
+    folder.path.mkdir()
+    if kind == "pipe":
+        os.mkfifo(folder.done_path)
+    elif kind == "brackets":
+        folder.done_path.write_text("[" * 200_000)
+    elif kind == "traversal":
+        write_json(folder.done_path, {"attempt": "1/../../../../outside", "seconds": 1.0, "device": "cpu"})
+    elif kind == "types":
+        write_json(folder.done_path, {"attempt": 1, "seconds": "long", "device": "cpu", "hosts": []})
+    elif kind == "lease":
+        write_json(folder.lease_path(1), {"host": ["x"], "pid": "../1", "began": "\x1b[31m", "process_start": 0})
+
+
+@pytest.mark.parametrize("kind", ["link", "file", "pipe", "brackets", "traversal", "types", "lease"])
+def test_one_hostile_trial_folder_stops_no_command_for_the_others(kind: str, tmp_path: Path) -> None:
+    trials = [resolve(small("kmeans", seed=seed, limit=60)) for seed in range(3)]
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    outside.mkdir()
+    Ledger(run).plan(trials, "")
+    (run / "trials").mkdir()
+    bad = Ledger(run).folder(trials[1].id)
+    spoil(bad, kind, outside)
+    Worker(run, Options("cpu", 1)).work()
+    states = {status.trial_id: status for status in Ledger(run).statuses()}
+    assert [states[trial.id].state for trial in trials] == ["done", "failed", "done"]
+    assert str(bad.path) in states[bad.path.name].detail["reason"] or kind == "file"
+    said = ask("status", run)
+    assert said.exit_code == 0 and "2 of 3 done, 1 failed" in said.output and "\x1b" not in said.output
+    for command in ("collect", "results", "report", "retry", "cancel", "best"):
+        said = ask(command, run, *(["--method", "kmeans"] if command == "best" else []))
+        assert "(unexpected" not in said.output, (command, said.output)
+        assert said.exit_code == 0 or command == "best", (command, said.output)
+    assert len(pq.read_table(run / "metrics.parquet")) == 4
+    assert ask("logs", run, bad.path.name).exit_code == 0
+    assert not list(outside.iterdir())
+
+
+@pytest.fixture
+def as_nobody() -> Iterator[None]:
+    """Another user than root, who may not read everything."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    yield
+    os.seteuid(user)
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o500])
+def test_a_trial_folder_without_rights_is_a_failure_with_a_reason(
+    mode: int, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> None:
+    run = tmp_path_factory.mktemp("open") / "run"
+    for path in (run.parent, run.parent.parent, run.parent.parent.parent):
+        path.chmod(0o755)
+    trials = [resolve(small("kmeans", seed=seed, limit=60)) for seed in range(2)]
+    Ledger(run).plan(trials, "")
+    for path in (run, run / "trials"):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o777)
+    bad = Ledger(run).folder(trials[0].id).path
+    bad.mkdir(mode)
+    request.getfixturevalue("as_nobody")
+    Worker(run, Options("cpu", 1)).work()
+    first, second = Ledger(run).statuses()
+    assert (first.state, second.state) == ("failed", "done") and "Permission denied" in first.detail["reason"]
+
+
+def test_what_a_lease_says_reaches_the_terminal_as_text(tmp_path: Path) -> None:
+    trial = resolve(small("kmeans"))
+    Ledger(tmp_path).plan([trial], "")
+    folder = Ledger(tmp_path).folder(trial.id)
+    folder.create(trial.to_json())
+    folder.claim({})
+    lease = folder.lease(1) | {"host": "\x1b]0;owned\x07\x1b[2J", "job": "\x1b[31m", "log": "../../etc/passwd"}
+    write_json(folder.lease_path(1), lease)
+    write_json(folder.progress_path(1), {"phase": "\x1b[5m", "epoch": 1, "epochs": 2, "images_per_s": 1.0})
+    for said in (ask("status", tmp_path), ask("logs", tmp_path, trial.id)):
+        assert said.exit_code == 0 and not {"\x1b", "\x07"} & set(said.output)
+    assert "\\x1b]0;owned\\x07" in ask("status", tmp_path).output
+    assert "names a log that is not in" in ask("logs", tmp_path, trial.id).output
+    folder.fail("\x1b[31mred\x1b[0m")
+    os.utime(folder.lease_path(1), (0, 0))
+    for command in (["status", tmp_path], ["logs", tmp_path, trial.id], ["doctor", tmp_path]):
+        said = ask(*command)
+        assert "\\x1b[31mred" in said.output and "\x1b" not in said.output
+
+
+def test_a_lease_ahead_of_time_is_told_without_hours(tmp_path: Path) -> None:
+    trial = resolve(small("kmeans"))
+    Ledger(tmp_path).plan([trial], "")
+    folder = Ledger(tmp_path).folder(trial.id)
+    folder.create(trial.to_json())
+    folder.claim({})
+    write_json(folder.lease_path(1), folder.lease(1) | {"host": "elsewhere"})
+    ahead = time.time() + 3 * 3600
+    os.utime(folder.lease_path(1), (ahead, ahead))
+    said = ask("status", tmp_path).output
+    assert "if it lives: its lease lies" in said and "ahead of the clock of its files" in said
+    assert Worker(tmp_path, Options("cpu", 1)).has_to_wait()  # until it is known whether it changes
+
+
+def test_a_pause_is_no_interruption(tmp_path: Path) -> None:
+    trial, ledger = resolve(small("st-dac", epochs=2, params={"stn": 0})), Ledger(tmp_path)
+    ledger.plan([trial], "")
+    Worker(tmp_path, Options("cpu", 1, pause_after=1)).work()
+    Worker(tmp_path, Options("cpu", 1)).work()
+    done = ledger.folder(trial.id).done()
+    assert (done["attempts"], done["pauses"]) == (2, 1) and "interrupted" not in report(ledger)
+
+
+def test_retry_after_cancel_counts_what_will_be_taken(tmp_path: Path) -> None:
+    trials = [resolve(small("kmeans", seed=seed)) for seed in range(3)]
+    ledger = Ledger(tmp_path)
+    ledger.plan(trials, "")
+    assert ask("cancel", tmp_path).exit_code == 0
+    assert ask("retry", tmp_path).output.startswith("3 trials that waited will be taken: ")
+    ledger.folder(trials[0].id).fail("it broke")
+    said = ask("retry", tmp_path).output
+    assert said.startswith("1 trial that had failed will be tried again and 2 trials that waited will be taken: ")
+
+
+def test_a_task_counts_what_its_own_workers_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four tasks of ablation.sh once said that they had done 12, 10, 11 and 10 trials of 12."""
+    trials = [resolve(small("kmeans", seed=seed)) for seed in range(5)]
+    ledger = Ledger(tmp_path)
+    ledger.plan(trials, "")
+
+    def end(trial: Trial, log: str, *, well: bool = True) -> None:
+        monkeypatch.setenv("STDAC_LOG", log)
+        folder = ledger.folder(trial.id)
+        folder.create(trial.to_json())
+        with folder.claim({}) as attempt:
+            if well:
+                attempt.finish({"seconds": 1.0, "device": "cpu"})
+            else:
+                attempt.fail(ValueError("it broke"), {})
+
+    def watch(workers: Workers, _tick: object) -> None:
+        end(trials[0], workers.name_log(0))
+        end(trials[1], workers.name_log(1))
+        end(trials[2], "logs/9-elsewhere-0.log")
+        end(trials[3], workers.name_log(0), well=False)
+        end(trials[4], "logs/9-elsewhere-1.log", well=False)
+
+    monkeypatch.setattr(Workers, "watch", watch)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    assert local.work_here(ledger, 2, Options("cpu", 1), 1.0) == (2, 1)
+
+
+def test_a_driver_does_not_die_of_one_trial_s_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Ledger(tmp_path).plan([resolve(small("kmeans", seed=s)) for s in (0, 1)], "")
+    worker, display = Worker(tmp_path, Options("cpu", 1)), Display(Ledger(tmp_path))
+    assert worker.run_next(CPU)
+    path = next((tmp_path / "trials").glob("*/attempt-1/metrics.parquet"))
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert worker.run_next(CPU)
+    display.tick()
+    said = capsys.readouterr().err
+    assert "is not what its attempt wrote" in said and display.summary(display.look()) == "2 of 2 done"

@@ -21,7 +21,7 @@ from cluster_jobs.ledger import Ledger
 from cluster_jobs.ray_tune import Job, can_reach, check_address, find_cluster, make_environment, make_scratch, sweep
 from cluster_jobs.request import Options, Request
 from stdac.errors import StdacError
-from stdac.folder import LEASE_S
+from stdac.leases import LEASE_S
 from stdac.methods import resolve
 from tests.test_grid import pause
 
@@ -222,6 +222,30 @@ def test_units_that_are_lost_without_any_progress_end_the_launch(job: Job) -> No
         found.on_trial_complete("unit-1")
     assert found.error is not None and found.error.startswith("the workers cannot run: a worker did not start")
     assert found.suggest("unit") == "FINISHED"
+
+
+def test_why_a_unit_did_not_start_is_said(job: Job, tmp_path: Path) -> None:
+    """On a node where stdac is not installed Ray cannot unpickle the unit; the launch said "see" a log of thousands."""
+    pytest.importorskip("ray")
+    from types import SimpleNamespace
+
+    from cluster_jobs.ray_units import Errors, find_last_words
+
+    found, said = units(job, Fixed(1))
+    path = tmp_path / "error.txt"
+    path.write_text(
+        "Failure # 1 (occurred at 2026-12-01)\nThe actor died because of an error raised in its creation task\n"
+        "Traceback (most recent call last):\n  File x\nModuleNotFoundError: No module named 'cluster_jobs'\n"
+        "During handling of the above exception, another exception occurred:\nRuntimeError: the actor cannot be made\n"
+    )
+    trials = [SimpleNamespace(trial_id="unit-0", error_file=str(path)), SimpleNamespace(trial_id="a", error_file=None)]
+    Errors(found).on_step_begin(1, trials)
+    assert len(wanted(found)) == 2
+    found.on_trial_complete("unit-0", error=True)
+    assert said == [
+        f"a worker did not start: No module named 'cluster_jobs': install stdac there, as it is here (see {job.log})"
+    ]
+    assert find_last_words("") == "" and find_last_words("a\nValueError: b\n  c\n") == "ValueError: b"
 
 
 def test_a_node_at_fault_is_named_and_ends_the_launch_only_where_there_is_no_other(job: Job) -> None:

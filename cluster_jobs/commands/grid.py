@@ -383,11 +383,15 @@ def collect(run: Path, unfinished: bool) -> None:
 def retry(run: Path) -> None:
     """Forget the failures of RUN, or that it was cancelled, so that the next worker tries those trials again."""
     from cluster_jobs.ledger import Ledger
+    from stdac.words import count_noun
 
     ledger = Ledger(run)
     ledger.resume()
     again = ledger.retry()
-    click.echo(f"{len(again)} trials will be tried again: stdac-grid launch, or stdac-grid work {run}")
+    others = ledger.count("waiting", "blocked") - len(again)
+    words = [f"{count_noun(len(again), 'trial')} that had failed will be tried again"] if again or others < 1 else []
+    words += [f"{count_noun(others, 'trial')} that waited will be taken"] if others > 0 else []
+    click.echo(f"{' and '.join(words)}: stdac-grid launch, or stdac-grid work {run}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from stdac.errors import StdacError
+from stdac.words import escape_line
 
 
 @click.command("show")
@@ -36,7 +37,7 @@ def _show_trial(path: Path) -> None:
     else:
         error = folder.error()
         state = f"failed: {error.splitlines()[0]}" if error else "waiting"
-    click.echo(f"state       {state}")
+    click.echo(escape_line(f"state       {state}"))
 
 
 def _show_model(path: Path) -> None:
@@ -55,11 +56,11 @@ def _show_onnx(path: Path) -> None:
     from export import Clusterer
 
     for name, value in sorted(Clusterer(path).info.to_props().items()):
-        click.echo(f"{name:<14}{value}")
+        click.echo(escape_line(f"{name:<14}{value}"))
 
 
 def describe(trial: dict[str, Any]) -> None:
     """Print a trial's values, one a line."""
     for name, value in trial.items():
         text = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        click.echo(f"{name:<12}{text}")
+        click.echo(escape_line(f"{name:<12}{text}"))

@@ -10,4 +10,4 @@ several times as many faults a minute, but training, its checkpoints and its res
 
 import os
 
-os.environ.setdefault("STDAC_LEASE_S", "6")  # before stdac.folder is imported: a frozen worker is given up soon
+os.environ.setdefault("STDAC_LEASE_S", "6")  # before stdac.leases is imported: a frozen worker is given up soon

@@ -49,7 +49,7 @@ class Campaign:
         say(f"round {self.rounds + 1} with seed {seed} in {run}")
         words, environment = self.cluster.launching(chance)
         scene = Scene(run, self.grid, words, environment, chance, self.volume, said)
-        chaos = Round(self.cluster, scene, Oracle(run, expected), budget, self.pause_s, say)
+        chaos = Round(self.cluster, scene, Oracle(run, expected, scene.spoiled), budget, self.pause_s, say)
         try:
             chaos.run()
         except Exception as error:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
-from tests.chaos.faults import ANYWHERE, Fault
+from tests.chaos.faults import ANYWHERE, HERE, Fault
 from tests.chaos.scene import Scene
 
 
@@ -29,7 +29,7 @@ class Cluster:
 
     def faults(self) -> Mapping[str, Fault]:
         """The faults that the round can meet, by kind."""
-        return ANYWHERE
+        return ANYWHERE | HERE
 
     def mend(self) -> None:
         """Bring back what is gone."""

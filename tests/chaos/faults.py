@@ -1,16 +1,22 @@
 """The faults: functions of the scene that do their harm and say to whom, or None where there is no victim now."""
 
+import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from pathlib import Path
+from random import Random
 
 from cluster_jobs.doctor import examine, mend
 from stdac.errors import StdacError
-from stdac.folder import LEASE_S, TrialFolder
+from stdac.files import write_json
+from stdac.folder import TrialFolder
+from stdac.leases import LEASE_S
 from tests.chaos.processes import Process
 from tests.chaos.scene import Scene
 
@@ -142,6 +148,85 @@ def damaged_checkpoint(scene: Scene) -> str | None:
     return str(path.relative_to(scene.run))
 
 
+def flipped_checkpoint(scene: Scene) -> str | None:
+    """One bit of a checkpoint that nobody writes any more flips, as in memory or on a disk that is going to fail."""
+    idle = [scene.ledger.folder(status.trial_id) for status in scene.trials("waiting")]
+    paths = [path for folder in idle for path in folder.checkpoints()]
+    if not paths:
+        return None
+    return f"bit {flip_bit(path := scene.chance.choice(paths), scene.chance)} of {path.relative_to(scene.run)}"
+
+
+def flipped_part(scene: Scene) -> str | None:
+    """One bit of a done trial's result flips; the doctor must find it, and the trial run again."""
+    done = [status for status in scene.trials("done") if status.trial_id not in scene.spoiled]
+    if not done:
+        return None
+    status = scene.chance.choice(done)
+    folder = scene.ledger.folder(status.trial_id).attempt_path(status.detail["attempt"])
+    path = scene.chance.choice(sorted(path for path in folder.iterdir() if path.name in status.detail["sha256"]))
+    scene.spoiled.add(status.trial_id)
+    return f"bit {flip_bit(path, scene.chance)} of {path.relative_to(scene.run)}"
+
+
+def flip_bit(path: Path, chance: Random) -> int:
+    """Flip one bit of a file in its place, as hardware does: nobody is told; which bit it was."""
+    about = path.stat()
+    bit = chance.randrange(8 * about.st_size)
+    with path.open("r+b") as file:
+        file.seek(bit // 8)
+        byte = file.read(1)[0]
+        file.seek(bit // 8)
+        file.write(bytes([byte ^ 1 << bit % 8]))
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    return bit
+
+
+def deleted_lease(scene: Scene) -> str | None:
+    """Somebody deletes the newest lease of a trial, which runs or waits."""
+    found = [scene.ledger.folder(s.trial_id) for state in ("running", "waiting") for s in scene.trials(state)]
+    paths = [folder.lease_path(numbers[-1]) for folder in found if (numbers := folder.leases())]
+    paths = [path for path in paths if path.exists()]
+    if not paths:
+        return None
+    path = scene.chance.choice(paths)
+    path.unlink()
+    return str(path.relative_to(scene.run))
+
+
+def moved_lease(scene: Scene, ahead_s: float = 0.0) -> str | None:
+    """The lease of a running trial becomes that of a second host, whose processes nobody here can see; most of the time
+    its process is gone. ahead_s: how far ahead the lease then lies."""
+    running = scene.trials("running")
+    if not running:
+        return None
+    status = scene.chance.choice(running)
+    path = scene.ledger.folder(status.trial_id).lease_path(status.detail["attempt"])
+    gone = scene.chance.random() < 0.7
+    for process in scene.processes("worker"):
+        if gone and process.pid == status.detail["pid"]:
+            process.signal(signal.SIGKILL)
+    lease = json.loads(path.read_bytes()) | {"host": "second-host", "namespace": "of another boot"}
+    if path.stat().st_mtime:
+        write_json(path, lease)
+        now = time.time() + ahead_s
+        os.utime(path, (now, now))
+    return f"trial {status.trial_id} attempt {status.detail['attempt']}, its process {'gone' if gone else 'left alive'}"
+
+
+def read_only(scene: Scene) -> str | None:
+    """The run folder is remounted read-only for a while, by a mount over it; open files stay writable."""
+    if not scene.volume.small or scene.run.is_mount() or not scene.run.exists():
+        return None
+    run, seconds = str(scene.run), scene.chance.uniform(1, 8)
+    words = [["mount", "--bind", run, run], ["mount", "-o", "remount,bind,ro", run]]
+    if any(subprocess.run(command, capture_output=True, check=False).returncode for command in words):
+        return None
+    undo = partial(subprocess.run, ["umount", "--lazy", run], check=False)
+    scene.undo_later(seconds, "the run folder can be written again", undo)
+    return f"for {seconds:.0f} s"
+
+
 def choose(scene: Scene, find: Find) -> Process | None:
     """One of the processes found, or None."""
     found = sorted(find(scene))
@@ -172,8 +257,16 @@ ANYWHERE: dict[str, Fault] = {
     "the doctor calls": doctor,
     "cancel the run": cancelled,
     "damage a checkpoint": damaged_checkpoint,
+    "flip a bit of a checkpoint": flipped_checkpoint,
+    "flip a bit of a result": flipped_part,
+    "delete a lease": deleted_lease,
+    "a second host": moved_lease,
+    "a lease ahead of time": partial(moved_lease, ahead_s=3 * 3600),
 }
 """The faults that any backend can meet, by kind."""
+
+HERE: dict[str, Fault] = {"remount read-only": read_only}
+"""The faults that only this machine alone can meet: mounts of one node are not those of another."""
 
 COMMON = {
     "kill a worker": 6,
@@ -184,5 +277,11 @@ COMMON = {
     "fill the disk": 4,
     "the doctor calls": 4,
     "damage a checkpoint": 4,
+    "flip a bit of a checkpoint": 4,
+    "flip a bit of a result": 4,
+    "delete a lease": 4,
+    "a second host": 3,
+    "a lease ahead of time": 4,
+    "remount read-only": 3,
 }
 """How much more often some kinds come than the others: those that hit a trial, and do not keep the run from running."""

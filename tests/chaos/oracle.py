@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -16,6 +17,7 @@ from cluster_jobs.doctor import examine, mend
 from cluster_jobs.ledger import Ledger
 from stdac.errors import StdacError
 from stdac.folder import TrialFolder
+from stdac.leases import LEASE_S
 from stdac.record import METRICS, TIMINGS
 
 Outcome = dict[str, str]
@@ -24,7 +26,7 @@ Outcome = dict[str, str]
 KEPT = re.compile(
     r"(grid|trials)(-\d+)?\.(toml|parquet)|metrics\.parquet|logs/.*|trials/\w+/(trial|done|lease-\d+)\.json"
     r"|trials/\w+/attempt-\d+/((metrics|assignments)\.parquet|model\.pt|stn\.npz)"
-    r"|damaged/.*checkpoint\.pt-\d+"
+    r"|damaged/.*checkpoint\.pt-\d+|damaged/[0-9a-f]{16}-\d+/.*"
 )
 """The files of a finished run."""
 
@@ -37,10 +39,13 @@ class Violation(Exception):
 
 
 class Oracle:
-    """Watches a run whose trials must come out as `expected`: id -> Outcome."""
+    """Watches a run whose trials must come out as `expected`: id -> Outcome.
 
-    def __init__(self, run: Path, expected: Mapping[str, Outcome]) -> None:
-        self.run, self.expected = run, expected
+    spoiled: done trials whose results a fault has damaged, which are nobody's results until `heal`.
+    """
+
+    def __init__(self, run: Path, expected: Mapping[str, Outcome], spoiled: set[str]) -> None:
+        self.run, self.expected, self.spoiled = run, expected, spoiled
         self.ledger = Ledger(run)
         self.done: dict[str, bytes] = {}  # the done.json of each trial, as it was first seen
         self.outside: set[Path] = set()  # folders beside the run that must go with it
@@ -50,6 +55,9 @@ class Oracle:
         self.outside |= {link.resolve() for link in self.run.glob(".ray-*/tmp")}
         for trial_id in self.expected:
             folder = self.ledger.folder(trial_id)
+            if trial_id in self.spoiled:
+                self.done.pop(trial_id, None)
+                continue
             try:
                 content = folder.done_path.read_bytes()
             except FileNotFoundError:
@@ -69,6 +77,22 @@ class Oracle:
             got, wanted = outcome.get(part), self.expected[trial_id].get(part)
             if got != wanted:
                 raise Violation(f"the {part} of trial {trial_id} are {got}, and undisturbed {wanted}")
+
+    def heal(self) -> list[str]:
+        """Let the doctor put aside the spoiled results; what they were. Raise Violation where it overlooks one."""
+        healed = sorted(self.spoiled)
+        deadline = time.monotonic() + 3 * LEASE_S
+        while self.spoiled:
+            found = {finding.path.name: finding for finding in examine(self.ledger)}
+            for trial_id in sorted(self.spoiled):
+                if self.ledger.folder(trial_id).done_path.exists() and trial_id in found:
+                    with suppress(StdacError):
+                        mend(found[trial_id])
+                if not self.ledger.folder(trial_id).done_path.exists():  # if only by a doctor who called before
+                    self.spoiled.remove(trial_id)
+            if time.monotonic() > deadline:
+                raise Violation(f"the doctor overlooks the damaged results of {' '.join(sorted(self.spoiled))}")
+        return healed
 
     def judge(self) -> None:
         """Raise Violation where a finished run is not complete, unique and equal to the undisturbed one."""

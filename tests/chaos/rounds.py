@@ -4,8 +4,9 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
-from stdac.folder import LEASE_S
+from stdac.leases import LEASE_S
 from tests.chaos.clusters import Cluster
 from tests.chaos.faults import COMMON
 from tests.chaos.oracle import Oracle, Violation
@@ -36,6 +37,8 @@ class Round:
         """Run it. Raises Violation where something does not hold."""
         self.disturb()
         self.mend()
+        for trial_id in self.oracle.heal():
+            self.say(f"the damaged result of trial {trial_id} is put aside, it runs again")
         if self.cluster.end_with_driver() and self.chance.random() < 0.5:
             self.orphan()
         self.finish()
@@ -76,13 +79,15 @@ class Round:
 
     def over(self) -> bool:
         """Whether every trial is done."""
-        return len(self.oracle.done) == len(self.oracle.expected)
+        return len(self.oracle.done.keys() | self.scene.spoiled) == len(self.oracle.expected)
 
     def inject(self) -> None:
         """One fault of a random kind, among those that find a victim."""
         faults = self.cluster.faults()
         for kind in sorted(faults, key=lambda kind: -(self.chance.random() ** (1 / COMMON.get(kind, 1)))):
-            victim = faults[kind](self.scene)
+            victim = None
+            with suppress(FileNotFoundError):  # what it was to happen to has vanished meanwhile
+                victim = faults[kind](self.scene)
             if victim is not None:
                 self.kinds[kind] += 1
                 self.say(f"fault {self.kinds.total():2} {kind}: {victim}")

@@ -70,7 +70,8 @@ class Command(NamedTuple):
 
 @dataclass
 class Scene:
-    """One round's run. words: how to launch it. environment: of its processes, besides ours. said: where they speak."""
+    """One round's run. words: how to launch it. environment: of its processes, besides ours. said: where they speak.
+    spoiled: the done trials whose results were damaged, and that the doctor has not mended yet."""
 
     run: Path
     grid: Path
@@ -80,7 +81,8 @@ class Scene:
     volume: Volume
     said: Path
     commands: list[Command] = field(default_factory=list)
-    later: list[tuple[float, str, Callable[[], None]]] = field(default_factory=list)
+    later: list[tuple[float, str, Callable[[], object]]] = field(default_factory=list)
+    spoiled: set[str] = field(default_factory=set)
 
     @property
     def ledger(self) -> Ledger:
@@ -124,7 +126,7 @@ class Scene:
         """The run's living processes of these roles; all without."""
         return [process for process in processes(self.run) if not roles or process.role() in roles]
 
-    def undo_later(self, seconds: float, what: str, action: Callable[[], None]) -> None:
+    def undo_later(self, seconds: float, what: str, action: Callable[[], object]) -> None:
         """Have something undone after that time, or at the round's end."""
         self.later.append((time.monotonic() + seconds, what, action))
 

@@ -37,7 +37,7 @@ def newest(folder: Any) -> dict[str, Any]:
         try:
             with zipfile.ZipFile(path) as archive:
                 checkpoint: dict[str, Any] = json.loads(archive.read("checkpoint.json"))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+        except Exception:
             continue
         return checkpoint
     return {"epoch": 0, "state": folder.path.name, "rows": []}
