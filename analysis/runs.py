@@ -3,17 +3,18 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stdac.checkpoints import load_checkpoint
 from stdac.errors import StdacError
-from stdac.files import read_json
+from stdac.files import read_json, read_plain
 from stdac.layout import TRIAL_ID, TRIAL_JSON, TrialFiles
 from stdac.record import METRICS, conform_metrics, make_metrics
 from stdac.results import read_part
@@ -38,6 +39,11 @@ the row's trial is finished, its labelled data set, the number of its images, an
 digits of their fingerprint, a slash and those of their labels' SHA-256, as far as known. A table has the further terms
 of its methods after them."""
 
+DIGESTS = b"stdac.digests"
+"""In the metadata of a collected file: JSON, by finished trial the first 16 digits of the SHA-256 of its rows' file."""
+
+AT_ONCE = 500  # trials whose files are in memory at the same time
+
 ADDED = ("source", "images", "data")
 """The columns of ROWS that later versions added: null where a collected file has none."""
 
@@ -55,8 +61,7 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
     collected = path if path.is_file() else path / "metrics.parquet"
     folders = [] if path.is_file() else list_trial_folders(path)
     if folders:
-        tables = (read_trial(folder, trial, unfinished=unfinished) for folder, trial in _read_trials(folders))
-        table = concat_rows(rows for rows in tables if rows is not None)
+        table = gather_rows(folders, read_collected(path), unfinished=unfinished)
     elif collected.is_file():
         table = _read_collected(collected)
         table = table if unfinished else table.filter(table["finished"])
@@ -84,27 +89,18 @@ def list_trial_folders(path: Path) -> list[TrialFiles]:
 
 def list_finished(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """(trial.json, folder of the attempt that counts) of every finished trial at `path`."""
-    for folder, trial in _read_trials(list_trial_folders(path)):
-        result = folder.result()
-        if result is not None:
-            yield trial, result
-
-
-def _read_trials(folders: Iterable[TrialFiles]) -> Iterator[tuple[TrialFiles, dict[str, Any]]]:
-    """The trials that there are, see `can_look_at`, with their trial.json. Raises StdacError where it is of another
-    schema version."""
-    for folder in folders:
-        if can_look_at(folder) and os.path.lexists(folder.trial_path):
-            yield folder, folder.trial()
+    for folder in list_trial_folders(path):
+        if can_look_at(folder) and (result := folder.result()) is not None:
+            yield folder.trial(), result
 
 
 def can_look_at(folder: TrialFiles) -> bool:
     """Whether a trial's folder can be looked at. One that cannot is said on stderr, and left out as one that failed."""
     try:
-        folder.done()
-        folder.leases()
-        if os.path.lexists(folder.trial_path):
-            read_json(folder.trial_path)
+        if folder.done() is None:
+            folder.leases()
+            if os.path.lexists(folder.trial_path):
+                read_json(folder.trial_path)
         return True
     except StdacError as error:
         reason = str(error)
@@ -114,16 +110,90 @@ def can_look_at(folder: TrialFiles) -> bool:
     return False
 
 
-def read_trial(folder: TrialFiles, trial: Mapping[str, Any], *, unfinished: bool = False) -> pa.Table | None:
-    """The rows of one trial, a ROWS table; of one that is not finished those so far if asked for, else None.
+class Collected(NamedTuple):
+    """What was collected of a run before: a ROWS table, and by trial the beginning of the SHA-256 of its rows' file."""
 
-    trial: its trial.json.
+    rows: pa.Table
+    digests: dict[str, str]
+
+
+def read_collected(run: Path) -> Collected:
+    """RUN/metrics.parquet, which saves reading thousands of small files; empty where it is of no use."""
+    with suppress(StdacError, OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException):
+        content = pa.BufferReader(read_plain(run / "metrics.parquet"))
+        file = pq.ParquetFile(content, page_checksum_verification=True)
+        digests = json.loads((file.schema_arrow.metadata or {})[DIGESTS])
+        table = file.read()
+        if table.schema.names[: len(ROWS)] == ROWS.names:
+            return Collected(table.replace_schema_metadata(None), dict(digests))
+    return Collected(ROWS.empty_table(), {})
+
+
+def gather_rows(
+    folders: Iterable[TrialFiles],
+    known: Collected,
+    plan: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    unfinished: bool = False,
+) -> pa.Table:
+    """The rows of trials by id, then as they were written, a ROWS table whose metadata has DIGESTS.
+
+    known: what need not be read again. plan: the trials by id; what their folders say if not given. unfinished: also
+    the rows so far of trials that are not finished. A folder that cannot be looked at is said on stderr. Raises
+    StdacError where the rows of a finished trial are not what was written.
     """
-    rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else None
-    done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
-    if done is not None:
-        return _add_settings(read_rows(folder.attempt_path(done["attempt"]) / "metrics.parquet"), trial, done)
-    return _add_settings(rows, trial, None) if rows is not None else None
+    digests: dict[str, str] = {}
+    taken: list[str] = []
+    tables: list[pa.Table] = []
+    fresh: list[Finished] = []
+    for folder in filter(can_look_at, folders):
+        trial_id = folder.path.name
+        rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else None
+        done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
+        if done is not None:
+            path = folder.attempt_path(done["attempt"]) / "metrics.parquet"
+            digests[trial_id] = str(done.get("sha256", {}).get(path.name, ""))[:16]
+            if digests[trial_id] and known.digests.get(trial_id) == digests[trial_id]:
+                read_part(path, done)
+                taken.append(trial_id)
+                continue
+            fresh.append(Finished(path, folder.trial() if plan is None else plan[trial_id], done))
+        elif rows is not None:
+            tables.append(_add_settings(rows, [(len(rows), folder.trial() if plan is None else plan[trial_id], None)]))
+        if len(fresh) == AT_ONCE:
+            tables += _read_finished(fresh)
+            fresh = []
+    tables += _read_finished(fresh)
+    chosen = known.rows.filter(pc.is_in(known.rows["trial_id"], pa.array(taken, pa.string())))
+    table = concat_rows([chosen.filter(chosen["finished"]), *tables]).combine_chunks()
+    order = pc.sort_indices(table, [("trial_id", "ascending")])  # which leaves equal ones in their order
+    return table.take(order).replace_schema_metadata({DIGESTS: json.dumps(digests)})
+
+
+class Finished(NamedTuple):
+    """A finished trial: the file with its rows, its trial.json and done.json."""
+
+    path: Path
+    trial: Mapping[str, Any]
+    done: Mapping[str, Any]
+
+
+def _read_finished(trials: Sequence[Finished]) -> list[pa.Table]:
+    """The rows of finished trials, ROWS tables: those with equal columns are put together before they are changed."""
+    groups: dict[tuple[str, ...], list[tuple[pa.Table, Finished]]] = {}
+    for trial in trials:
+        table = _read_parquet(trial.path, trial.done)
+        groups.setdefault(tuple(map(str, table.schema)), []).append((table, trial))
+    tables = []
+    for group in groups.values():
+        try:
+            rows = _conform(pa.concat_tables([table for table, _ in group]).combine_chunks())
+        except StdacError:
+            for table, trial in group:
+                _check_columns(table, trial.path)
+            raise
+        tables.append(_add_settings(rows, [(len(table), trial.trial, trial.done) for table, trial in group]))
+    return tables
 
 
 def _read_checkpoint_rows(folder: TrialFiles) -> pa.Table | None:
@@ -146,29 +216,45 @@ def read_rows(path: Path) -> pa.Table:
     Files of other versions are read too, see `conform_metrics`. Raises StdacError where it is missing, not ours, of
     another schema version, or not what was written, see `read_part`.
     """
+    return _check_columns(_read_parquet(path), path)
+
+
+def _read_parquet(path: Path, done: Mapping[str, Any] | None = None) -> pa.Table:
+    """The table in a Parquet file. Raises StdacError where it is none, or not what was written. done: of its trial."""
     try:
-        content = pa.BufferReader(read_part(path))
-        table = pq.ParquetFile(content, page_checksum_verification=True).read()
+        content = pa.BufferReader(read_part(path, done))
+        table = pq.ParquetFile(content, page_checksum_verification=True).read(use_threads=False)
         table.validate(full=True)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StdacError(
             f"cannot read {path} as Parquet ({reason}): run that trial again, or check the path"
         ) from error
+    return table
+
+
+def _check_columns(table: pa.Table, path: Path) -> pa.Table:
+    """The same as `_conform`; the errors name the file."""
+    try:
+        return _conform(table)
+    except StdacError as error:
+        raise StdacError(f"cannot use {path}, as {error}") from error
+
+
+def _conform(table: pa.Table) -> pa.Table:
+    """A METRICS table, with the columns of ROWS that a table has. Raises StdacError where it is of another version."""
     names = set(table.column_names)
     versions = set(table["schema_version"].unique().to_pylist()) if "schema_version" in names else {None}
     if versions - {SCHEMA_VERSION}:
         got = ", ".join(sorted(map(str, versions)))
-        raise StdacError(
-            f"{path} has rows of schema version {got}, expected {SCHEMA_VERSION}: use the stdac that wrote it"
-        )
+        raise StdacError(f"it has rows of schema version {got}, not {SCHEMA_VERSION}: use the stdac that wrote it")
+    rows = conform_metrics(table)
     try:
-        rows = conform_metrics(table)
         for field in ROWS:
             if field.name in names and field.name not in METRICS.names:
                 rows = rows.append_column(field, table[field.name].cast(field.type))
-    except (StdacError, pa.ArrowException) as error:
-        raise StdacError(f"cannot use {path}, as {error}") from error
+    except pa.ArrowException as error:
+        raise StdacError(str(error).splitlines()[0]) from error
     return rows
 
 
@@ -213,12 +299,20 @@ def _restore_settings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
     return settings | {"n_clusters": None}
 
 
-def _add_settings(table: pa.Table, trial: Mapping[str, Any], done: Mapping[str, Any] | None) -> pa.Table:
-    """A METRICS table of one trial as a ROWS table. done: its done.json, None of one that is not finished."""
-    values = {name: trial[name] for name in SETTINGS} | {"finished": done is not None, "source": trial.get("source")}
-    values |= {"images": (done or {}).get("images"), "data": _name_data(done or {})}
-    for name, value in values.items():
-        table = table.append_column(ROWS.field(name), pa.array([value] * len(table), ROWS.field(name).type))
+def _add_settings(
+    table: pa.Table, trials: Sequence[tuple[int, Mapping[str, Any], Mapping[str, Any] | None]]
+) -> pa.Table:
+    """A METRICS table as a ROWS table. trials: of each trial, in the table's order, the number of its rows, its
+    trial.json and its done.json, None of one that is not finished."""
+    columns: dict[str, list[Any]] = {field.name: [] for field in ROWS if field.name not in METRICS.names}
+    for n, trial, done in trials:
+        about = done or {}
+        values = {name: trial[name] for name in SETTINGS} | {"finished": done is not None}
+        values |= {"source": trial.get("source"), "images": about.get("images"), "data": _name_data(about)}
+        for name, value in values.items():
+            columns[name] += [value] * n
+    for name, column in columns.items():
+        table = table.append_column(ROWS.field(name), pa.array(column, ROWS.field(name).type))
     return table
 
 

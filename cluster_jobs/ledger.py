@@ -8,15 +8,13 @@ import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from itertools import islice
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.runs import ROWS, can_look_at, concat_rows, read_main_rows, read_trial
+from analysis.runs import can_look_at, gather_rows, read_collected, read_main_rows
 from cluster_jobs.plan import PART, Planned, encode_trials, read_trials
 from stdac.errors import StdacError
 from stdac.files import atomic_write, explain_refusal, link_once, read_file_time
@@ -268,26 +266,13 @@ class Ledger:
 
         unfinished: also the rows so far of trials that are not done, from their newest checkpoints.
         """
-        trials = self.trials()
-        names = (name for name in sorted(trials) if can_look_at(self.folder(name)))
-        tables = (read_trial(self.folder(name), trials[name], unfinished=unfinished) for name in names)
-        found = (rows for rows in tables if rows is not None)
-        groups = [_pack_rows(concat_rows(group)) for group in iter(lambda: list(islice(found, AT_ONCE)), [])]
-        schema = pa.unify_schemas([ROWS, *(pa.ipc.open_stream(group).schema for group in groups)])
+        plan = self.trials()
+        folders = map(self.folder, sorted(plan))
+        rows = gather_rows(folders, read_collected(self.path), plan, unfinished=unfinished)
         out = self.path / "metrics.parquet"
-        with atomic_write(out) as file, pq.ParquetWriter(file, schema, **COLLECTED) as writer:
-            for group in groups:
-                rows = pa.ipc.open_stream(group).read_all()
-                writer.write_table(pa.concat_tables([schema.empty_table(), rows], promote_options="default"))
+        with atomic_write(out) as file:
+            pq.write_table(rows, file, **COLLECTED)
         return out
-
-
-def _pack_rows(rows: pa.Table) -> pa.Buffer:
-    """A table compressed in memory: which columns a collected file has is known once all of them are read."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(rows)
-    return sink.getvalue()
 
 
 def _read_saved_epoch(folder: TrialFolder) -> dict[str, Any]:

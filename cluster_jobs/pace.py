@@ -124,7 +124,7 @@ def _extrapolate(status: Status) -> float | None:
 def _measure_left(status: Status, whole: float | None) -> float | None:
     """Seconds that a running trial still takes. whole: what its kind takes, if that is known."""
     progress = _read_progress(status)
-    of_phase = _count_epochs_left(progress) * progress["epoch_s"] if progress else None
+    of_phase = float(_count_epochs_left(progress) * progress["epoch_s"]) if progress else None
     if of_phase is not None and progress is not None and progress["main"]:
         return of_phase
     rest = None if whole is None else max(whole - measure_elapsed(status), LEAST_SHARE * whole)

@@ -38,7 +38,7 @@ NUMBER = int | float
 DONE: dict[str, Any] = {"seconds": NUMBER, "device": str, "hosts": list, "attempts": int, "lost_seconds": NUMBER}
 DONE |= {"sha256": dict, "trial_id": str, "finished": str, "fingerprint": str, "pauses": int}
 WHERE: dict[str, Any] = {"phase": str, "epoch": int, "epochs": int, "images_per_s": NUMBER, "saved": int}
-WHERE |= {"paused": bool}
+WHERE |= {"paused": bool, "step": int, "steps": int, "main": bool, "epoch_s": NUMBER}
 """What done.json may say beside its attempt, and what progress.json may say."""
 
 

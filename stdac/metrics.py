@@ -2,8 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 Labels = NDArray[np.int64]
 
@@ -28,6 +26,8 @@ def accuracy(truth: Labels, clusters: Labels) -> float:
 
     Images in clusters left without a class, and noise, count as wrong.
     """
+    from scipy.optimize import linear_sum_assignment
+
     table = contingency(truth, clusters)
     return float(table[linear_sum_assignment(-table)].sum() / len(truth))
 
@@ -51,6 +51,8 @@ def score_clusters(truth: Labels | None, clusters: Labels) -> dict[str, float | 
     used["noise"] = float((clusters < 0).mean()) if len(clusters) else None
     if truth is None:
         return used | dict.fromkeys(("acc", "nmi", "ari", "purity", "nmi_geometric"))
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
     return used | {
         "acc": accuracy(truth, clusters),
         "nmi": float(normalized_mutual_info_score(truth, clusters, average_method="arithmetic")),

@@ -2,6 +2,7 @@
 model and its clusters, never ground truth."""
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,15 +20,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def read_part(path: Path) -> bytes:
+def read_part(path: Path, done: Mapping[str, Any] | None = None) -> bytes:
     """The bytes of a file of a result. Raises StdacError where they are not those that done.json has the SHA-256 of.
 
-    A file that lies elsewhere, or that an earlier stdac wrote, has none. Raises OSError where it cannot be read.
+    done: done.json, where it was read already. A file that lies elsewhere, or that an earlier stdac wrote, has none.
+    Raises OSError where it cannot be read.
     """
     attempt, folder = ATTEMPT.fullmatch(path.parent.name), TrialFiles(path.parent.parent)
     if attempt is None:
         return read_plain(path, follow=True)
-    done = folder.done()
+    done = folder.done() if done is None else done
     if not is_real_folder(path.parent):
         raise StdacError(f"{path.parent} is not a folder: {_name_way_out(folder)}")
     content = read_plain(path)

@@ -116,7 +116,7 @@ class Scorer:
         """Pass on where the trial is."""
         if self.attempt is not None:
             took = self.rows[-1].get("seconds") if self.rows and self.rows[-1]["phase"] == progress.phase else None
-            self.attempt.progress(progress._asdict() | {"saved": self.saved, "epoch_s": took})
+            self.attempt.progress(progress._asdict() | {"saved": self.saved} | ({"epoch_s": took} if took else {}))
         self.observer.on_progress(progress)
 
 

@@ -6,8 +6,6 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from stdac.errors import StdacError
@@ -101,6 +99,8 @@ def project(pixels: NDArray[Any], params: PCAKMeansParams, layer: nn.Linear, see
             f"got components = {components}, expected at most {min(pixels.shape)} for {pixels.shape[0]} images "
             f"of {pixels.shape[1]} values"
         )
+    from sklearn.decomposition import PCA  # which takes longer to import than torch
+
     pca = PCA(components, random_state=seed)
     projected: NDArray[Any] = pca.fit_transform(pixels).astype(np.float32)
     rows = torch.from_numpy(pca.components_)
@@ -113,6 +113,8 @@ def project(pixels: NDArray[Any], params: PCAKMeansParams, layer: nn.Linear, see
 
 def find_centres(x: NDArray[Any], k: int, seed: int, restarts: int, max_iterations: int = 300) -> NDArray[np.float32]:
     """Centres (K, d) float32 of the best of `restarts` k-means++ runs on x (N, d)."""
+    from sklearn.cluster import KMeans
+
     found = KMeans(k, n_init=restarts, max_iter=max_iterations, random_state=seed).fit(x)
     centres: NDArray[np.float32] = found.cluster_centers_.astype(np.float32)
     return centres
