@@ -152,12 +152,15 @@ def check_result(folder: Path, attempts: Mapping[int, Path]) -> int:
     number, digests = done["attempt"], done["sha256"]
     if type(number) is not int or number not in attempts or not is_real_folder(attempts[number]):
         raise Damaged("done.json names an attempt that is missing")
-    for path in list_folder(attempts[number]):
-        if path.name in _PART_CHECKS:
-            _name_damage(path, _PART_CHECKS[path.name])
-        if path.name in digests and sha256(read_content(path)).hexdigest() != digests[path.name]:
-            raise Damaged(f"{path.name} is not what its attempt wrote")
-    _name_damage(attempts[number] / "metrics.parquet", partial(check_rows, trial_id=folder.name))
+    parts = {path.name: path for path in list_folder(attempts[number])}
+    for name, path in ({"metrics.parquet": attempts[number] / "metrics.parquet"} | parts).items():
+        if name in digests:  # what was written needs no other look
+            if _name_damage(path, lambda path: sha256(read_content(path)).hexdigest()) != digests[name]:
+                raise Damaged(f"{name} is not what its attempt wrote")
+        elif name == "metrics.parquet":
+            _name_damage(path, partial(check_rows, trial_id=folder.name))
+        elif name in _PART_CHECKS:
+            _name_damage(path, _PART_CHECKS[name])
     return number
 
 

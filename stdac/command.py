@@ -36,7 +36,7 @@ class Commands(click.Group):
         except StdacError as error:
             raise click.ClickException(escape_line(error)) from error
         except ModuleNotFoundError as error:
-            raise click.ClickException(_describe_missing(error)) from error
+            raise click.ClickException(describe_missing(error)) from error
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the reader has gone; leave quietly
             raise click.exceptions.Exit(1) from None
@@ -56,7 +56,7 @@ def require(*modules: str) -> None:
             raise ModuleNotFoundError(f"No module named {module!r}", name=module)
 
 
-def _describe_missing(error: ModuleNotFoundError) -> str:
+def describe_missing(error: ModuleNotFoundError) -> str:
     """Which module is not installed, and the extra that brings it."""
     module = (error.name or str(error)).partition(".")[0]
     wanted = f"'stdac[{EXTRAS[module]}]'" if module in EXTRAS else "stdac"

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from stdac.checkpoints import load_checkpoint
+from stdac.command import describe_missing
 from stdac.cost import count_main_macs
 from stdac.data import Dataset
 from stdac.errors import MachineError, NotHere, StdacError
@@ -160,6 +161,8 @@ def run_trial(
             return False
         except MachineError:
             raise
+        except ModuleNotFoundError as error:
+            raise NotHere(describe_missing(error)) from error
         except ImportError as error:
             raise NotHere(f"a library of method {trial.method} cannot be imported here: {error}") from error
         except Exception as error:

@@ -104,7 +104,11 @@ def test_what_a_machine_lacks_is_not_the_trial_s_failure(
     else:
         device = "cuda"
         monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    said = {"data": "no data set .*photos here", "library": "a_library", "device": "sees no GPU here"}
+    said = {
+        "data": "no data set .*photos here",
+        "library": "a_library, which is not installed",
+        "device": "sees no GPU here",
+    }
     with pytest.raises(NotHere, match=said[lacking]):
         Worker(ledger.path, Options(device, 1)).work()
     assert ledger.states() == {trial.id: "waiting"} and ledger.folder(trial.id).crashes() == []
