@@ -47,17 +47,14 @@ READING = Reading()
 
 def choose_reading(background: str = "black", seconds: float | None = None) -> Reading:
     """How to decode. seconds: None for $STDAC_DECODE_S, else DECODE_S. Raises StdacError for no number above 0."""
-    text = os.environ.get(DECODE_VARIABLE) or str(DECODE_S)
+    given = (os.environ.get(DECODE_VARIABLE) or DECODE_S) if seconds is None else seconds
     try:
-        seconds = float(text) if seconds is None else seconds
-        if not 0 < seconds < math.inf:
-            raise ValueError
-    except ValueError as error:
-        raise StdacError(
-            f"got {text if seconds is None else seconds} seconds to decode a picture ({DECODE_VARIABLE}), "
-            "expected a number above 0"
-        ) from error
-    return Reading(background, seconds)
+        number = float(given)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise StdacError(f"got {given} seconds to decode a picture ({DECODE_VARIABLE}), expected a number above 0")
+    return Reading(background, number)
 
 
 class DecodedBatch(NamedTuple):

@@ -91,8 +91,8 @@ def read_image(
     decoded at a half, quarter or eighth of its size where that leaves ROOM times the wanted one, and a picture of more
     than STRIP_PIXELS is averaged down to no less than that first: both differ slightly from one resize.
 
-    Raises StdacError, in a few words after the path, for what is
-    not a readable image of at most MAX_PIXELS pixels, and MemoryError.
+    Raises StdacError, in a few words after the path, for what is not a readable image of at most MAX_PIXELS pixels, and
+    MemoryError.
     """
     try:
         data = picture if isinstance(picture, bytes) else read_file(picture)[0]
@@ -177,14 +177,17 @@ def _check_size(image: Image.Image) -> None:
 def _orientation_of(image: Image.Image) -> int:
     """EXIF's orientation, 1 to 8, where there is one that can be read, else 1; TIFFs are turned as they are loaded.
 
-    One in XMP does not count, as in browsers; Pillow would take it where EXIF has none.
+    One in XMP does not count, as in browsers; Pillow's own `getexif` takes it where EXIF has none.
     """
     if "exif" not in image.info and "Raw profile type exif" not in image.info:
         return 1
-    for key in ("xmp", "XML:com.adobe.xmp"):
-        image.info.pop(key, None)
     try:
-        orientation = image.getexif().get(ORIENTATION)
+        raw = image.info.get("exif")
+        if raw is None:  # as older programs write it, in hexadecimal after three lines
+            raw = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+        exif = Image.Exif()
+        exif.load(raw)
+        orientation = exif.get(ORIENTATION)
     except Exception:  # noqa: BLE001  # a parser of hostile bytes; the picture itself may be sound
         return 1
     return orientation if orientation in UPRIGHT_TURNS else 1

@@ -32,9 +32,9 @@ def prepare_tiff(image: ImageFile) -> None:
         or (kind == {FLOAT} and tags.get(PHOTOMETRIC) == WHITE_IS_ZERO)
     ):
         raise refuse_tiff(tags)
-    for i, tile in enumerate(image.tile):
-        if tile[0] == "libtiff" and (raw := tile[3][0]) in NATIVE:  # which has swapped the bytes already
-            image.tile[i] = type(tile)(tile[0], tile[1], tile[2], (NATIVE[raw], *tile[3][1:]))
+    for i, (decoder, extents, offset, args) in enumerate(image.tile):
+        if decoder == "libtiff" and isinstance(args, tuple) and args[0] in NATIVE:  # its bytes are swapped already
+            image.tile[i] = type(image.tile[i])(decoder, extents, offset, (NATIVE[args[0]], *args[1:]))
 
 
 NATIVE = {"F;32BF": "F;32NF", "I;32BS": "I;32NS", "I;16BS": "I;16NS"}
