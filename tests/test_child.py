@@ -205,5 +205,5 @@ def test_a_child_that_cannot_start_says_so_and_blames_no_file(tmp_path: Path, mo
     with Child("tests.test_child:double") as child, pytest.raises(ChildNotStarted, match="No such file or directory"):
         child.call(1)
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    with Child("tests.test_child:double") as child, pytest.raises(ChildNotStarted, match="exit code 1$"):
+    with Child("tests.test_child:double") as child, pytest.raises(ChildNotStarted, match=r"exit code 1$"):
         child.call(1)

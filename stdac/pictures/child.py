@@ -205,11 +205,11 @@ def main(descriptor: str, parent: str, function: str, memory_bytes: str) -> None
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
         return
+    module, name = function.split(":")
+    called = getattr(importlib.import_module(module), name)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes), int(memory_bytes)))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    module, name = function.split(":")
-    called = getattr(importlib.import_module(module), name)
     with Connection(int(descriptor)) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(READY)
         with open(os.devnull, "wb") as nothing:  # C libraries remark on odd files
