@@ -508,7 +508,7 @@ def test_a_flipped_bit_in_a_part_is_noticed(model: Path, tmp_path: Path) -> None
     ("what", "why"),
     [
         ("missing", "does not exist: expected a folder of images"),
-        ("empty folder", "holds no images: expected files ending in"),
+        ("empty folder", r"holds no images \(1 left out: 1 \.txt\): expected files ending in"),
         ("pipe", "is neither a file nor a folder: expected a folder of images"),
     ],
 )

@@ -18,7 +18,7 @@ from stdac.pictures.pool import MEMORY_BYTES
 DECODE_S = 20.0
 DECODE_VARIABLE = "STDAC_DECODE_S"
 BATCH_FACTOR = 3
-WAIT_FACTOR = 6
+WAIT_FACTOR = 10
 
 
 class Reading(NamedTuple):
