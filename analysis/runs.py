@@ -24,28 +24,31 @@ from stdac.words import escape_line
 SETTINGS = ("n_clusters", "epochs", "limit", "image_size")
 """What of a Trial is not a column of METRICS."""
 
+TEXT_SETTINGS = {"source": None, "background": "black"}
+"""Such that are texts, which trials had not from the start; with what those before had."""
+
 ROWS = pa.schema(
     [
         *METRICS,
         *((name, pa.int64()) for name in SETTINGS),
         ("finished", pa.bool_()),
-        ("source", pa.string()),
+        *((name, pa.string()) for name in TEXT_SETTINGS),
         ("images", pa.int64()),
         ("data", pa.string()),
     ]
 )
 """METRICS, SETTINGS (limit and image_size are null where the trial has none, n_clusters is null where unknown), whether
-the row's trial is finished, its labelled data set, the number of its images, and what they are known by: the first 16
-digits of their fingerprint, a slash and those of their labels' SHA-256, as far as known. A table has the further terms
-of its methods after them."""
+the row's trial is finished, TEXT_SETTINGS, the number of its images, and what they are known by: the first 16 digits of
+their fingerprint, a slash and those of their labels' SHA-256, as far as known. A table has the further terms of its
+methods after them."""
 
 DIGESTS = b"stdac.digests"
 """In the metadata of a collected file: JSON, by finished trial the first 16 digits of the SHA-256 of its rows' file."""
 
 AT_ONCE = 500  # trials whose files are in memory at the same time
 
-ADDED = ("source", "images", "data")
-"""The columns of ROWS that later versions added: null where a collected file has none."""
+ADDED: dict[str, str | None] = {**TEXT_SETTINGS, "images": None, "data": None}
+"""The columns of ROWS that later versions added, and what is in them where a collected file has none."""
 
 
 def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
@@ -274,7 +277,8 @@ def _read_collected(path: Path) -> pa.Table:
     """A ROWS table from a collected file; one of METRICS alone is of finished trials, whose settings are restored."""
     table = read_rows(path)
     for name in [name for name in ADDED if name not in table.column_names]:
-        table = table.append_column(ROWS.field(name), pa.nulls(len(table), ROWS.field(name).type))
+        before = pa.array([ADDED[name]] * len(table), ROWS.field(name).type)
+        table = table.append_column(ROWS.field(name), before)
     if "finished" not in table.column_names:
         table = table.append_column(ROWS.field("finished"), pa.array([True] * len(table), pa.bool_()))
     if set(SETTINGS) <= set(table.column_names):
@@ -308,7 +312,8 @@ def _add_settings(
     for n, trial, done in trials:
         about = done or {}
         values = {name: trial[name] for name in SETTINGS} | {"finished": done is not None}
-        values |= {"source": trial.get("source"), "images": about.get("images"), "data": _name_data(about)}
+        values |= {name: trial.get(name, before) for name, before in TEXT_SETTINGS.items()}
+        values |= {"images": about.get("images"), "data": _name_data(about)}
         for name, value in values.items():
             columns[name] += [value] * n
     for name, column in columns.items():

@@ -62,7 +62,7 @@ def export_command(
     report = export_model(
         model,
         onnx,
-        None if verify_on is None else sample_images(open_input(verify_on), config.shape),
+        None if verify_on is None else sample_images(open_input(verify_on), config.shape, config.trial.background),
         () if names is None else read_names(names, config.trial.n_clusters),
         precision=precision,
         with_embedding=with_embedding,
@@ -143,6 +143,12 @@ def _export_text(report: "ExportReport") -> str:
     help="Where the model runs; auto: cuda where it works, else cpu.",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that decode pictures; one a CPU if not given.")
+@click.option(
+    "--decode-seconds",
+    type=float,
+    metavar="S",
+    help="CPU time that one picture may take to decode; 20 if not given (or $STDAC_DECODE_S).",
+)
 @click.option("--quiet", is_flag=True, help="No progress and no table.")
 def cluster_command(
     model: Path,
@@ -156,6 +162,7 @@ def cluster_command(
     fresh: bool,
     provider: str,
     workers: int | None,
+    decode_seconds: float | None,
     quiet: bool,
 ) -> None:
     """Sort the images of each INPUT into the clusters of MODEL.onnx.
@@ -167,6 +174,8 @@ def cluster_command(
     from export.cluster import Settings, check_output, cluster_files
     from export.results.rows import check_rows
     from stdac.errors import StdacError
+    from stdac.pictures.collect import describe_flat
+    from stdac.pictures.walk import describe_left_out
 
     if gallery is not None:
         read = (model, *map(Path, inputs), labels, names, compare, output)
@@ -181,15 +190,21 @@ def cluster_command(
         labels=labels,
         names=names or output.parent / "names.toml",
         earlier=compare,
+        decode_s=decode_seconds,
     )
     with _show_progress(quiet) as show:
         summary = cluster_files(model, inputs, output, settings, show)
+    if summary.left_out:
+        click.echo(escape_line(describe_left_out(summary.left_out)), err=True)
     if not summary.images:
         raise StdacError(f"no image was sorted: {_describe_unread(summary)}")
     if not quiet:
         click.echo(_format_sizes(summary))
     if summary.errors:
         click.echo(_describe_unread(summary), err=True)
+    if summary.flat:
+        flat = describe_flat(summary.flat, summary.images, summary.output.name, summary.reading.background)
+        click.echo(escape_line(flat), err=True)
     if summary.note:
         click.echo(escape_line(summary.note), err=True)
     _say_truth(summary, quiet)
@@ -238,7 +253,7 @@ def _show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", worke
     written = write_gallery(
         path,
         summary.output,
-        partial(read_thumbnails, summary.sources, workers=workers),
+        partial(read_thumbnails, summary.sources, workers=workers, reading=summary.reading),
         title=", ".join(Path(text).name or text for text in inputs),
         names=summary.names,
         model_id=summary.model_id,

@@ -4,7 +4,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from stdac.errors import NotHere, StdacError
 from stdac.pictures.batches import BATCH, Batch, Source, end_with_reason
 from stdac.pictures.collect import collect_pictures
-from stdac.pictures.folder import SUFFIXES, Picture
+from stdac.pictures.folder import Picture
+from stdac.pictures.formats import SUFFIXES
 from stdac.pictures.pixels import Pixels, resize, to_pixels
 from stdac.pictures.sources import open_path, open_source
 from stdac.words import escape_line
@@ -42,11 +43,15 @@ EXPECTED = "a folder of images, or an .npz, .npy, IDX, Parquet or tar file"
 
 @dataclass(frozen=True)
 class Dataset:
-    """images: (N, C, H, W) uint8. labels: (N,) int64 or None, for scoring only. class_names: may be empty."""
+    """images: (N, C, H, W) uint8. labels: (N,) int64 or None, for scoring only. class_names: may be empty.
+
+    notes: sentences for whoever loads it: what was left out, and what can hardly be meant.
+    """
 
     images: Pixels
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -71,32 +76,38 @@ def resolve_name(text: str, base: Path | None = None) -> str:
 
 
 def load(
-    name: str, *, data_dir: Path | None = None, image_size: int | None = None, limit: int | None = None
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    background: str = "black",
 ) -> Dataset:
     """Load a data set by name (NAMES) or path (a folder of images, .npz, .npy, IDX, Parquet, tar).
 
     data_dir: where torchvision keeps its downloads; default $STDAC_DATA, else ~/.cache/stdac. image_size: resize to
-    that side. limit: a fixed random subset of that many images. Raises StdacError for what cannot be loaded.
+    that side. limit: a fixed random subset of that many images. background: what the transparency of pictures is laid
+    on, of `stdac.pictures.colour.BACKGROUNDS`. Raises StdacError for what cannot be loaded.
 
     >>> load("digits", limit=100).images.shape
     (100, 1, 28, 28)
     """
     size = None if image_size is None else (image_size, image_size)
-    dataset = _load_all(name, data_dir or find_data_dir(), size)
+    dataset = _load_all(name, data_dir or find_data_dir(), size, background)
     if size is not None:
-        dataset = Dataset(resize(dataset.images, size), dataset.labels, dataset.class_names)
+        dataset = replace(dataset, images=resize(dataset.images, size))
     if limit is not None and limit < len(dataset.images):
         dataset = draw_subset(dataset, limit)
     return dataset
 
 
-def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Dataset:
+def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None, background: str) -> Dataset:
     """The whole data set; that of a path is resized already, as its pictures may differ in size."""
     if name == "digits":
         return load_digits()
     if name in TORCHVISION:
         return _load_torchvision(name, data_dir)
-    return Dataset(*collect_pictures(open_data(name), size))
+    return Dataset(*collect_pictures(open_data(name), size, background))
 
 
 def open_data(name: str) -> Source:
@@ -174,7 +185,7 @@ def draw_subset(dataset: Dataset, n: int) -> Dataset:
     """A random subset of n images, the same for every seed of a trial, in the order of the set."""
     index = np.sort(np.random.default_rng(SUBSET_SEED).permutation(len(dataset.images))[:n])
     labels = None if dataset.labels is None else dataset.labels[index]
-    return Dataset(dataset.images[index], labels, dataset.class_names)
+    return replace(dataset, images=dataset.images[index], labels=labels)
 
 
 def load_digits() -> Dataset:

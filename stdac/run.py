@@ -190,6 +190,8 @@ def finish_attempt(
     # the images, and those of the labelled source where the trial has one
     data = load_trial_data(trial.to_json(), data_dir)
     dataset, about = data.dataset, data.describe()
+    for note in data.notes:
+        observer.on_note(note)
     _check_needed(trial, needed, dataset.fingerprint if needed else "")
 
     # train, from the newest checkpoint on

@@ -13,7 +13,7 @@ from stdac.data import NAMES, Dataset, load, open_data
 from stdac.errors import NotHere, StdacError
 from stdac.trial import write_canonical
 
-DATA = ("dataset", "source", "limit", "image_size")
+DATA = ("dataset", "source", "limit", "image_size", "background")
 """What in a trial's JSON says which data it is trained on."""
 
 
@@ -27,6 +27,11 @@ class TrialData:
     dataset: Dataset
     source: Dataset | None
     files: str | None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is to be said of the data: what was left out."""
+        return (*self.dataset.notes, *(self.source.notes if self.source is not None else ()))
 
     @property
     def fingerprint(self) -> str:
@@ -49,7 +54,8 @@ def load_trial_data(trial_json: Mapping[str, Any], data_dir: Path | None = None)
     """The data of a trial from its JSON. Raises NotHere where they are not on this machine, StdacError where they
     cannot be used."""
     files = hash_files(trial_json)  # before they are read: what changes meanwhile shows at the next comparison
-    given = {name: trial_json.get(name) for name in ("limit", "image_size")}
+    given: dict[str, Any] = {name: trial_json.get(name) for name in ("limit", "image_size")}
+    given["background"] = trial_json.get("background", "black")
     dataset = load(trial_json["dataset"], data_dir=data_dir, **given)
     name = trial_json.get("source")
     source = None if name is None else load(name, data_dir=data_dir, **given)

@@ -132,6 +132,7 @@ def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "tuple[NDArr
     from stdac.data import NAMES, load
     from stdac.files import read_json
     from stdac.trial_data import hash_files
+    from stdac.words import escape_line
 
     about, path, files = run / "study.json", run / "images.npz", run / "files.json"
     if about.exists() and read_json(about) != asked._asdict():
@@ -142,6 +143,8 @@ def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "tuple[NDArr
     if kept is not None and (now is None or (files.exists() and read_json(files) == now)):
         return kept.images, now
     taken = load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit)
+    for note in taken.notes:
+        click.echo(escape_line(note), err=True)
     if kept is not None and taken.fingerprint != kept.fingerprint:
         raise StdacError(
             f"{asked.input} holds other images than the study in {run} has taken from it ({len(kept.images):,} then, "

@@ -24,7 +24,7 @@ from stdac.pictures.batches import (
     refuse_large,
 )
 from stdac.pictures.child import iterate_in_child
-from stdac.pictures.folder import SUFFIXES
+from stdac.pictures.formats import SUFFIXES
 
 MEMORY_BYTES = 1 << 30
 BLOCK = 512
