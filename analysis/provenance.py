@@ -64,7 +64,7 @@ def _read_attempts(folder: TrialFolder, facts: tuple[str, ...]) -> list[dict[str
 def read_grids(run: Path, rows: pa.Table) -> dict[str, str]:
     """The grid files of a run, name -> TOML; one worked out from its trials where it was launched without."""
     found = [] if run.is_file() else sorted(run.glob("grid*.toml"), key=lambda path: (len(path.name), path.name))
-    return {path.name: path.read_text() for path in found} or {"grid.toml": derive_grid(rows)}
+    return {path.name: path.read_text("utf-8") for path in found} or {"grid.toml": derive_grid(rows)}
 
 
 def derive_grid(rows: pa.Table) -> str:

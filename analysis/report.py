@@ -140,7 +140,7 @@ def draw_svg(draw: Callable[[Path], Path], label: str, name: str, kind: str) -> 
     import matplotlib
 
     with TemporaryDirectory() as folder, matplotlib.rc_context({"svg.fonttype": "none"}):
-        svg = draw(Path(folder) / "figure.svg").read_text()
+        svg = draw(Path(folder) / "figure.svg").read_text("utf-8")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     numbers = count(1)
     ids: defaultdict[str, str] = defaultdict(lambda: f"{name}-{next(numbers)}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stdac.errors import StdacError
+from stdac.text import read_text
 from stdac.trial import Trial
 
 PRESETS = Path(__file__).parent / "grids"
@@ -44,7 +45,7 @@ def load_grid(name: str) -> Grid:
     path = PRESETS / f"{name}.toml" if name in list_presets() else Path(name)
     if not path.is_file():
         raise StdacError(f"unknown grid {name!r}: expected one of {', '.join(list_presets())}, or a TOML file")
-    text = path.read_text()
+    text = read_text(path)
     try:
         spec = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

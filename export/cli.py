@@ -74,6 +74,7 @@ def export_command(
 def read_names(path: Path, k: int) -> tuple[str, ...]:
     """K cluster names, from a names.toml or one a line of a UTF-8 file. Raises StdacError where it cannot be read."""
     from stdac.errors import StdacError
+    from stdac.text import read_text
 
     if path.suffix == ".toml":
         from export.results.names import load_names
@@ -83,11 +84,9 @@ def read_names(path: Path, k: int) -> tuple[str, ...]:
             raise StdacError(f"there is no {path}: expected a names.toml, which the gallery of stdac cluster saves")
         return names.of(k)
     try:
-        return tuple(line.strip() for line in path.read_text("utf-8").rstrip().split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StdacError(
-            f"cannot read {path} ({error}): expected a UTF-8 text file with one cluster name a line"
-        ) from error
+        return tuple(line.strip() for line in read_text(path).rstrip().split("\n"))
+    except OSError as error:
+        raise StdacError(f"cannot read {path} ({error}): expected a text file with one cluster name a line") from error
 
 
 def _export_text(report: "ExportReport") -> str:

@@ -99,15 +99,16 @@ class Summary:
         self.errors += len(table) - len(ok)
         if len(ok) < len(table) and self.first_error is None:
             bad = table.filter(table["error"].is_valid()).slice(0, 1).to_pylist()[0]
-            self.first_error = f"{bad['source']}: {bad['error']}"
+            where = bad["source"] if bad["member"] is None else f"{bad['source']}, {bad['member']}"
+            self.first_error = f"{where}: {bad['error']}"
 
 
 @dataclass(frozen=True)
 class Part:
     """Some images in order, without what they were decoded from.
 
-    source, index, label: of each, as in `stdac.pictures.batches.Batch`. row: (n,) int64, its row in what is known, -1:
-    none. decoded: the images that are not known, None for none.
+    source, index, label, member: of each, as in `stdac.pictures.batches.Batch`. row: (n,) int64, its row in what is
+    known, -1: none. decoded: the images that are not known, None for none.
     """
 
     source: list[str]
@@ -115,6 +116,11 @@ class Part:
     label: list[str | None]
     row: NDArray[np.int64]
     decoded: DecodedBatch | None
+    member: list[str] | None
+
+    def list_members(self) -> Sequence[str | None]:
+        """The names in the archive, None where there are none."""
+        return [None] * len(self.source) if self.member is None else self.member
 
 
 def cluster_files(
@@ -214,7 +220,7 @@ def _make_sorted_tables(
         row = known.find(batch.source, batch.index, lambda i: read_file_stat(batch, i))
         missing = np.flatnonzero(row < 0)
         decoded = decode_safely(child, batch.select(missing), shape) if len(missing) else None
-        return Part(batch.source, batch.index, label, row, decoded)
+        return Part(batch.source, batch.index, label, row, decoded, batch.member)
 
     with open_decoders("stdac.pictures.decode:decode_batch", workers) as pool:
         ahead = AHEAD * clusterer.chunk // BATCH
@@ -281,6 +287,7 @@ def _find_new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schem
     bad = np.array([error is not None for error in errors])
     columns = {
         "source": [name for part in parts for name, row in zip(part.source, part.row, strict=True) if row < 0],
+        "member": [name for part in parts for name, row in zip(part.list_members(), part.row, strict=True) if row < 0],
         "index": np.concatenate([part.index[part.row < 0] for part in parts]),
         "cluster": pa.array(cluster, pa.int32(), mask=bad),
         "name": pa.nulls(len(n), pa.string()),
@@ -297,7 +304,7 @@ def _find_new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schem
     if embedding is not None:
         kind = schema.field("embedding").type
         values = pa.array(select_columns(embedding, kind.list_size).ravel())
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, kind.list_size)
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, kind.list_size, mask=pa.array(bad))
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 

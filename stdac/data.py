@@ -17,6 +17,7 @@ from stdac.pictures.collect import collect_pictures
 from stdac.pictures.folder import SUFFIXES, Picture
 from stdac.pictures.pixels import Pixels, resize, to_pixels
 from stdac.pictures.sources import open_path, open_source
+from stdac.text import find_path
 
 # torchvision's class, and whether its splits are chosen by train=True/False; all have 10 classes.
 TORCHVISION: dict[str, str] = {
@@ -78,7 +79,7 @@ def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Datase
         return load_digits()
     if name in TORCHVISION:
         return _load_torchvision(name, data_dir)
-    path = os.path.expanduser(name)  # noqa: PTH111  # Path.expanduser raises for ~$x.png
+    path = find_path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~$x.png
     if not os.path.lexists(path):
         raise StdacError(f"unknown data set {name!r}: expected one of {', '.join(NAMES)}, or the path of {EXPECTED}")
     source = open_path(path, EXPECTED)

@@ -133,6 +133,6 @@ def encode_json(value: Any) -> bytes:
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises StdacError where it is not JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_bytes())
     except ValueError as error:
         raise StdacError(f"{path} is not JSON ({error}): it was not written by stdac; move it away") from error

@@ -120,7 +120,7 @@ class TrialFolder:
 
     def error(self) -> str | None:
         """error.txt of the last failed attempt, or None."""
-        return self.error_path.read_text(errors="replace") if self.error_path.exists() else None
+        return self.error_path.read_text("utf-8", errors="replace") if self.error_path.exists() else None
 
     def fail(self, text: str) -> None:
         """Write error.txt: the trial is not tried again before `forgive`. The first line is the reason."""

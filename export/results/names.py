@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from export.results.rows import open_rows
 from stdac.errors import StdacError
 from stdac.files import atomic_write
+from stdac.text import read_text
 
 MAJORITY = 0.5
 LEAST_SHARED = 5  # all five of five images in one old cluster: by chance 3 %, if only half of the cluster were from it
@@ -67,7 +68,7 @@ def load_names(path: Path) -> Names | None:
     try:
         if path.exists() and not path.is_file():
             raise StdacError(f"{path} is not a file: expected a names.toml, or none and it will be made")
-        spec = tomllib.loads(path.read_text("utf-8"))
+        spec = tomllib.loads(read_text(path))
     except FileNotFoundError:
         return None
     except OSError as error:

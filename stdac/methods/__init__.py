@@ -13,6 +13,7 @@ from stdac.methods.dec import DEC
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
+from stdac.text import escape_name
 from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
 
 METHODS: dict[str, Method] = {
@@ -50,6 +51,7 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
     check_names({name}, METHODS, "method")
     if not isinstance(dataset, str) or not dataset:
         raise StdacError(f"got dataset {dataset!r}, expected one of {', '.join(NAMES)}, or a path")
+    dataset = escape_name(dataset)
     k = spec.get("n_clusters")
     if k is None and dataset not in NAMES:
         raise StdacError(f"the number of clusters of {dataset} is not known: pass n_clusters (--clusters)")
@@ -84,7 +86,7 @@ def _read_source(source: Any, name: str, method: Method) -> str | None:
         raise StdacError(f"got source = {source!r}, but method {name} reads no labelled data set: leave it out")
     if not isinstance(source, str) or not source:
         raise StdacError(f"got source = {source!r}, expected a labelled data set for method {name}: a name or a path")
-    return source
+    return escape_name(source)
 
 
 def add_needs(trials: Iterable[Trial]) -> list[Trial]:

@@ -19,6 +19,8 @@ from stdac.pictures.pool import open_decoders
 
 Size = tuple[int, int]
 
+NUMBERS = {"False": 0, "True": 1}
+
 
 class PictureSet(NamedTuple):
     """images: (N, C, H, W) uint8. labels: (N,) int64, None unless every image has one. class_names: may be empty."""
@@ -130,10 +132,8 @@ def _number_labels(source: Source, texts: list[str | None]) -> tuple[NDArray[np.
     labels = [text for text in texts if text is not None]
     if len(labels) < len(texts):
         return None, ()
-    kind = source.label_type() if isinstance(source, ArrayFile) else None
-    if kind is not None and kind.kind in "iub":
-        values = [text == "True" for text in labels] if kind.kind == "b" else [int(text) for text in labels]
-        return np.array(values, kind).astype(np.int64), ()
+    if isinstance(source, ArrayFile) and source.has_numbers():
+        return np.array([int(NUMBERS.get(text, text)) for text in labels]).astype(np.int64), ()
     names = sorted(set(labels))
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[label] for label in labels], dtype=np.int64), tuple(names)

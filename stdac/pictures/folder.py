@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from stdac.errors import StdacError
-from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, escape_name, make_files_batch, split_items
+from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, make_files_batch, split_items
+from stdac.text import escape_label, escape_name
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"})
 
@@ -125,4 +126,4 @@ class Folder:
     def _item_of(self, path: str) -> Item:
         if path.endswith("/"):
             return Item(Unreadable("this folder cannot be listed"), None)
-        return Item(path, escape_name(self._class_of(path)) if self.survey.has_labels else None)
+        return Item(path, escape_label(escape_name(self._class_of(path))) if self.survey.has_labels else None)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 from stdac.errors import StdacError
 from stdac.pictures.arrays import ArrayFile
-from stdac.pictures.batches import Source, escape_name, explain_error
+from stdac.pictures.batches import Source, explain_error
 from stdac.pictures.folder import Folder, Picture
 from stdac.pictures.kinds import recognize_kind
 from stdac.pictures.listing import PictureList
 from stdac.pictures.parquet import ParquetFile
 from stdac.pictures.tar import TarFile
+from stdac.text import escape_name, find_path
 
 KINDS: dict[str, Callable[[str], Source]] = {
     "picture": Picture,
@@ -44,7 +45,7 @@ def open_path(text: str, expected: str = EXPECTED) -> Source:
     a Parquet file without a column of images, and what is neither a file nor a folder; a file that is damaged becomes a
     row with an error.
     """
-    path = str(Path(os.path.expanduser(text))) if text else ""  # noqa: PTH111  # Path.expanduser raises for ~$x.png
+    path = find_path(str(Path(os.path.expanduser(text)))) if text else ""  # noqa: PTH111  # Path.expanduser raises for ~$x.png
     try:
         about = os.stat(path)
     except FileNotFoundError as error:
