@@ -40,7 +40,7 @@ def load_grid(name: str) -> Grid:
     >>> [trial.params.stn for trial in load_grid("quick").trials if trial.method == "st-dac"]
     [0, 1, 2, 3, 0, 1, 2, 3]
     """
-    from stdac.methods import add_needs, resolve
+    from stdac.methods import add_needs
 
     path = PRESETS / f"{name}.toml" if name in list_presets() else Path(name)
     if not path.is_file():
@@ -54,11 +54,11 @@ def load_grid(name: str) -> Grid:
     defaults = spec.get("defaults", {})
     trials: list[Trial] = []
     for number, block in enumerate(spec["trials"], 1):
-        for cell in expand(merge(defaults, block)):
-            try:
-                trials.append(resolve(cell))
-            except StdacError as error:
-                raise StdacError(f"{path}, block {number} of [[trials]]: {error}") from error
+        try:
+            trials += resolve_block(defaults, block)
+        except StdacError as error:
+            where = "[defaults]" if _is_of_defaults(defaults, block, str(error)) else f"block {number} of [[trials]]"
+            raise StdacError(f"{path}, {where}: {error}") from error
     return Grid(str(spec.get("name", path.stem)), add_needs(trials), text, spec.get("slurm", {}))
 
 
@@ -72,6 +72,19 @@ def check_keys(path: Path, spec: Mapping[str, Any]) -> None:
     blocks = spec.get("trials")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(b, dict) for b in blocks):
         raise StdacError(f"{path} has no trials: expected at least one [[trials]] block")
+
+
+def resolve_block(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> list[Trial]:
+    """The trials of a block. Raises StdacError as `stdac.methods.resolve` does."""
+    from stdac.methods import resolve
+
+    return [resolve(cell) for cell in expand(merge(defaults, block))]
+
+
+def _is_of_defaults(defaults: Mapping[str, Any], block: Mapping[str, Any], error: str) -> bool:
+    """Whether an error names a key that the block has from the defaults alone."""
+    params = set(defaults.get("params", {})) - set(block.get("params", {}))
+    return any(f"{key} = " in error or repr(key) in error for key in {*defaults, *params} - set(block))
 
 
 def merge(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:

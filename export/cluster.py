@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from export.clusterer import Clusterer
+from export.results.formats import check_suffix
 from export.results.labels import Labels, read_labels
 from export.results.names import Names, carry_names, load_names, write_names
 from export.results.rows import Known, Parts, check_rows, make_schema
@@ -23,6 +24,7 @@ from stdac.pictures.batches import BATCH, Batch, Source
 from stdac.pictures.child import Child
 from stdac.pictures.decode import DecodedBatch, decode_safely, merge_decoded, read_file_stat
 from stdac.pictures.pool import open_decoders
+from stdac.pictures.sources import list_notes
 
 NO_SCORE = "the model gives it no score: its weights are not finite"
 AHEAD = 2  # chunks of images that are decoded while the graph runs
@@ -62,7 +64,8 @@ class Summary:
 
     sources: the opened inputs. sizes: (K,) int64 images a cluster. confidence: (K,) float64, their sum. errors: images
     without a cluster; first_error: "source: reason" of the first. known: rows taken over from before. names: K, None
-    for none; note: what became of names of another model, or "". provider: a key of `export.runtime.PROVIDERS`.
+    for none. notes: what a person should know of how the inputs were read, of labels that did not fit, and of names of
+    another model. provider: a key of `export.runtime.PROVIDERS`.
     """
 
     output: Path
@@ -75,7 +78,7 @@ class Summary:
     first_error: str | None = None
     known: int = 0
     names: tuple[str | None, ...] = ()
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -139,7 +142,7 @@ def cluster_files(
     settings = settings or Settings()
     began = time.perf_counter()
     read = [model, *map(Path, inputs), settings.labels, settings.names, settings.earlier]
-    check_output(output, [path for path in read if path is not None])
+    check_output(output, [path for path in read if path is not None], (".parquet",))
     clusterer = Clusterer(model, settings.provider, shares_cpus=True)  # with the decoders
     k = clusterer.info.k
     sources = [open_input(text) for text in inputs]
@@ -158,30 +161,33 @@ def cluster_files(
             )
             if on_progress is not None:
                 on_progress(progress)
+        summary.notes += [note for source in sources for note in list_notes(source)]
         if labels is not None:
-            labels.check(progress.done)
+            summary.notes += labels.check(progress.done)
         summary.known = progress.known
         if names is not None:
-            names, summary.note = _keep_names(names, clusterer, settings, parts)
+            names, note = _keep_names(names, clusterer, settings, parts)
+            summary.notes += [note] if note else []
         summary.names = _list_names(names, clusterer)
         parts.finish(name_clusters(parts.read(), summary))
     summary.seconds = time.perf_counter() - began
     return summary
 
 
-def check_output(output: Path, read: Iterable[Path]) -> None:
-    """Raise StdacError for an output that is there and not a file, or is one of the files that are read."""
+def check_output(output: Path, read: Iterable[Path], suffixes: tuple[str, ...]) -> None:
+    """Raise StdacError for an output that is there and not a file, is one of the files that are read, or whose name
+    ends in none of the suffixes."""
     if os.path.isdir(output):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
         raise StdacError(
             f"cannot write {output}: it is a folder; name a file, for example {output / 'clusters.parquet'}"
         )
-    if not os.path.exists(output):  # noqa: PTH110
-        return
-    if not os.path.isfile(output):  # noqa: PTH113
+    there = os.path.exists(output)  # noqa: PTH110
+    if there and not os.path.isfile(output):  # noqa: PTH113
         raise StdacError(f"cannot write {output}: it is a pipe, a socket or a device; name a file")
     for path in read:
-        if os.path.exists(path) and os.path.samefile(output, path):  # noqa: PTH110, PTH121
+        if there and os.path.exists(path) and os.path.samefile(output, path):  # noqa: PTH110, PTH121
             raise StdacError(f"{output} is read too, and would be overwritten: name another output")
+    check_suffix(output, suffixes)
 
 
 def metadata(clusterer: Clusterer) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from stdac.pictures.batches import BATCH, Batch, Source, end_with_reason
 from stdac.pictures.collect import collect_pictures
 from stdac.pictures.folder import SUFFIXES, Picture
 from stdac.pictures.pixels import Pixels, resize, to_pixels
-from stdac.pictures.sources import open_path, open_source
+from stdac.pictures.sources import list_notes, open_path, open_source
 from stdac.text import find_path
+from stdac.words import count_noun, escape_line, list_some
 
 # torchvision's class, and whether its splits are chosen by train=True/False; all have 10 classes.
 TORCHVISION: dict[str, str] = {
@@ -44,6 +46,15 @@ class Dataset:
     images: Pixels
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...] = ()
+
+    @property
+    def scored_against(self) -> str:
+        """The classes that clusterings are scored against, in words; "" where there are no labels."""
+        if self.labels is None:
+            return ""
+        found = np.unique(self.labels).tolist()
+        names = [self.class_names[k] if 0 <= k < len(self.class_names) else str(k) for k in found]
+        return f"{count_noun(len(names), 'class', 'classes')}: {list_some(names)}"
 
     @property
     def fingerprint(self) -> str:
@@ -85,7 +96,10 @@ def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Datase
     source = open_path(path, EXPECTED)
     if isinstance(source, Picture):
         raise _refuse_picture(path)
-    return Dataset(*collect_pictures(source, size))
+    pictures = collect_pictures(source, size)
+    for note in list_notes(source):
+        print(escape_line(note), file=sys.stderr)
+    return Dataset(*pictures)
 
 
 def _refuse_picture(path: str) -> StdacError:

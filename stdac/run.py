@@ -182,6 +182,7 @@ def finish_attempt(
 
     # the images, and those of the labelled source where the trial has one
     dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
+    observer.on_data(dataset.scored_against)
     source = _load_source(trial, data_dir)
     fingerprint = _combine_fingerprints(dataset, source)
     _check_needed(trial, needed, dataset.fingerprint if needed else "")

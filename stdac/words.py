@@ -1,6 +1,7 @@
 """Numbers, times and names as a person reads them."""
 
 import time
+from collections.abc import Sequence
 
 
 def escape_line(text: object) -> str:
@@ -8,9 +9,19 @@ def escape_line(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def count_noun(n: int, noun: str) -> str:
-    """A number with its noun: "1 image", "2,000 images"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def count_noun(n: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 image", "2,000 images"; plural: of a noun that takes more than an s."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def format_score(score: float) -> str:
+    """A score in [0, 1], the same wherever a person reads it."""
+    return f"{score:.3f}"
+
+
+def list_some(texts: Sequence[str], most: int = 4) -> str:
+    """The texts in a line: all, or the first and the last."""
+    return ", ".join(texts) if len(texts) <= most else f"{texts[0]} … {texts[-1]}"
 
 
 def format_duration(seconds: float) -> str:

@@ -34,7 +34,6 @@ def place(tmp_path: Path) -> Path:
         Image.fromarray(np.zeros((28, 28), np.uint8)).save(tmp_path / name / "a.png")
     Image.fromarray(np.zeros((20, 28), np.uint8)).save(tmp_path / "mixed" / "b.png")
     (tmp_path / "broken" / "b.png").write_bytes(b"\x89PNG no")
-    np.savez(tmp_path / "lengths.npz", images=np.zeros((5, 28, 28), np.uint8), labels=np.zeros(4, np.int64))
     np.save(tmp_path / "few.npy", np.zeros((5, 28, 28), np.uint8))
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps(Trap()))
     (tmp_path / "text.pt").write_text("hello")
@@ -94,10 +93,6 @@ def check_refusal(code: int, output: str, said: str, place: Path) -> None:
             "all to one (--image-size 28)",
         ),
         ((*TRAIN, "broken", "--clusters", "2"), "cannot read broken/b.png: not a readable image; repair or remove it"),
-        (
-            (*TRAIN, "lengths.npz", "--clusters", "2"),
-            "lengths.npz has 5 images but 4 labels: expected one label an image",
-        ),
         (
             ("stdac", "show", "pickle.pt"),
             "pickle.pt holds pickled objects, which are not executed: expected a model.pt of stdac",

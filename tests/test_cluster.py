@@ -502,7 +502,7 @@ def test_names_are_kept_and_carried_to_another_model(model: Path, digits: Pixels
     export_model(tmp_path / "m.pt", tmp_path / "m.onnx")
     summary = sort(tmp_path / "m.onnx", "digits", output=out, settings=settings)
     assert summary.names == (None, *(f"kind {k}" for k in reversed(range(9))))
-    assert "9 of 9 names were carried over" in summary.note
+    assert "9 of 9 names carried over" in summary.notes[0]
     assert set(pq.read_table(out)["name"].to_pylist()) == {None, *(f"kind {k}" for k in range(9))}
     assert f'model = "{model_id}"' in (tmp_path / f"names.{model_id}.toml").read_text()
     assert sort(tmp_path / "m.onnx", "digits", output=out, settings=settings).names == summary.names

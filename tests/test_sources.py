@@ -559,9 +559,7 @@ BAD = {
     "pickle.npy": (pickle.dumps(IMAGES), "plain NumPy file"),
     "text.npz": (b"hello", "plain NumPy file"),
     "empty.npz": (b"", "plain NumPy file"),
-    "other-names.npz": (npz(pictures=IMAGES), "holds pictures, expected an array named images"),
-    "fewer-labels.npz": (npz(images=IMAGES, labels=np.zeros(4, int)), "150 images but 4 labels"),
-    "wide-labels.npz": (npz(images=IMAGES, labels=np.eye(N)), "labels of shape (150, 150)"),
+    "other-names.npz": (npz(pictures=IMAGES, more=IMAGES), "holds pictures, more, expected an array named images"),
     "floats.idx": (idx(IMAGES.astype(">f4"), 13), "expected uint8"),
     "labels.idx": (idx(IMAGES[0, 0]), "shape"),
     "huge.idx": (b"\0\0\x08\x03" + b"\xff" * 12, "at most 100,000,000"),
@@ -727,7 +725,7 @@ def test_a_label_of_a_tar_comes_before_or_after_its_pictures(tmp_path: Path) -> 
         ("b/3.PNG", PNGS[4]), ("b/3.cls", b"\xff"), ("b/4.cls", b"7"),
     ]  # fmt: skip
     got = rows(opened(tmp_path, "a.tar", tar(members)))
-    assert [row[3] for row in got] == ["cat", "cat", "größe", None, r"\xff"]
+    assert [row[3] for row in got] == ["cat", "größe", None, r"\xff"]
 
 
 def test_a_tar_whose_names_share_a_key_is_not_held_back(tmp_path: Path) -> None:
@@ -755,7 +753,11 @@ PICTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
         ({"thumbnail": pa.binary(), "jpg": pa.binary(), "y": pa.bool_()}, "jpg", "y"),
         ({"image": pa.binary(16), "target": pa.dictionary(pa.int8(), pa.string())}, "image", "target"),
         ({"image": PICTURE, "labels": pa.list_(pa.int64()), "class": pa.int8(), "y": pa.int8()}, "image", "class"),
-        ({"image": PICTURE, "label": pa.float32()}, "image", None),
+        ({"image": PICTURE, "label": pa.float32()}, "image", "label"),
+        ({"image": pa.binary_view(), "label": pa.string_view()}, "image", "label"),
+        ({"image": pa.dictionary(pa.int32(), pa.large_binary()), "label": pa.decimal128(3)}, "image", "label"),
+        ({"image": pa.list_(pa.uint8()), "label": pa.binary()}, "image", "label"),
+        ({"pic": pa.struct({"bytes": pa.binary_view(), "path": pa.string_view()}), "y": pa.date32()}, "pic", "y"),
     ],
 )
 def test_columns_are_found_by_type_and_name(columns: dict[str, Any], image: str, label: str | None) -> None:
@@ -766,7 +768,7 @@ def test_hugging_face_says_which_column_is_which() -> None:
     features = {"a": {"_type": "Image"}, "fine": {"_type": "ClassLabel", "names": ["x", "y"]}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     columns = schema(image=pa.binary(), a=PICTURE, fine=pa.int64(), other=pa.int64()).with_metadata(metadata)
-    assert find_columns(columns) == ("a", "fine", ("x", "y"))
+    assert find_columns(columns)[:3] == ("a", "fine", ("x", "y"))
     for broken_metadata in ("{", "[]", '{"info": 3}', '{"info": {"features": {"image": 4}}}', "[" * 5000):
         assert find_columns(schema(image=PICTURE).with_metadata({"huggingface": broken_metadata})).image == "image"
 

@@ -38,7 +38,7 @@ def test_a_perfect_clustering_scores_one_and_names_its_labels() -> None:
     assert (truth.acc, truth.nmi, truth.ari) == (1, 1, 1)
     assert truth.labels == ("9", "10", "a")
     assert truth.matching.tolist() == [1, 0, 2]
-    assert describe_truth(truth, (None,) * 3) == "against the labels of 5 images: ACC 1.000, NMI 1.000, ARI 1.000"
+    assert describe_truth(truth, (None,) * 3) == "scored against the X"
 
 
 def test_the_largest_mistakes_are_told_in_a_few_lines_without_control_characters() -> None:

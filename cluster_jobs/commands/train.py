@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import click
 from stdac.command import parse_setting
 from stdac.errors import StdacError
 from stdac.observer import Observer
+from stdac.words import escape_line
 
 if TYPE_CHECKING:
     from stdac.machine import Machine
@@ -84,13 +86,22 @@ def _train_one(
         raise StdacError(f"trial {trial.id} needs trial {missing[0]}: run both in one grid with stdac-grid launch")
     folder = TrialFolder(out / "trials" / trial.id)
     needed = [results[needed] for needed in trial.needs]
-    with TrainDisplay() as display:
+    with TrainDisplay() as display, _say_how_to_go_on():
         ran = run_trial(trial, folder, machine=machine, data_dir=data_dir, needed=needed, observer=display)
     if folder.done() is None:
         raise StdacError(f"{folder.path} is being written by another process: wait for it, or choose another --out")
     if not ran:
         click.echo("already done: nothing to do", err=True)
     return take_result(folder)
+
+
+@contextmanager
+def _say_how_to_go_on() -> Iterator[None]:
+    """Ctrl-C ends in a sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StdacError("stopped; the same command goes on after the last epoch that was done") from None
 
 
 class TrainDisplay(Observer):
@@ -114,6 +125,11 @@ class TrainDisplay(Observer):
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+    def on_data(self, classes: str) -> None:
+        """Say what the scores are against."""
+        told = f"scored against {escape_line(classes)}" if classes else "no labels, so no scores"
+        click.echo(told, err=True)
 
     def on_progress(self, p: "Progress") -> None:
         """Move the bar, at most ten times a second."""

@@ -38,6 +38,7 @@ from export.gallery.sprites import Sheet, Thumbnail, make_sheet
 from export.results.truth import Truth, score
 from stdac.errors import StdacError
 from stdac.files import atomic_write
+from stdac.words import count_noun, escape_line, format_score
 
 Pictures = Callable[[Collection[tuple[str, int]], int], Iterator[tuple[tuple[str, int], NDArray[np.uint8]]]]
 """(wanted images by source and index, longest side) -> those that can be read, (H, W) or (H, W, 3) uint8, any order."""
@@ -151,9 +152,9 @@ def write_gallery(
 
 def describe_gallery(summary: GallerySummary) -> str:
     """What was written, in a line for the terminal."""
-    copies = f"{summary.exact:,} exact duplicates, {summary.near:,} near ones seen"
-    shows = f"shows {summary.shown:,} of {summary.images:,} images"
-    return f"wrote {summary.path}: {shows}, {copies} ({summary.bytes / 1e6:.1f} MB)"
+    copies = f"{count_noun(summary.exact, 'exact duplicate')}, {count_noun(summary.near, 'near one')} seen"
+    shows = f"shows {summary.shown:,} of {count_noun(summary.images, 'image')}"
+    return f"wrote {escape_line(summary.path)}: {shows}, {copies} ({summary.bytes / 1e6:.1f} MB)"
 
 
 def _find_exact(columns: Columns, k: int) -> Exact:
@@ -242,7 +243,7 @@ def _make_truth_data(truth: Truth) -> dict[str, Any]:
     place = {int(label): i for i, label in enumerate(kept)}
     return {
         "images": truth.images,
-        "scores": {"ACC": round(truth.acc, 4), "NMI": round(truth.nmi, 4), "ARI": round(truth.ari, 4)},
+        "scores": {key.upper(): format_score(getattr(truth, key)) for key in ("acc", "nmi", "ari")},
         "labels": [truth.labels[i] for i in kept],
         "left": len(truth.labels) - len(kept),
         "confusion": truth.confusion[:, kept].tolist(),

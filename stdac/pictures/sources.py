@@ -25,6 +25,11 @@ KINDS: dict[str, Callable[[str], Source]] = {
 EXPECTED = "a folder of images, an image, an .npz, .npy, IDX, Parquet or tar file, or - for a list of images on stdin"
 
 
+def list_notes(source: Source) -> list[str]:
+    """What a person should know of how a source was read, after that; a sentence each."""
+    return list(getattr(source, "notes", ()))
+
+
 def open_source(text: str, named: Mapping[str, Source] | None = None) -> Source:
     """What an INPUT is: -, a name among `named` (./digits is a folder), a folder, or a file, which its content tells.
 
