@@ -987,7 +987,7 @@ BAD_LABELS: dict[str, tuple[bytes, str]] = {
     "no-label.csv": (b"path,thing\n1,2\n", "{path} has the columns path, thing: expected a CSV"),
     "ragged.csv": (b"path,label\na,b,c\n", "{path} has a row of 3 values, expected 2 as in its header: a"),
     "nul.csv": (b'path,label\n"a' + b"x" * 200_000, "{path} is not a CSV file (field larger than field limit"),
-    "floats.npy": (npy(np.array([1.5])), "{path} holds an array of shape (1,) and type float64: expected a CSV"),
+    "floats.npy": (npy(np.array([1.5])), "cannot read {path} (a label is 1.5, expected text or whole numbers"),
     "wide.npy": (npy(np.eye(3, dtype=int)), "{path} holds an array of shape (3, 3) and type int64: expected a CSV"),
     "cut.npy": (npy(np.arange(1000))[:-5], "{path} is cut short or damaged: 999 of its 1,000 labels are there"),
     "objects.npy": (
@@ -1076,4 +1076,4 @@ print(*(name for name in sys.modules if name.partition(".")[0] in ("stdac", "exp
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     others = {name for name in result.stdout.split() if not name.startswith("stdac.pictures")}
-    assert others <= {"stdac", "stdac.errors", "stdac.words", "stdac.files"}
+    assert others <= {"stdac", "stdac.errors", "stdac.words", "stdac.files", "stdac.text"}

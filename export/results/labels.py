@@ -26,7 +26,7 @@ from stdac.pictures.columns import (
     refuse_label,
 )
 from stdac.pictures.kinds import recognize_kind
-from stdac.text import compose, escape_name, find_encoding
+from stdac.text import compose, escape_label, escape_name, find_encoding
 from stdac.words import count_noun
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def read_labels(path: Path) -> Labels:
             return _read_table(path, _read_parquet(path))
         if suffix in (".csv", ".tsv"):
             return _read_table(path, _read_csv(path))
-        return InOrder(path, [sys.intern(line.rstrip("\r\n")) for line in _open_text(path)])
+        return InOrder(path, [sys.intern(escape_label(line.rstrip("\r\n"))) for line in _open_text(path)])
     except STREAM_ERRORS as error:
         raise StdacError(f"cannot read {path} ({explain_error(error, str(path))}): {EXPECTED}") from error
 
@@ -159,17 +159,14 @@ class ByName:
                 f"no name in {self.path} is that of an image (the first is {lost[0]}): expected paths as in the column "
                 "source of the output, or the ends of such"
             )
-        owned = zip(self._owner, self._label, strict=True)
-        counts = (
-            (len(lost), count_noun(total, "name"), f"in {self.path} are those of no image (the first: {lost[:1]})"),
-            (sum(label is None for label in self._label), count_noun(total, "row"), f"in {self.path} have no label"),
-            (
-                images - sum(bool(own) and label is not None for own, label in owned),
-                count_noun(images, "image"),
-                "have no label",
-            ),
+        empty = sum(label is None for label in self._label)
+        labelled = sum(bool(owner) and label is not None for owner, label in zip(self._owner, self._label, strict=True))
+        notes = (
+            (len(lost), f"{count_noun(total, 'name')} in {self.path} are of no image (the first: {''.join(lost[:1])})"),
+            (empty, f"{count_noun(total, 'row')} in {self.path} have no label"),
+            (images - labelled, f"{count_noun(images, 'image')} have no label in {self.path}"),
         )
-        return [f"{n:,} of {all_of} {what}" for n, all_of, what in counts if n]
+        return [f"{n:,} of {what}" for n, what in notes if n]
 
 
 def _make_key(name: str, index: int) -> str:
@@ -186,12 +183,12 @@ def _read_table(path: Path, rows: Iterator[Sequence[str | None]]) -> Labels:
     if label is None or (name is None and len(header) > 1):
         raise StdacError(f"{path} has the columns {', '.join(header)[:200] or 'of an empty file'}: {EXPECTED}")
     if name is None:
-        return InOrder(path, [row[label] or None for row in rows])
+        return InOrder(path, [escape_label(row[label] or "") or None for row in rows])
     place = header.index("index") if "index" in header else None
 
     def name_rows() -> Iterator[tuple[str, int, str | None]]:
         for row in rows:
-            yield row[name] or "", 0 if place is None else int(row[place] or 0), row[label] or None
+            yield row[name] or "", 0 if place is None else int(row[place] or 0), escape_label(row[label] or "") or None
 
     return ByName(path, name_rows())
 
@@ -244,11 +241,15 @@ def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
         schema = file.schema_arrow
         features = read_features(schema)
         columns = _choose_columns(schema)
-        label = columns[-1]
-        if not is_label(schema.field(label).type):
-            raise refuse_label(label, schema.field(label).type)
+        label = columns[-1] if columns else None
+        if label is None:
+            yield [schema.names]  # the caller says what is wrong with them
+            return
+        kind = schema.field(label).type
+        if not is_label(kind):
+            raise refuse_label(label, kind)
         if (value := find_fraction(file, label)) is not None:
-            raise refuse_label(label, schema.field(label).type, value)
+            raise refuse_label(label, kind, value)
         yield [columns]
         classes = [tuple(map(str, features.get(column, {}).get("names") or ())) for column in columns]
         for batch in file.iter_batches(columns=columns):
@@ -260,19 +261,19 @@ def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
 
 
 def _choose_columns(schema: "pa.Schema") -> list[str]:
-    """The columns of names and places, where there are any, and that of labels. Raises StdacError where none is."""
+    """The columns of names and of places, where there are any, and last that of labels; none without it."""
     wanted: list[tuple[Sequence[str], Callable[[pa.DataType], bool]]] = [
         (NAME_COLUMNS, is_name),
-        (("index",), is_name),
+        (("index",), is_label),
+        (LABEL_COLUMNS, is_label),
         (LABEL_COLUMNS, lambda _: True),
     ]
-    found = [
+    *found, usable, label = (
         next((f.name for name in names for f in schema if f.name.lower() == name and fits(f.type)), None)
         for names, fits in wanted
-    ]
-    if found[-1] is None:
-        raise StdacError(f"it has the columns {', '.join(schema.names)[:200] or 'of an empty file'}")
-    return [name for name in found if name is not None]
+    )
+    found.append(usable or label)
+    return [name for name in found if name is not None] if found[-1] is not None else []
 
 
 def _read_stored(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
@@ -289,4 +290,6 @@ def _read_stored(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
             raise StdacError(
                 f"{path} is cut short or damaged: {len(values):,} of its {labels.shape[0]:,} labels are there"
             )
-        return [sys.intern(text or "") for text in read_label_texts(values, 0)] if values.dtype.kind == "U" else values
+        return (
+            values if values.dtype.kind in "iub" else [sys.intern(text or "") for text in read_label_texts(values, 0)]
+        )

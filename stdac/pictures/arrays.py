@@ -119,7 +119,8 @@ class ArrayFile:
 
     def has_numbers(self) -> bool:
         """Whether its labels are numbers, not names."""
-        labels = self._ask(lambda opened: [part.labels for part in opened.parts if part.labels is not None], [])
+        none: list[StoredArray] = []
+        labels = self._ask(lambda opened: [part.labels for part in opened.parts if part.labels is not None], none)
         return bool(labels) and all(array.dtype.kind in "iubf" for array in labels)
 
     def _ask(self, question: Callable[[Opened], T], otherwise: T) -> T:
