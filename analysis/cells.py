@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from analysis.intervals import Interval, estimate_difference, estimate_mean
 from analysis.published import Published, find_published, find_published_curve, is_comparable
-from analysis.runs import SETTINGS
+from analysis.runs import SETTINGS, TEXT_SETTINGS
 from stdac.methods import METHODS, fill_params, fill_title
 from stdac.trial import choose_telling
 
@@ -114,9 +114,10 @@ def make_cells(rows: pa.Table) -> list[Cell]:
 
 
 def _read_settings(row: Mapping[str, Any]) -> Settings:
-    """All that a row's trial may differ in from others of its method, but the seed: parameters, SETTINGS, source."""
+    """Parameters, SETTINGS and TEXT_SETTINGS: all that a row's trial may differ in from others of its method, but the
+    seed."""
     params = fill_params(row["method"], json.loads(row["params"]))
-    return params | {name: row[name] for name in (*SETTINGS, "source")}
+    return params | {name: row[name] for name in (*SETTINGS, *TEXT_SETTINGS)}
 
 
 def list_epochs(trial: Trial) -> list[int]:
@@ -219,9 +220,9 @@ def _distinguish(cells: list[Cell]) -> Iterator[Cell]:
 
 def _order_settings(method: str, *settings: Settings) -> list[str]:
     """The names of settings, those first by which a person tells variants of a method apart: its parameters in the
-    order of their dataclass, then SETTINGS and source, then what this version does not know."""
+    order of their dataclass, then SETTINGS and TEXT_SETTINGS, then what this version does not know."""
     known = [f.name for f in fields(METHODS[method].params)] if method in METHODS else []
-    return list(dict.fromkeys([*known, *SETTINGS, "source", *sorted(name for s in settings for name in s)]))
+    return list(dict.fromkeys([*known, *SETTINGS, *TEXT_SETTINGS, *sorted(name for s in settings for name in s)]))
 
 
 def _show_setting(value: Any) -> str:

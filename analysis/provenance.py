@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from analysis.runs import SETTINGS, list_trial_folders
+from analysis.runs import SETTINGS, TEXT_SETTINGS, list_trial_folders
 from stdac.errors import StdacError
 from stdac.files import read_json
 from stdac.folder import TrialFolder
@@ -71,7 +71,7 @@ def derive_grid(rows: pa.Table) -> str:
     """A grid of exactly the trials of a ROWS table, a block for those that differ in their seed only."""
     blocks: dict[str, list[int]] = {}
     for trial in {row["trial_id"]: row for row in rows.to_pylist()}.values():
-        spec = {name: trial[name] for name in ("dataset", "method", *SETTINGS, "source")}
+        spec = {name: trial[name] for name in ("dataset", "method", *SETTINGS, *TEXT_SETTINGS)}
         spec = shorten_spec(spec | {"params": json.loads(trial["params"])})
         blocks.setdefault(json.dumps(spec), []).append(trial["seed"])
     texts = ["# Worked out from the trials, which were started one by one.\n"]
@@ -92,7 +92,7 @@ def shorten_spec(spec: Mapping[str, Any]) -> dict[str, Any]:
     short["params"] = dict(sorted(short["params"].items()))
     with suppress(StdacError):  # of a method or parameter that this version does not know: everything stays
         wanted = resolve(short)
-        for holder, names in ((short, SETTINGS), (short["params"], sorted(short["params"]))):
+        for holder, names in ((short, (*SETTINGS, *TEXT_SETTINGS)), (short["params"], sorted(short["params"]))):
             for name in [name for name in names if name in holder and name not in told]:
                 value = holder.pop(name)
                 if not _does_resolve(short, wanted):

@@ -17,11 +17,20 @@ from stdac.trial import SCHEMA_VERSION, make_id
 SETTINGS = ("n_clusters", "epochs", "limit", "image_size")
 """What of a Trial is not a column of METRICS."""
 
+TEXT_SETTINGS = {"source": None, "background": "black"}
+"""Such that are texts, which trials had not from the start; with what those before had."""
+
 ROWS = pa.schema(
-    [*METRICS, *((name, pa.int64()) for name in SETTINGS), ("finished", pa.bool_()), ("source", pa.string())]
+    [
+        *METRICS,
+        *((name, pa.int64()) for name in SETTINGS),
+        ("finished", pa.bool_()),
+        *((name, pa.string()) for name in TEXT_SETTINGS),
+    ]
 )
 """METRICS, SETTINGS (limit and image_size are null where the trial has none, n_clusters is null where unknown), whether
-the row's trial is finished, and its labelled data set. A table has the further terms of its methods after them."""
+the row's trial is finished, its labelled data set and what transparency is laid on. A table has the further terms of
+its methods after them."""
 
 
 def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
@@ -133,8 +142,9 @@ def read_main_rows(path: Path) -> list[dict[str, Any]]:
 def _read_collected(path: Path) -> pa.Table:
     """A ROWS table from a collected file; one of METRICS alone is of finished trials, whose settings are restored."""
     table = read_rows(path)
-    if "source" not in table.column_names:
-        table = table.append_column(ROWS.field("source"), pa.nulls(len(table), pa.string()))
+    for name in [name for name in TEXT_SETTINGS if name not in table.column_names]:
+        before = pa.array([TEXT_SETTINGS[name]] * len(table), pa.string())
+        table = table.append_column(ROWS.field(name), before)
     if "finished" not in table.column_names:
         table = table.append_column(ROWS.field("finished"), pa.array([True] * len(table), pa.bool_()))
     if set(SETTINGS) <= set(table.column_names):
@@ -161,7 +171,8 @@ def _restore_settings(rows: list[dict[str, Any]]) -> dict[str, int | None]:
 
 def _add_settings(table: pa.Table, trial: Mapping[str, Any], finished: bool) -> pa.Table:
     """A METRICS table of one trial as a ROWS table."""
-    values = {name: trial[name] for name in SETTINGS} | {"finished": finished, "source": trial.get("source")}
+    values = {name: trial[name] for name in SETTINGS} | {"finished": finished}
+    values |= {name: trial.get(name, before) for name, before in TEXT_SETTINGS.items()}
     for name, value in values.items():
         table = table.append_column(ROWS.field(name), pa.array([value] * len(table), ROWS.field(name).type))
     return table

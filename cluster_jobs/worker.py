@@ -134,6 +134,10 @@ class Worker(Observer):
         trial = self.trial(trial_id)
         say(f"{self._section} on {lease['host']} at {lease['began']}: {self._label(trial)}")
 
+    def on_note(self, text: str) -> None:
+        """Log it."""
+        say(f"  {text}")
+
     def on_score(self, row: Mapping[str, Any]) -> None:
         """Log it."""
         say(_score_line(row))

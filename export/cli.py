@@ -62,7 +62,7 @@ def export_command(
     report = export_model(
         model,
         onnx,
-        None if verify_on is None else sample_images(open_input(verify_on), config.shape),
+        None if verify_on is None else sample_images(open_input(verify_on), config.shape, config.trial.background),
         () if names is None else read_names(names, config.trial.n_clusters),
         precision=precision,
         with_embedding=with_embedding,
@@ -149,6 +149,12 @@ def _export_text(report: "ExportReport") -> str:
     help="Where the model runs; auto: cuda where it works, else cpu.",
 )
 @click.option("--workers", type=click.IntRange(1, 256), help="Processes that decode pictures; one a CPU if not given.")
+@click.option(
+    "--decode-seconds",
+    type=float,
+    metavar="S",
+    help="CPU time that one picture may take to decode; 20 if not given (or $STDAC_DECODE_S).",
+)
 @click.option("--quiet", is_flag=True, help="No progress and no table.")
 def cluster_command(
     model: Path,
@@ -162,6 +168,7 @@ def cluster_command(
     fresh: bool,
     provider: str,
     workers: int | None,
+    decode_seconds: float | None,
     quiet: bool,
 ) -> None:
     """Sort the images of each INPUT into the clusters of MODEL.onnx.
@@ -174,6 +181,8 @@ def cluster_command(
     from export.results.formats import WRITERS, keep_table, write_as_named
     from export.results.rows import check_rows
     from stdac.errors import StdacError
+    from stdac.pictures.collect import describe_flat
+    from stdac.pictures.walk import describe_left_out
 
     read = [path for path in (model, *map(Path, inputs), labels, names, compare) if path is not None]
     check_output(output, read, tuple(WRITERS))
@@ -191,6 +200,7 @@ def cluster_command(
         labels=labels,
         names=names or output.parent / "names.toml",
         earlier=compare,
+        decode_s=decode_seconds,
     )
     with keep_table(output) as table:
         try:
@@ -200,12 +210,17 @@ def cluster_command(
             raise StdacError("stopped; what is sorted is kept, and the same command goes on from there") from None
         write_as_named(table, output)
         summary.output = output
+        if summary.left_out:
+            click.echo(escape_line(describe_left_out(summary.left_out)), err=True)
         if not summary.images:
             raise StdacError(f"no image was sorted: {_describe_unread(summary)}")
         if not quiet:
             click.echo(_format_sizes(summary))
         for line in ([_describe_unread(summary)] if summary.errors else []) + summary.notes:
             click.echo(escape_line(line), err=True)
+        if summary.flat:
+            flat = describe_flat(summary.flat, summary.images, output.name, summary.reading.background)
+            click.echo(escape_line(flat), err=True)
         _say_truth(table, summary, quiet)
         if compare is not None:
             _say_drift(compare, table, summary)
@@ -254,7 +269,7 @@ def _show_gallery(
     written = write_gallery(
         path,
         table,
-        partial(read_thumbnails, summary.sources, workers=workers),
+        partial(read_thumbnails, summary.sources, workers=workers, reading=summary.reading),
         title=", ".join(Path(text).name or text for text in inputs),
         names=summary.names,
         model_id=summary.model_id,

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -22,7 +22,16 @@ from stdac.data import open_input
 from stdac.errors import StdacError
 from stdac.pictures.batches import BATCH, Batch, Source
 from stdac.pictures.child import Child
-from stdac.pictures.decode import DecodedBatch, decode_safely, merge_decoded, read_file_stat
+from stdac.pictures.decode import (
+    READING,
+    DecodedBatch,
+    Reading,
+    choose_reading,
+    decode_safely,
+    merge_decoded,
+    read_file_stat,
+)
+from stdac.pictures.folder import drop_repeated
 from stdac.pictures.pool import open_decoders
 from stdac.pictures.sources import list_notes
 
@@ -46,7 +55,8 @@ class Settings:
     provider: as for `Clusterer`. workers: child processes that decode, None for one a CPU. resume: take rows from the
     output that is there; fresh: forget an interrupted run. labels: a file with the truth, see `export.results.labels`.
     names: a names.toml that is kept across runs; earlier: a clusters.parquet by which names of another model are
-    carried over, where it is not the output itself.
+    carried over, where it is not the output itself. decode_s: seconds of CPU that one picture may take, None for
+    $STDAC_DECODE_S, see `stdac.pictures.decode.choose_reading`.
     """
 
     provider: str = "auto"
@@ -56,6 +66,7 @@ class Settings:
     labels: Path | None = None
     names: Path | None = None
     earlier: Path | None = None
+    decode_s: float | None = None
 
 
 @dataclass
@@ -63,9 +74,10 @@ class Summary:
     """What `cluster_files` did.
 
     sources: the opened inputs. sizes: (K,) int64 images a cluster. confidence: (K,) float64, their sum. errors: images
-    without a cluster; first_error: "source: reason" of the first. known: rows taken over from before. names: K, None
-    for none. notes: what a person should know of how the inputs were read, of labels that did not fit, and of names of
-    another model. provider: a key of `export.runtime.PROVIDERS`.
+    without a cluster; first_error: "source: reason" of the first. flat: images that have one colour as the model sees
+    them. left_out: what the inputs hold besides, by reason. reading: how pictures were decoded. known: rows taken over
+    from before. names: K, None for none. notes: what a person should know of how the inputs were read, of labels that
+    did not fit, and of names of another model. provider: a key of `export.runtime.PROVIDERS`.
     """
 
     output: Path
@@ -76,6 +88,9 @@ class Summary:
     confidence: NDArray[np.float64]
     errors: int = 0
     first_error: str | None = None
+    flat: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    reading: Reading = READING
     known: int = 0
     names: tuple[str | None, ...] = ()
     notes: list[str] = field(default_factory=list)
@@ -100,6 +115,7 @@ class Summary:
         self.sizes += np.bincount(cluster, minlength=len(self.sizes))
         self.confidence += np.bincount(cluster, ok["confidence"].to_numpy(), minlength=len(self.sizes))
         self.errors += len(table) - len(ok)
+        self.flat += ok["fingerprint"].null_count
         if len(ok) < len(table) and self.first_error is None:
             bad = table.filter(table["error"].is_valid()).slice(0, 1).to_pylist()[0]
             where = bad["source"] if bad["member"] is None else f"{bad['source']}, {bad['member']}"
@@ -145,15 +161,18 @@ def cluster_files(
     check_output(output, [path for path in read if path is not None], (".parquet",))
     clusterer = Clusterer(model, settings.provider, shares_cpus=True)  # with the decoders
     k = clusterer.info.k
-    sources = [open_input(text) for text in inputs]
+    sources, left_out = drop_repeated(map(open_input, inputs))
+    reading = choose_reading(clusterer.info.background, settings.decode_s)
     labels = None if settings.labels is None else read_labels(settings.labels)
     names = None if settings.names is None else load_names(settings.names)
     schema = make_schema(clusterer.info.embedding, metadata(clusterer))
     summary = Summary(output, sources, clusterer.info.model_id, clusterer.provider, np.zeros(k, np.int64), np.zeros(k))
+    summary.left_out, summary.reading = left_out, reading
     target = Path(os.path.realpath(output))  # a link stays one
     with Parts(target, schema, resume=settings.resume, fresh=settings.fresh) as parts:
         progress = Progress(0, 0, 0, _count_total(sources))
-        for table, known in _make_sorted_tables(clusterer, sources, labels, parts.known, schema, settings.workers):
+        batches = _read_label_batches(sources, labels)
+        for table, known in _make_sorted_tables(clusterer, batches, parts.known, schema, settings.workers, reading):
             parts.add(table)
             errors = len(table) - table["error"].null_count
             progress = Progress(
@@ -209,11 +228,11 @@ def _count_total(sources: Iterable[Source]) -> int | None:
 
 def _make_sorted_tables(
     clusterer: Clusterer,
-    sources: Sequence[Source],
-    labels: Labels | None,
+    batches: Iterable[tuple[Batch, list[str | None]]],
     known: Known,
     schema: pa.Schema,
     workers: int | None,
+    reading: Reading,
 ) -> Iterator[tuple[pa.Table, int]]:
     """The rows of all images in order, and how many of them were known, a chunk at a time.
 
@@ -225,12 +244,12 @@ def _make_sorted_tables(
         batch, label = labelled
         row = known.find(batch.source, batch.index, lambda i: read_file_stat(batch, i))
         missing = np.flatnonzero(row < 0)
-        decoded = decode_safely(child, batch.select(missing), shape) if len(missing) else None
+        decoded = decode_safely(child, batch.select(missing), shape, reading) if len(missing) else None
         return Part(batch.source, batch.index, label, row, decoded, batch.member)
 
     with open_decoders("stdac.pictures.decode:decode_batch", workers) as pool:
         ahead = AHEAD * clusterer.chunk // BATCH
-        parts = pool.map(decode, _read_label_batches(sources, labels), ahead, lambda labelled: labelled[0].nbytes)
+        parts = pool.map(decode, batches, ahead, lambda labelled: labelled[0].nbytes)
         for chunk in _group_parts(parts, clusterer.chunk):
             yield _make_table(clusterer, chunk, known, schema), sum(int((part.row >= 0).sum()) for part in chunk)
 

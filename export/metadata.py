@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stdac.errors import StdacError
+from stdac.pictures.colour import BACKGROUNDS
 
 COLOUR_MODES = {1: "L", 3: "RGB"}
 PRECISIONS = ("fp32", "fp16", "int8")
@@ -17,8 +18,9 @@ class ModelInfo(NamedTuple):
     trial: the Trial as JSON values, a data set's local path cut to its last part. k: number of clusters. colour_mode:
     "L" or "RGB". cluster_names: K names, or none. scores: the trial's deployed scores by metric. opset: of the graph.
     precision: one of PRECISIONS. embedding: the dimension D of the output `embedding`, 0 where the graph has none.
-    model_id: 16 hex digits of a hash of the weights in model.pt, the same in every precision. Files written before
-    these three existed are fp32, without an embedding, and have the trial's id in place of the model's.
+    model_id: 16 hex digits of a hash of the weights in model.pt, the same in every precision. background:
+    what the transparency of pictures was laid on in training, of `stdac.pictures.colour.BACKGROUNDS`. Files written
+    before these four existed are fp32, without an embedding, on black, and have the trial's id in place of the model's.
     """
 
     stdac_version: str
@@ -35,6 +37,7 @@ class ModelInfo(NamedTuple):
     precision: str = "fp32"
     embedding: int = 0
     model_id: str = ""
+    background: str = "black"
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -69,6 +72,8 @@ def parse_props(path: Path, props: Mapping[str, str]) -> ModelInfo:
         info = info._replace(cluster_names=tuple(map(str, info.cluster_names)))
         if info.colour_mode not in COLOUR_MODES.values() or info.precision not in PRECISIONS:
             raise ValueError("colour mode or precision")
+        if info.background not in BACKGROUNDS:
+            raise ValueError("background")
         if len(info.cluster_names) not in (0, info.k) or info.embedding < 0 or min(info.k, *info.shape) < 1:
             raise ValueError("cluster names or sizes")
         "".join((*info.cluster_names, info.model_id, info.dataset)).encode()

@@ -2,10 +2,9 @@
 
 import hashlib
 import os
-import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,12 @@ from numpy.typing import NDArray
 from stdac.errors import StdacError
 from stdac.pictures.batches import BATCH, Batch, Source, end_with_reason
 from stdac.pictures.collect import collect_pictures
-from stdac.pictures.folder import SUFFIXES, Picture
+from stdac.pictures.folder import Picture
+from stdac.pictures.formats import SUFFIXES
 from stdac.pictures.pixels import Pixels, resize, to_pixels
-from stdac.pictures.sources import list_notes, open_path, open_source
+from stdac.pictures.sources import open_path, open_source
 from stdac.text import find_path
-from stdac.words import count_noun, escape_line, list_some
+from stdac.words import count_noun, list_some
 
 # torchvision's class, and whether its splits are chosen by train=True/False; all have 10 classes.
 TORCHVISION: dict[str, str] = {
@@ -41,20 +41,24 @@ EXPECTED = "a folder of images, or an .npz, .npy, IDX, Parquet or tar file"
 
 @dataclass(frozen=True)
 class Dataset:
-    """images: (N, C, H, W) uint8. labels: (N,) int64 or None, for scoring only. class_names: may be empty."""
+    """images: (N, C, H, W) uint8. labels: (N,) int64 or None, for scoring only. class_names: may be empty.
+
+    notes: sentences for whoever loads it: what was left out, and what can hardly be meant.
+    """
 
     images: Pixels
     labels: NDArray[np.int64] | None
     class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def scored_against(self) -> str:
-        """The classes that clusterings are scored against, in words; "" where there are no labels."""
+        """The classes that clusterings are scored against, in a sentence; "" where there are no labels."""
         if self.labels is None:
             return ""
         found = np.unique(self.labels).tolist()
         names = [self.class_names[k] if 0 <= k < len(self.class_names) else str(k) for k in found]
-        return f"{count_noun(len(names), 'class', 'classes')}: {list_some(names)}"
+        return f"scored against {count_noun(len(names), 'class', 'classes')}: {list_some(names)}"
 
     @property
     def fingerprint(self) -> str:
@@ -65,26 +69,32 @@ class Dataset:
 
 
 def load(
-    name: str, *, data_dir: Path | None = None, image_size: int | None = None, limit: int | None = None
+    name: str,
+    *,
+    data_dir: Path | None = None,
+    image_size: int | None = None,
+    limit: int | None = None,
+    background: str = "black",
 ) -> Dataset:
     """Load a data set by name (NAMES) or path (a folder of images, .npz, .npy, IDX, Parquet, tar).
 
     data_dir: where torchvision keeps its downloads; default $STDAC_DATA, else ~/.cache/stdac. image_size: resize to
-    that side. limit: a fixed random subset of that many images. Raises StdacError for what cannot be loaded.
+    that side. limit: a fixed random subset of that many images. background: what the transparency of pictures is laid
+    on, of `stdac.pictures.colour.BACKGROUNDS`. Raises StdacError for what cannot be loaded.
 
     >>> load("digits", limit=100).images.shape
     (100, 1, 28, 28)
     """
     size = None if image_size is None else (image_size, image_size)
-    dataset = _load_all(name, data_dir or find_data_dir(), size)
+    dataset = _load_all(name, data_dir or find_data_dir(), size, background)
     if size is not None:
-        dataset = Dataset(resize(dataset.images, size), dataset.labels, dataset.class_names)
+        dataset = replace(dataset, images=resize(dataset.images, size))
     if limit is not None and limit < len(dataset.images):
         dataset = draw_subset(dataset, limit)
     return dataset
 
 
-def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Dataset:
+def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None, background: str) -> Dataset:
     """The whole data set; that of a path is resized already, as its pictures may differ in size."""
     if name == "digits":
         return load_digits()
@@ -96,10 +106,7 @@ def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None) -> Datase
     source = open_path(path, EXPECTED)
     if isinstance(source, Picture):
         raise _refuse_picture(path)
-    pictures = collect_pictures(source, size)
-    for note in list_notes(source):
-        print(escape_line(note), file=sys.stderr)
-    return Dataset(*pictures)
+    return Dataset(*collect_pictures(source, size, background))
 
 
 def _refuse_picture(path: str) -> StdacError:
@@ -159,7 +166,7 @@ def draw_subset(dataset: Dataset, n: int) -> Dataset:
     """A random subset of n images, the same for every seed of a trial, in the order of the set."""
     index = np.sort(np.random.default_rng(SUBSET_SEED).permutation(len(dataset.images))[:n])
     labels = None if dataset.labels is None else dataset.labels[index]
-    return Dataset(dataset.images[index], labels, dataset.class_names)
+    return replace(dataset, images=dataset.images[index], labels=labels)
 
 
 def load_digits() -> Dataset:

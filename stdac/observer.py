@@ -14,8 +14,8 @@ class Observer:
     def on_claim(self, attempt: "Attempt") -> None:
         """The trial is this process' now."""
 
-    def on_data(self, classes: str) -> None:
-        """The images are there; `classes`, in words, is what they will be scored against, "" for nothing."""
+    def on_note(self, text: str) -> None:
+        """A sentence on the data: what was left out, what can hardly be meant."""
 
     def on_progress(self, progress: "Progress") -> None:
         """A step was taken."""

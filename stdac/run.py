@@ -181,9 +181,11 @@ def finish_attempt(
     device = machine.torch_device()
 
     # the images, and those of the labelled source where the trial has one
-    dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
-    observer.on_data(dataset.scored_against)
+    dataset = _load_images(trial.dataset, trial, data_dir)
     source = _load_source(trial, data_dir)
+    for note in (*dataset.notes, *(source.notes if source is not None else ()), dataset.scored_against):
+        if note:
+            observer.on_note(note)
     fingerprint = _combine_fingerprints(dataset, source)
     _check_needed(trial, needed, dataset.fingerprint if needed else "")
 
@@ -206,11 +208,16 @@ def finish_attempt(
     attempt.finish(summary | {"trial_id": trial.id})
 
 
+def _load_images(name: str, trial: Trial, data_dir: Path | None) -> Dataset:
+    """A data set, read as a trial says."""
+    return load(name, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit, background=trial.background)
+
+
 def _load_source(trial: Trial, data_dir: Path | None) -> Dataset | None:
     """The labelled data set of a trial, of its image size and limit. Raises StdacError where it has no labels."""
     if trial.source is None:
         return None
-    source = load(trial.source, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
+    source = _load_images(trial.source, trial, data_dir)
     if source.labels is None:
         raise StdacError(f"the source {trial.source} has no labels: expected a data set with them, such as sub-folders")
     return source
@@ -234,7 +241,7 @@ def _check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> N
             f"trial {trial.id} needs the trials {' '.join(trial.needs) or 'none'}, got {' '.join(got) or 'none'}: "
             "run it through stdac train or a grid, which see to them"
         )
-    data = ("dataset", "limit", "image_size", "source")
+    data = ("dataset", "limit", "image_size", "source", "background")
     for name, result in zip(got, needed, strict=True):
         same = all(result.trial.get(key) == trial.to_json().get(key) for key in data)
         if same and trial.source is None and result.fingerprint != fingerprint:

@@ -46,7 +46,8 @@ class Trial:
     n_clusters: K >= 2. epochs: of the method's main phase (0 where it has none). params: the method's own dataclass.
     limit: train on a fixed random subset of that many images (None: all). image_size: side in pixels that images are
     resized to (None: as they are, which must then all be of one size). source: a second data set whose labels may be
-    read. needs: the ids of the trials whose results this one is given, in the order of `Method.needs`.
+    read. needs: the ids of the trials whose results this one is given, in the order of `Method.needs`. background: what
+    the transparency of pictures is laid on, of `stdac.pictures.colour.BACKGROUNDS`.
 
     Device, workers, paths and compilation are not part of it: they do not define the experiment.
 
@@ -66,6 +67,7 @@ class Trial:
     image_size: int | None = None
     source: str | None = added("0.2", before=None)
     needs: tuple[str, ...] = added("0.2", before=())
+    background: str = added("0.2", before="black")
 
     def to_json(self) -> dict[str, Any]:
         """The trial as plain values, with the schema version."""

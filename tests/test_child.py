@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import stdac.pictures.decode
 from stdac.errors import StdacError
 from stdac.pictures.batches import Batch
-from stdac.pictures.child import Child, ChildDied, iterate_in_child
-from stdac.pictures.decode import decode_safely
+from stdac.pictures.child import Child, ChildDied, ChildLate, ChildNotStarted, ChildSlow, iterate_in_child
+from stdac.pictures.decode import Reading, choose_reading, decode_each_safely, decode_safely
+from stdac.pictures.tar import TarFile
 
 
 def double(x: int) -> int:
@@ -32,6 +32,11 @@ def misbehave(how: str) -> str:
         bytearray(1 << 30)
     if how == "hang":
         time.sleep(600)
+    if how == "pause":
+        time.sleep(1.5)
+    if how == "burn":
+        while True:
+            pass
     if how == "fail":
         raise ValueError("no good")
     if how == "refuse":
@@ -66,8 +71,8 @@ def test_a_child_that_crashes_or_hangs_is_replaced_by_the_next_call() -> None:
             child.call("abort")
         assert int(child.call("")) != os.getpid()
         began = time.monotonic()
-        with pytest.raises(ChildDied):
-            child.call("hang", timeout_s=0.5)
+        with pytest.raises(ChildLate):
+            child.call("hang", wait_s=0.5)
         assert time.monotonic() - began < 30
         assert child.call("")
 
@@ -132,21 +137,73 @@ def test_a_child_ends_with_its_parent_even_in_the_middle_of_a_call() -> None:
         time.sleep(0.05)
 
 
-def test_a_picture_that_takes_too_long_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "sitecustomize.py").write_text(
-        "import sys, time\n"
-        "if 'stdac.pictures.child' in sys.orig_argv:\n"
-        "    import stdac.pictures.image as images\n"
-        "    read = images.read_file\n"
-        "    images.read_file = lambda path: time.sleep(600) if path.endswith('slow.png') else read(path)\n"
-    )
+def test_of_a_call_the_cpu_time_counts_not_the_clock() -> None:
+    with Child("tests.test_child:misbehave") as child:
+        assert child.call("pause", cpu_s=1, wait_s=60)
+        began = time.monotonic()
+        with pytest.raises(ChildSlow):
+            child.call("burn", cpu_s=1, wait_s=60)
+        assert time.monotonic() - began < 55
+        assert child.call("", cpu_s=1, wait_s=60)
+
+
+BROKEN = """
+import sys
+if 'stdac.pictures.child' in sys.orig_argv:
+    import stdac.pictures.image as images
+    read = images.read_file
+    def misread(path):
+        while path.endswith('slow.png'):
+            pass
+        if path.endswith('bad.png'):
+            import os; os.abort()
+        return read(path)
+    images.read_file = misread
+"""
+
+
+def test_a_picture_that_breaks_its_decoder_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BROKEN)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    monkeypatch.setattr(stdac.pictures.decode, "BATCH_TIMEOUT_S", 2.0)
-    monkeypatch.setattr(stdac.pictures.decode, "IMAGE_TIMEOUT_S", 2.0)
-    paths = [str(tmp_path / name) for name in ("a.png", "slow.png", "b.png")]
+    paths = [str(tmp_path / name) for name in ("a.png", "slow.png", "bad.png", "b.png")]
     for path in paths:
         Image.new("L", (4, 4), 77).save(path)
+    batch = Batch(paths, np.zeros(4, np.int64), list(paths), [None] * 4, None)
+    slow = "decoding it takes more than 1 s of CPU: set STDAC_DECODE_S to allow more"
     with Child("stdac.pictures.decode:decode_batch") as child:
-        decoded = decode_safely(child, Batch(paths, np.zeros(3, np.int64), list(paths), [None] * 3, None), (1, 4, 4))
-    assert decoded.errors == [None, "its decoder crashed, or took more than 2 s", None]
-    assert decoded.images[[0, 2]].tolist() == np.full((2, 1, 4, 4), 77).tolist()
+        decoded = decode_safely(child, batch, (1, 4, 4), Reading(seconds=1))
+    assert decoded.errors == [None, slow, "it crashed its decoder", None]
+    assert decoded.images[[0, 3]].tolist() == np.full((2, 1, 4, 4), 77).tolist()
+    with Child("stdac.pictures.decode:decode_each") as child:
+        images = decode_each_safely(child, batch.select([2, 3]), None, Reading(seconds=1))
+    assert images[0] == ("it crashed its decoder", False)
+
+
+def test_how_long_a_picture_may_take_is_told_by_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STDAC_DECODE_S", raising=False)
+    assert choose_reading("white") == ("white", 20)
+    monkeypatch.setenv("STDAC_DECODE_S", "2.5")
+    assert choose_reading().seconds == 2.5
+    assert choose_reading(seconds=7).seconds == 7
+    for wrong in ("soon", "0", "-1", "nan", "inf"):
+        monkeypatch.setenv("STDAC_DECODE_S", wrong)
+        with pytest.raises(StdacError, match=rf"got {wrong} seconds .*STDAC_DECODE_S.*expected a number above 0"):
+            choose_reading()
+
+
+def test_a_child_that_cannot_start_says_so_and_blames_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "numpy.py").write_text("raise ImportError('this is no numpy')")
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    batch = Batch(["a"], np.zeros(1, np.int64), [str(tmp_path / "a.png")], [None], None)
+    match = "^a process that is to read pictures and files could not start: ImportError: this is no numpy$"
+    with Child("stdac.pictures.decode:decode_batch") as child, pytest.raises(ChildNotStarted, match=match):
+        decode_safely(child, batch, (1, 4, 4))
+    with pytest.raises(ChildNotStarted, match=match):
+        list(TarFile(str(tmp_path / "a.tar")).batches())
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "gone"))
+    with Child("tests.test_child:double") as child, pytest.raises(ChildNotStarted, match="No such file or directory"):
+        child.call(1)
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with Child("tests.test_child:double") as child, pytest.raises(ChildNotStarted, match=r"exit code 1$"):
+        child.call(1)

@@ -4,6 +4,7 @@ import io
 import os
 import random
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -17,13 +18,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from stdac.data import load
 from stdac.errors import StdacError
-from stdac.pictures.folder import SUFFIXES, walk
+from stdac.pictures.formats import FORMATS, SUFFIXES
 from stdac.pictures.image import MAX_BYTES, read_file, read_image
 from stdac.pictures.pixels import Pixels
+from stdac.pictures.walk import Walk, describe_left_out
 
 NOISE = np.random.default_rng(0).normal(size=(40, 48))
 GRAY = np.clip(np.cumsum(np.cumsum(NOISE, 0), 1) * 3 + 128, 0, 255).astype(np.uint8)
@@ -56,6 +58,32 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: by
     header = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes([depth, colour, 0, 0, 0])
     parts = chunk(b"IHDR", header), *more, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def tiff(samples: Any, tags: dict[int, Any] | None = None, order: str = "<", packed: bool = False) -> bytes:
+    """A TIFF file made by hand from (H, W, S) of any type; tags besides those of shape and type, such as PLANAR."""
+    x = np.asarray(samples)
+    height, width, count = x.shape
+    more = {262: 2 if count > 2 else 1, 284: 1} | (tags or {})
+    planes = [x] if more[284] == 1 else np.split(x, count, 2)
+    strips = [np.ascontiguousarray(plane.astype(x.dtype.newbyteorder(order))).tobytes() for plane in planes]
+    strips = [zlib.compress(strip) for strip in strips] if packed else strips
+    values: dict[int, Any] = {256: width, 257: height, 258: (x.dtype.itemsize * 8,) * count, 259: 8 if packed else 1}
+    values |= {273: (0,) * len(strips), 277: count, 278: height, 279: tuple(map(len, strips))}
+    values |= {339: ({"u": 1, "i": 2, "f": 3}[x.dtype.kind],) * count} | more
+    entries = {tag: value if isinstance(value, tuple) else (value,) for tag, value in sorted(values.items())}
+    start = 8 + 2 + 12 * len(entries) + 4
+    lengths = [4 * len(value) for value in entries.values()]
+    place = start + sum(length for length in lengths if length > 4)
+    entries[273] = tuple(place + sum(map(len, strips[:i])) for i in range(len(strips)))
+    table, beyond = b"", b""
+    for tag, value in entries.items():
+        data = struct.pack(f"{order}{len(value)}I", *value)
+        table += struct.pack(f"{order}HHI", tag, 4, len(value))
+        table += data if len(data) == 4 else struct.pack(f"{order}I", start + len(beyond))
+        beyond += data if len(data) > 4 else b""
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(entries))
+    return head + table + bytes(4) + beyond + b"".join(strips)
 
 
 def pixel_of(data: bytes, channels: int | None = None) -> list[int]:
@@ -132,6 +160,118 @@ def test_floats_are_taken_by_their_range() -> None:
     odd = np.array([[np.nan, np.inf, -np.inf, -3, 100.4, 300]], np.float32)
     assert read_image(encoded(odd, "TIFF")).ravel().tolist() == [0, 255, 0, 0, 100, 255]
     assert read_image(encoded(np.full((2, 2), np.nan, np.float32), "TIFF")).any() == np.False_
+
+
+VALUES = np.random.default_rng(1).integers(0, 1 << 16, (5, 7, 4), dtype=np.uint16)
+KINDS: dict[str, tuple[Any, dict[int, Any], Any]] = {  # samples (H, W, S), tags, and what is to become of them
+    "8-bit RGB": (VALUES[..., :3] >> 8, {}, VALUES[..., :3] >> 8),
+    "8-bit RGB in planes": (VALUES[..., :3] >> 8, {284: 2}, VALUES[..., :3] >> 8),
+    "16-bit RGB": (VALUES[..., :3], {}, VALUES[..., :3] >> 8),
+    "16-bit gray": (VALUES[..., :1], {}, (VALUES[..., :1].astype(int) + 128) // 257),
+    "int16": ((VALUES[..., :1] >> 1).astype(np.int16), {}, ((VALUES[..., :1] >> 1).astype(int) + 128) // 257),
+    "int32": (VALUES[..., :1].astype(np.int32), {}, (VALUES[..., :1].astype(int) + 128) // 257),
+    "floats in [0, 1]": ((VALUES[..., :1] / 65535).astype(np.float32), {}, np.rint(VALUES[..., :1] / 257)),
+    "floats from below 0": (
+        (VALUES[..., :1] / 65535 - 0.5).astype(np.float32),
+        {},
+        np.rint((VALUES[..., :1] / 65535 - 0.5).clip(0, 255)),
+    ),
+    "floats beyond 1": (
+        (VALUES[..., :1] / 100 - 99).astype(np.float32),
+        {},
+        np.rint((VALUES[..., :1] / 100 - 99).astype(np.float32).clip(0, 255)),
+    ),
+    "gray and associated alpha": ((VALUES[..., :2] >> 9) + [0, 128], {338: 1}, VALUES[..., :1] >> 9),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tiff_is_what_numpy_says(kind: str) -> None:
+    samples, tags, expected = KINDS[kind]
+    samples = samples.astype(np.uint8) if kind.startswith("8-bit") or "alpha" in kind else samples
+    for order in "<>":
+        for packed in (False, True):
+            got = read_image(tiff(samples, tags, order, packed)).astype(int)
+            assert np.abs(got - np.asarray(expected).transpose(2, 0, 1)).max() <= ("alpha" in kind), (order, packed)
+
+
+REFUSED: dict[str, tuple[Any, dict[int, Any]]] = {
+    "16-bit unsigned integers, 3 samples a pixel, in separate planes": (VALUES[..., :3], {284: 2}),
+    "8-bit unsigned integers, 2 samples a pixel, in separate planes": (
+        VALUES[..., :2].astype(np.uint8),
+        {284: 2, 338: 2},
+    ),
+    "32-bit unsigned integers, 1 sample a pixel": (VALUES[..., :1].astype(np.uint32), {}),
+    "8-bit signed integers, 1 sample a pixel": (VALUES[..., :1].astype(np.int8), {}),
+    "16-bit unsigned integers, 2 samples a pixel": (VALUES[..., :2], {338: 2}),
+    "64-bit floats, 1 sample a pixel": (VALUES[..., :1].astype(np.float64), {}),
+    "32-bit floats, 3 samples a pixel": (VALUES[..., :3].astype(np.float32), {}),
+    "32-bit floats, 1 sample a pixel, white as 0": (VALUES[..., :1].astype(np.float32), {262: 0}),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_tiff_that_would_be_read_wrong_is_refused_by_its_kind(kind: str) -> None:
+    for order in "<>":
+        for packed in (False, True):
+            with pytest.raises(StdacError) as caught:
+                read_image(tiff(*REFUSED[kind], order, packed))
+            assert str(caught.value) == (
+                f"this kind of TIFF is not read ({kind}): save it with 8 bits a sample, or as PNG"
+            )
+    with pytest.raises(StdacError, match=r"^a TIFF of signed integers from -5 to 7 is not read, expected 0 to 65,535"):
+        read_image(tiff(np.array([-5, 7, 0, 1], np.int16).reshape(2, 2, 1)))
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_transparent_gray_is_one_of_the_files_own_values(depth: int) -> None:
+    most = (1 << depth) - 1
+    values = [0, most, most // 2, min(most, 1)]
+    bits = "".join(f"{value:0{depth}b}" for value in values).ljust(8, "0")
+    row = b"\0" + int(bits, 2).to_bytes(len(bits) // 8, "big")
+    for key in values:
+        data = png(4, 1, depth, 0, row, chunk(b"tRNS", key.to_bytes(2, "big")))
+        for background, ground in (("black", 0), ("white", 255)):
+            expected = [ground if value == key else round(value * 255 / most) for value in values]
+            assert read_image(data, 1, background=background).ravel().tolist() == expected
+
+
+def test_a_transparent_colour_of_sixteen_bits_is_compared_in_all_of_them() -> None:
+    row = np.array([[1, 2, 3], [1, 2, 4], [0x1234, 0x5678, 0x9ABC], [0x1235, 0x5678, 0x9ABC]], ">u2")
+    for key in row:
+        data = png(4, 1, 16, 2, b"\0" + row.tobytes(), chunk(b"tRNS", key.tobytes()))
+        expected = np.where((row == key).all(1, keepdims=True), 255, row >> 8)
+        assert read_image(data, 3, background="white")[:, 0].T.tolist() == expected.tolist()
+        assert not read_image(data, 3)[:, 0].T[(row == key).all(1)].any()
+
+
+def sign(colour: int, size: int = 60) -> Image.Image:
+    """A cross of a gray level on transparency."""
+    pixels = np.zeros((size, size, 4), np.uint8)
+    pixels[..., :3] = 255 - colour  # which nobody is to see
+    pixels[size // 3 : size // 2] = pixels[:, size // 3 : size // 2] = (*(colour,) * 3, 255)
+    return Image.fromarray(pixels)
+
+
+def test_a_background_makes_visible_what_is_drawn_on_transparency() -> None:
+    for colour, grounds in (
+        (20, {"black": 0, "white": 255, "auto": 255}),
+        (220, {"black": 0, "white": 255, "auto": 0}),
+    ):
+        for data in (encoded(sign(colour), "PNG"), encoded(sign(colour).quantize(8), "GIF", transparency=0)):
+            for background, ground in grounds.items():
+                for size in (None, (60, 60), (12, 12)):
+                    got = read_image(data, 1, size, background=background)[0]
+                    if "GIF" not in str(data[:3]):
+                        assert (int(got[0, 0]), int(got[-1, -1])) == (ground, ground)
+                        assert int(got[len(got) * 5 // 12, 0]) == colour
+    large = encoded(sign(20, 2400), "PNG")
+    assert read_image(large, 1, (28, 28), background="auto")[0, 0, 0] == 255
+    nothing = encoded(Image.new("RGBA", (4, 4), (9, 9, 9, 0)), "PNG")
+    assert not read_image(nothing, 1, background="auto").any()
+    assert pixel_of(encoded(RED, "PNG")) == [
+        int(v) for v in read_image(encoded(RED, "PNG"), background="white")[:, 0, 0]
+    ]
 
 
 TRANSPARENT = {
@@ -225,6 +365,26 @@ def test_pictures_are_turned_upright(format: str, orientation: int) -> None:
         expected = np.kron([[1, 0, 0, 0], [0, 0, 0, 0]], np.ones((height // 2, width // 4))) * 250
         assert np.abs(got - expected).max() <= 30
     assert read_image(data, 1, side=8).shape == (1, 4, 8)
+
+
+XMP = b'<x xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+
+
+def test_an_orientation_counts_in_exif_alone_as_in_browsers() -> None:
+    plain, other = Image.Exif(), np.ascontiguousarray(GRAY)
+    plain[0x010F] = "a maker"
+    for format in ("JPEG", "PNG", "WEBP", "TIFF"):
+        for data in (plain, None):
+            options: dict[str, Any] = {"exif": data} if data is not None else {}
+            if format == "PNG":
+                info = PngImagePlugin.PngInfo()
+                info.add_itxt("XML:com.adobe.xmp", XMP.decode())
+                options["pnginfo"] = info
+            elif format == "TIFF":
+                options["tiffinfo"] = {700: XMP}
+            else:
+                options["xmp"] = XMP
+            assert read_image(encoded(other, format, **options), 1).shape == (1, *GRAY.shape), (format, data)
 
 
 def test_tiffs_are_turned_in_every_compression() -> None:
@@ -448,19 +608,108 @@ def test_any_bytes_give_pixels_or_a_sentence(data: bytes, magic: bytes) -> None:
 # --- folders
 
 
-def test_a_walk_is_sorted_and_leaves_out_what_is_hidden(tmp_path: Path) -> None:
-    for name in ("b/1.png", "a.png", "a/2.jpg", "a b/3.png", ".hidden/4.png", "b/.5.png", "b/notes.txt", "B/c/6.Png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True, parents=True)
-        (tmp_path / name).touch()
+def walk(folder: Path) -> tuple[list[str], dict[str, int]]:
+    """The pictures of a walk, relative to the folder, and what is left out."""
+    walk = Walk(str(folder))
+    return [str(Path(path).relative_to(folder)) for path in walk], dict(walk.left_out)
+
+
+def touch(folder: Path, *names: str, content: bytes = b"") -> None:
+    """Files."""
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_bytes(content)
+
+
+def test_a_walk_is_sorted_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
+    touch(tmp_path, "b/1.png", "a.png", "a/2.jpg", "a b/3.png", ".hidden/4.png", "b/.5.png", "b/notes.txt", "B/c/6.Png")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "self.png").symlink_to("self.png")
     (tmp_path / "link.png").symlink_to("a.png")
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     os.mkfifo(tmp_path / "pipe.png")
-    paths = [Path(path) for path in walk(str(tmp_path))]
-    assert paths == sorted(paths)
-    names = [str(path.relative_to(tmp_path)) for path in paths]
-    assert names == ["B/c/6.Png", "a/2.jpg", "a b/3.png", "a.png", "b/1.png", "link.png"]
+    names, left_out = walk(tmp_path)
+    assert names == ["B/c/6.Png", "a/2.jpg", "a b/3.png", "a.png", "b/1.png"]
+    assert describe_left_out(left_out) == (
+        "8 left out: 2 broken links, 2 hidden, 1 .txt, "
+        "1 linked picture that would come twice, 1 link to a folder above, 1 special file"
+    )
+
+
+def test_a_walk_takes_what_the_decoder_reads(tmp_path: Path) -> None:
+    taken = {
+        **{
+            f"{i}{suffix}": encoded(RGB, "JPEG")
+            for i, suffix in enumerate([".jpg", ".jfif", ".jpe", ".JIF", ".jfi", ".mpo"])
+        },
+        **{name: encoded(GRAY, "PPM") for name in ("a.pgm", "a.pnm", "no suffix", "IMG_2024.05.17", "a.jpg?width=300")},
+        "a.pbm": encoded(Image.fromarray(GRAY > 99), "PPM"),
+        "a.apng": encoded(GRAY, "PNG"),
+        "a.dib": encoded(RGB, "DIB"),
+        "a.jp2": encoded(RGB, "JPEG2000"),
+        "a.j2k": encoded(RGB, "JPEG2000", no_jp2=True),
+        **({"a.avif": encoded(RGB, "AVIF")} if "AVIF" in FORMATS else {}),
+        **{format: encoded(RGB, format) for format in FORMATS if format not in ("DIB",)},
+    }
+    left = {
+        "a.heic": b"..",
+        "b.HEIC": b"..",
+        "raw.nef": encoded(RGB, "TIFF"),
+        "README": b"P6 is a format",
+        "x.svg": b"<svg/>",
+    }
+    for name, content in (taken | left).items():
+        touch(tmp_path, name, content=content)
+    names, left_out = walk(tmp_path)
+    assert sorted(names) == sorted(taken)
+    assert left_out == {".heic": 2, ".nef": 1, "file{s} without a suffix": 1, ".svg": 1}
+    for name in names:
+        assert read_image(tmp_path / name, 1).shape == (1, 40, 48), name
+
+
+def test_what_a_nas_a_bin_and_a_mac_leave_behind_is_left_out(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "a.png",
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+        "@eaDir/b.jpg",
+        "x/$RECYCLE.BIN/S-1/c.png",
+        "__MACOSX/._a.png",
+    )
+    touch(
+        tmp_path,
+        "._a.png",
+        ".Trash-1000/files/d.png",
+        "#recycle/e.png",
+        "System Volume Information/f.png",
+        "lost+found/g.png",
+    )
+    names, left_out = walk(tmp_path)
+    assert names == ["a.png"]
+    assert sum(left_out.values()) == 9 and left_out["in @eaDir"] == 2 and left_out["hidden"] == 2
+
+
+def test_links_are_followed_and_each_picture_comes_once(tmp_path: Path) -> None:
+    photos, store = tmp_path / "photos", tmp_path / "store"
+    touch(store, "cats/1.png", "cats/2.png", "dogs/3.png", "single.png", "blob", content=encoded(GRAY, "PNG"))
+    touch(photos, "real/4.png", ".pool/5.png", ".pool/6.png")
+    (photos / "cats").symlink_to(store / "cats")
+    (photos / "dogs").symlink_to(store / "dogs")
+    (photos / "again").symlink_to(store / "cats")
+    (photos / "0real").symlink_to(photos / "real")  # comes first by its name, and yet the real one counts
+    (photos / "pool").symlink_to(".pool")
+    (store / "cats" / "back").symlink_to(photos)
+    (store / "dogs" / "up").symlink_to(store)
+    for name in ("a.png", "b.png"):
+        (photos / name).symlink_to(store / "single.png")
+    (photos / "c.png").symlink_to(store / "blob")
+    (photos / "d.png").symlink_to("real/4.png")
+    (photos / "e.png").symlink_to(".pool/5.png")
+    names, left_out = walk(photos)
+    expected = ["a.png", "again/1.png", "again/2.png", "c.png", "dogs/3.png", "e.png", "pool/6.png", "real/4.png"]
+    assert names == expected
+    assert sum(left_out.values()) == 8, left_out
+    assert walk(photos) == (names, left_out)
 
 
 def test_a_walk_keeps_every_name(tmp_path: Path) -> None:
@@ -468,18 +717,19 @@ def test_a_walk_keeps_every_name(tmp_path: Path) -> None:
     for name in names:
         with open(os.fsencode(tmp_path) + b"/" + name, "wb"):
             pass
-    assert sorted(os.fsencode(path).rpartition(b"/")[2] for path in walk(str(tmp_path))) == sorted(names)
+    assert sorted(os.fsencode(path).rpartition(b"/")[2] for path in Walk(str(tmp_path))) == sorted(names)
 
 
-def test_every_suffix_is_one_of_the_formats() -> None:
+def test_every_suffix_of_the_formats_is_known_and_no_other() -> None:
     registered = Image.registered_extensions()
-    assert {registered[suffix] for suffix in SUFFIXES} <= {"PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM"}
+    assert {suffix for suffix, format in registered.items() if format in (*FORMATS, "MPO")} <= SUFFIXES
+    assert {registered.get(suffix, "JPEG") for suffix in SUFFIXES} <= {*FORMATS, "MPO"}
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may list every folder")
 def test_a_closed_folder_is_yielded_with_a_slash(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0)
-    assert list(walk(str(tmp_path))) == [f"{tmp_path}/closed/"]
+    assert list(Walk(str(tmp_path))) == [f"{tmp_path}/closed/"]
     with pytest.raises(StdacError, match="cannot be listed"):
         load(str(tmp_path))
 

@@ -57,6 +57,16 @@ def test_presets_follow_the_released_code_and_the_text() -> None:
     assert preset("fashion-mnist", "code", stn=0)[3] == 0.5
 
 
+def test_a_background_other_than_black_is_part_of_a_trial() -> None:
+    spec = {"dataset": "photos", "n_clusters": 3, "method": "kmeans"}
+    plain, auto = resolve(spec), resolve(spec | {"background": "auto"})
+    assert plain == resolve(spec | {"background": "black"}) == resolve(plain.to_json())
+    assert "background" not in plain.to_json() and auto.to_json()["background"] == "auto"
+    assert plain.id != auto.id and resolve(auto.to_json()) == auto
+    with pytest.raises(StdacError, match="unknown background 'red': expected one of black, white, auto"):
+        resolve(spec | {"background": "red"})
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
@@ -71,7 +81,7 @@ def test_presets_follow_the_released_code_and_the_text() -> None:
         (
             {"dataset": "mnist", "sed": 2},
             "unknown trial key 'sed': expected one of method, dataset, seed, n_clusters, epochs, params, limit, "
-            "image_size, source",
+            "image_size, source, background",
         ),
         ({"dataset": "mnist", "params": {"stn": 4}}, "got stn = 4, expected one of 0, 1, 2, 3"),
         ({"dataset": "mnist", "params": {"stn": "two"}}, "got stn = 'two', expected int"),

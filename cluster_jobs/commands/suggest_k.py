@@ -137,13 +137,17 @@ def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "NDArray[np.
     """
     from stdac.data import load
     from stdac.files import read_json
+    from stdac.words import escape_line
 
     about, path = run / "study.json", run / "images.npz"
     if about.exists() and read_json(about) != asked._asdict():
         raise StdacError(f"{run} holds a study of other images or settings: choose another --out")
     if about.exists() and path.exists():
         return load(str(path)).images
-    return load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit).images
+    dataset = load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit)
+    for note in dataset.notes:
+        click.echo(escape_line(note), err=True)
+    return dataset.images
 
 
 def _keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]") -> None:

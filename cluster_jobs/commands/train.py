@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 @click.option("--clusters", type=int, help="Number of clusters; 10 for data sets that have a name.")
 @click.option("--limit", type=int, help="Use a fixed random subset of this many images.")
 @click.option("--image-size", type=int, help="Resize images to this side in pixels.")
+@click.option(
+    "--background",
+    type=click.Choice(["black", "white", "auto"]),
+    default="black",
+    help="What transparency is laid on; auto: white below a dark picture, black below a bright one.",
+)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the method.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/one"), help="Run folder.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
@@ -47,6 +53,7 @@ def train_command(
     clusters: int | None,
     limit: int | None,
     image_size: int | None,
+    background: str,
     settings: tuple[str, ...],
     out: Path,
     data_dir: Path | None,
@@ -63,7 +70,8 @@ def train_command(
 
     params = dict(parse_setting(text) for text in settings) | ({} if stn is None else {"stn": stn})
     spec = {"dataset": dataset, "method": method, "seed": seed, "epochs": epochs, "n_clusters": clusters}
-    trial = resolve(spec | {"limit": limit, "image_size": image_size, "source": source, "params": params})
+    spec |= {"limit": limit, "image_size": image_size, "source": source, "background": background}
+    trial = resolve(spec | {"params": params})
     results: dict[str, Result] = {}
     for each in add_needs([trial]):
         what = f"{each.method} on {each.dataset}, {each.n_clusters} clusters, seed {each.seed}"
@@ -126,10 +134,9 @@ class TrainDisplay(Observer):
         if self.bar is not None:
             self.bar.stop()
 
-    def on_data(self, classes: str) -> None:
-        """Say what the scores are against."""
-        told = f"scored against {escape_line(classes)}" if classes else "no labels, so no scores"
-        click.echo(told, err=True)
+    def on_note(self, text: str) -> None:
+        """Say it on stderr."""
+        click.echo(escape_line(text), err=True)
 
     def on_progress(self, p: "Progress") -> None:
         """Move the bar, at most ten times a second."""

@@ -119,7 +119,13 @@ def _load_own_images(config: ModelConfig, precision: str, data_dir: Path | None)
     if precision != "int8" and not at_hand:
         return None  # a download is not worth it
     try:
-        dataset = load(trial.dataset, data_dir=data_dir, image_size=trial.image_size, limit=trial.limit)
+        dataset = load(
+            trial.dataset,
+            data_dir=data_dir,
+            image_size=trial.image_size,
+            limit=trial.limit,
+            background=trial.background,
+        )
     except StdacError as error:
         if precision != "int8":
             return None
@@ -191,6 +197,7 @@ def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> M
         dataset=dataset,
         scores=config.scores,
         opset=OPSET,
+        background=trial.background,
     )
 
 

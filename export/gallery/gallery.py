@@ -164,8 +164,8 @@ def _find_exact(columns: Columns, k: int) -> Exact:
 
 
 def _find_near(columns: Columns, first: Rows) -> Candidates:
-    """Pairs of rows with near fingerprints, copies left out."""
-    heads = np.flatnonzero(first == np.arange(len(first)))
+    """Pairs of rows with near fingerprints; copies left out, and pictures of one colour, which have none."""
+    heads = np.flatnonzero((first == np.arange(len(first))) & columns.fingerprint.any(1))
     pairs, found = find_near_pairs(columns.fingerprint[heads], COMPARED)
     return Candidates(heads[pairs], found)
 

@@ -13,6 +13,7 @@ from stdac.methods.dec import DEC
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
+from stdac.pictures.colour import BACKGROUNDS
 from stdac.text import escape_name
 from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
 
@@ -25,7 +26,7 @@ METHODS: dict[str, Method] = {
 }
 """In the order of the tables: the floor first."""
 
-KEYS = ("method", "dataset", "seed", "n_clusters", "epochs", "params", "limit", "image_size", "source")
+KEYS = ("method", "dataset", "seed", "n_clusters", "epochs", "params", "limit", "image_size", "source", "background")
 STORED_KEYS = ("schema_version", "needs")
 """What a trial.json has besides."""
 
@@ -69,6 +70,7 @@ def resolve(spec: Mapping[str, Any]) -> Trial:
         limit=None if spec.get("limit") is None else _read_whole_number("limit", spec["limit"], 2),
         image_size=None if spec.get("image_size") is None else _read_whole_number("image_size", spec["image_size"], 1),
         source=_read_source(spec.get("source"), name, method),
+        background=_read_background(spec.get("background")),
     )
     needs = (
         spec.get("needs", ())
@@ -87,6 +89,14 @@ def _read_source(source: Any, name: str, method: Method) -> str | None:
     if not isinstance(source, str) or not source:
         raise StdacError(f"got source = {source!r}, expected a labelled data set for method {name}: a name or a path")
     return escape_name(source)
+
+
+def _read_background(background: Any) -> str:
+    """What transparency is laid on, black if not given. Raises StdacError for what is none of BACKGROUNDS."""
+    if background is None:
+        return "black"
+    check_names({background}, BACKGROUNDS, "background")
+    return str(background)
 
 
 def add_needs(trials: Iterable[Trial]) -> list[Trial]:

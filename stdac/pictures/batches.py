@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
+from stdac.pictures.child import ChildNotStarted
 from stdac.pictures.pixels import Pixels
 from stdac.text import escape_name
 
@@ -28,9 +29,10 @@ T = TypeVar("T")
 
 
 class Unreadable(NamedTuple):
-    """An image that its source cannot give, and why."""
+    """An image that its source cannot give, and why. ends: how many more are missing with it, nobody knows."""
 
     reason: str
+    ends: bool = False
 
 
 Content = str | bytes | Unreadable
@@ -164,11 +166,13 @@ def end_with_reason(batches: Iterator[Batch], path: str, stat: Stat | None = Non
         for batch in batches:
             n += len(batch)
             yield batch
+    except ChildNotStarted:  # no fault of the file
+        raise
     except Exception as error:  # noqa: BLE001  # readers raise anything on damaged files
-        yield _make_archive_batch([Item(Unreadable(explain_error(error, path)), None)], name, n, stat)
+        yield _make_archive_batch([Item(Unreadable(explain_error(error, path), ends=True), None)], name, n, stat)
         return
     if not n:
-        yield _make_archive_batch([Item(Unreadable("it holds no images"), None)], name, 0, stat)
+        yield _make_archive_batch([Item(Unreadable("it holds no images", ends=True), None)], name, 0, stat)
 
 
 def read_stat(path: str) -> Stat | None:

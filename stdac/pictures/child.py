@@ -2,25 +2,46 @@
 
 import ctypes
 import importlib
+import math
 import os
 import resource
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from stdac.errors import StdacError
 
 MEMORY_BYTES = 1 << 30
 PDEATHSIG = 1  # of prctl(2)
+READY = "ready"
+SAID_BYTES = 1 << 16
+END_S = 10.0
+
+
+START_S = 300.0
+"""How long a child may take to start, which is long on a busy machine, or where Python comes over a network."""
 
 
 class ChildDied(Exception):  # an event that the caller answers
-    """The child process crashed, or was stopped because it took too long."""
+    """The child process crashed, or was stopped."""
+
+
+class ChildSlow(ChildDied):
+    """The child process used up the CPU time of its call."""
+
+
+class ChildLate(ChildDied):
+    """The child process did not answer in time, without using up its CPU time: the machine is busy, or a disk hangs."""
+
+
+class ChildNotStarted(StdacError):
+    """A child process could not start: a fault of this machine or installation, and of no file."""
 
 
 class Child:
@@ -34,6 +55,7 @@ class Child:
         self.function, self.memory_bytes = function, memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
+        self._said: IO[bytes] | None = None
         self._stopped = False
 
     def __enter__(self) -> Self:
@@ -42,23 +64,31 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def call(self, *args: Any, timeout_s: float | None = None) -> Any:
-        """The function's result, picklable as its arguments are. Raises what it raised, or ChildDied."""
+    def call(self, *args: Any, cpu_s: float | None = None, wait_s: float | None = None) -> Any:
+        """The function's result, picklable as its arguments are.
+
+        cpu_s: the CPU time that it may use, rounded up to seconds; wait_s: how long its answer is waited for. Raises
+        what it raised, ChildSlow and ChildLate beyond these, ChildDied where it crashed, and ChildNotStarted.
+        """
         connection = self._start()
         try:
-            connection.send(("call", args))
-            return self._receive(connection, timeout_s)
+            connection.send(("call", args, cpu_s))
+            if wait_s is not None and not connection.poll(wait_s):
+                self.close()
+                raise ChildLate
+            return self._receive(connection)
         except (EOFError, OSError) as error:
+            slow = self._wait_for_end() == -signal.SIGXCPU
             self.close()
-            raise ChildDied from error
+            raise (ChildSlow if slow else ChildDied) from error
 
     def iterate(self, *args: Any) -> Iterator[Any]:
-        """What the function, a generator, yields. Raises what it raised, or ChildDied."""
+        """What the function, a generator, yields. Raises what it raised, ChildDied or ChildNotStarted."""
         connection = self._start()
         try:
-            connection.send(("iterate", args))
+            connection.send(("iterate", args, None))
             while True:
-                item = self._receive(connection, None)
+                item = self._receive(connection)
                 if item is None:
                     return
                 yield item[0]
@@ -67,9 +97,7 @@ class Child:
         finally:
             self.close()
 
-    def _receive(self, connection: Connection, timeout_s: float | None) -> Any:
-        if timeout_s is not None and not connection.poll(timeout_s):
-            raise EOFError
+    def _receive(self, connection: Connection) -> Any:
         value, error = connection.recv()
         if error is not None:
             raise error
@@ -79,20 +107,51 @@ class Child:
         if self._connection is None:
             ours, theirs = socket.socketpair()
             with theirs:
+                self._said = tempfile.TemporaryFile()  # noqa: SIM115  # what it says until it is ready
                 arguments = [str(theirs.fileno()), str(os.getpid()), self.function, str(self.memory_bytes)]
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "stdac.pictures.child", *arguments],
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,  # C libraries remark on odd files there
-                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **QUIET_ENVIRONMENT},
-                )
+                try:
+                    self._process = subprocess.Popen(
+                        [sys.executable, "-m", "stdac.pictures.child", *arguments],
+                        pass_fds=[theirs.fileno()],
+                        stdin=subprocess.DEVNULL,
+                        stdout=subprocess.DEVNULL,
+                        stderr=self._said,
+                        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **QUIET_ENVIRONMENT},
+                    )
+                except OSError as error:
+                    ours.close()
+                    raise ChildNotStarted(f"no process can be started to read with ({error.strerror})") from error
             self._connection = Connection(ours.detach())
+            self._await_start(self._connection)
         if self._stopped:
             self.close()
             raise ChildDied
         return self._connection
+
+    def _await_start(self, connection: Connection) -> None:
+        """Wait until the child has imported its function. Raises ChildNotStarted with what it said instead."""
+        try:
+            if connection.poll(START_S) and connection.recv() == READY:
+                return
+            why = f"it was not ready after {START_S:.0f} s"
+        except (EOFError, OSError):
+            why = _describe_end(self._wait_for_end())
+        if self._stopped:
+            return
+        assert self._said is not None
+        self._said.seek(0)
+        lines = self._said.read(SAID_BYTES).decode("utf-8", "replace").strip().splitlines()
+        self.close()
+        raise ChildNotStarted(
+            f"a process that is to read pictures and files could not start: {lines[-1] if lines else why}"
+        )
+
+    def _wait_for_end(self) -> int | None:
+        """The exit code of a child that has hung up."""
+        assert self._process is not None
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(END_S)
+        return None
 
     def stop(self) -> None:
         """End the process for good, also from another thread: a call in progress, and any later one, is ChildDied."""
@@ -107,7 +166,16 @@ class Child:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        self._connection = self._process = None
+        if self._said is not None:
+            self._said.close()
+        self._connection = self._process = self._said = None
+
+
+def _describe_end(code: int | None) -> str:
+    """How a process ended, by its exit code."""
+    if code is None or code >= 0:
+        return f"it ended with exit code {code}"
+    return f"it was ended by signal {-code} ({signal.strsignal(-code)})"
 
 
 QUIET_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "ARROW_DEFAULT_MEMORY_POOL": "system"}
@@ -141,16 +209,32 @@ def main(descriptor: str, parent: str, function: str, memory_bytes: str) -> None
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes), int(memory_bytes)))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     module, name = function.split(":")
+    called = getattr(importlib.import_module(module), name)
     with Connection(int(descriptor)) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
-        _serve(connection, getattr(importlib.import_module(module), name))
+        connection.send(READY)
+        with open(os.devnull, "wb") as nothing:  # C libraries remark on odd files
+            os.dup2(nothing.fileno(), 2)
+        _serve(connection, called)
 
 
 def _serve(connection: Connection, function: Callable[..., Any]) -> None:
-    """Answer ("call", args) with (result, None), ("iterate", args) with ((item,), None) each and (None, None) last."""
+    """Answer ("call", args, cpu_s) with (result, None), "iterate" with ((item,), None) each and (None, None) last."""
     while True:
-        how, args = connection.recv()
+        how, args, cpu_s = connection.recv()
+        _limit_cpu(cpu_s)
         for answer in [_call_function(function, args)] if how == "call" else _iterate_function(function, args):
             connection.send(answer)
+
+
+def _limit_cpu(seconds: float | None) -> None:
+    """Let the system end this process by SIGXCPU once it has used so many more seconds of CPU, or lift the limit."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
+    soft = hard if seconds is None else math.ceil(usage.ru_utime + usage.ru_stime + seconds)
+    if hard != resource.RLIM_INFINITY:  # the user's, which holds besides
+        soft = min(soft, hard)
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_CPU, (soft, hard))
 
 
 Answer = tuple[Any, Exception | None]

@@ -1,5 +1,7 @@
 """Batches of images become pixels, in child processes: in parallel, and safe from what hostile files do to decoders."""
 
+import math
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,14 +9,52 @@ import numpy as np
 
 from stdac.errors import StdacError
 from stdac.pictures.batches import BATCH_BYTES, Batch, Content, Stat, Unreadable, cut_stat, explain_error, read_stat
-from stdac.pictures.child import Child, ChildDied
+from stdac.pictures.child import Child, ChildDied, ChildLate, ChildSlow
 from stdac.pictures.hashes import compute_fingerprints, hash_content
 from stdac.pictures.image import read_file, read_image
 from stdac.pictures.pixels import Pixels, conform, resize
 from stdac.pictures.pool import MEMORY_BYTES
 
-BATCH_TIMEOUT_S = 60.0
-IMAGE_TIMEOUT_S = 20.0
+DECODE_S = 20.0
+DECODE_VARIABLE = "STDAC_DECODE_S"
+BATCH_FACTOR = 3
+WAIT_FACTOR = 6
+
+
+class Reading(NamedTuple):
+    """How pictures are decoded. background: of `colour.BACKGROUNDS`. seconds: of CPU that one may take.
+
+    A batch may take BATCH_FACTOR times that much CPU, and both WAIT_FACTOR times that much time: an answer is long in
+    coming where a machine has other things to do.
+    """
+
+    background: str = "black"
+    seconds: float = DECODE_S
+
+    @property
+    def for_batch(self) -> dict[str, float]:
+        """The limits of a call that decodes a batch."""
+        return {"cpu_s": BATCH_FACTOR * self.seconds, "wait_s": WAIT_FACTOR * self.seconds}
+
+    @property
+    def for_one(self) -> dict[str, float]:
+        """The limits of a call that decodes a picture alone."""
+        return {"cpu_s": self.seconds, "wait_s": WAIT_FACTOR * self.seconds}
+
+
+READING = Reading()
+
+
+def choose_reading(background: str = "black", seconds: float | None = None) -> Reading:
+    """How to decode. seconds: None for $STDAC_DECODE_S, else DECODE_S. Raises StdacError for no number above 0."""
+    given = (os.environ.get(DECODE_VARIABLE) or DECODE_S) if seconds is None else seconds
+    try:
+        number = float(given)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise StdacError(f"got {given} seconds to decode a picture ({DECODE_VARIABLE}), expected a number above 0")
+    return Reading(background, number)
 
 
 class DecodedBatch(NamedTuple):
@@ -31,36 +71,44 @@ class DecodedBatch(NamedTuple):
     stat: list[Stat | None]
 
 
-def decode_safely(child: Child, batch: Batch, shape: tuple[int, int, int]) -> DecodedBatch:
+def decode_safely(child: Child, batch: Batch, shape: tuple[int, int, int], reading: Reading = READING) -> DecodedBatch:
     """`decode_batch` in a child process; in this one where the pixels are there already.
 
-    Where the child crashes or hangs, each image is decoded alone, and the one that breaks the child is Unreadable.
+    Where the child crashes or takes too long, each image is decoded once more alone, and the one that breaks the child
+    has an error.
     """
     if isinstance(batch.content, np.ndarray) and batch.content.shape[1:] == shape:
         return decode_batch(batch, shape)
     try:
-        decoded: DecodedBatch = child.call(batch, shape, timeout_s=BATCH_TIMEOUT_S)
+        decoded: DecodedBatch = child.call(batch, shape, reading.background, **reading.for_batch)
     except (ChildDied, MemoryError):
         child.close()
-        return merge_decoded([_decode_one(child, batch.select([i]), shape) for i in range(len(batch))])
+        return merge_decoded([_decode_one(child, batch.select([i]), shape, reading) for i in range(len(batch))])
     return decoded
 
 
-def _decode_one(child: Child, batch: Batch, shape: tuple[int, int, int]) -> DecodedBatch:
+def _decode_one(child: Child, batch: Batch, shape: tuple[int, int, int], reading: Reading) -> DecodedBatch:
     """A batch of one image."""
     try:
-        decoded: DecodedBatch = child.call(batch, shape, timeout_s=IMAGE_TIMEOUT_S)
+        decoded: DecodedBatch = child.call(batch, shape, reading.background, **reading.for_one)
     except (ChildDied, MemoryError) as error:
         child.close()
-        return DecodedBatch(np.zeros((1, *shape), np.uint8), [_broken_reason(error)], [None], [None], [batch.stat])
+        reason = _broken_reason(error, reading)
+        return DecodedBatch(np.zeros((1, *shape), np.uint8), [reason], [None], [None], [batch.stat])
     return decoded
 
 
-def _broken_reason(error: Exception) -> str:
+def _broken_reason(error: Exception, reading: Reading) -> str:
     """Why an image that broke the child is not decoded."""
     if isinstance(error, MemoryError):
         return f"decoding it takes more than {MEMORY_BYTES >> 20} MiB of memory"
-    return f"its decoder crashed, or took more than {IMAGE_TIMEOUT_S:.0f} s"
+    if isinstance(error, ChildSlow):
+        return f"decoding it takes more than {reading.seconds:g} s of CPU: set {DECODE_VARIABLE} to allow more"
+    if isinstance(error, ChildLate):
+        return (
+            f"its decoder gave no answer within {WAIT_FACTOR * reading.seconds:g} s: is the machine or its disk busy?"
+        )
+    return "it crashed its decoder"
 
 
 def merge_decoded(parts: Sequence[DecodedBatch]) -> DecodedBatch:
@@ -70,7 +118,7 @@ def merge_decoded(parts: Sequence[DecodedBatch]) -> DecodedBatch:
     return DecodedBatch(np.concatenate(images), errors, hashes, prints, stats)
 
 
-def decode_batch(batch: Batch, shape: tuple[int, int, int]) -> DecodedBatch:
+def decode_batch(batch: Batch, shape: tuple[int, int, int], background: str = "black") -> DecodedBatch:
     """The images of a batch as the model takes them: (n, C, H, W) uint8 of the shape (C, H, W)."""
     n = len(batch)
     if isinstance(batch.content, np.ndarray):
@@ -84,7 +132,7 @@ def decode_batch(batch: Batch, shape: tuple[int, int, int]) -> DecodedBatch:
         try:
             data, stats[i] = read_content(content, batch.stat)
             hashes[i] = hash_content(data)
-            images[i] = read_image(data, shape[0], shape[1:])
+            images[i] = read_image(data, shape[0], shape[1:], background=background)
         except MemoryError:
             raise  # the child is told to start anew
         except (StdacError, OSError, ValueError) as error:
@@ -93,7 +141,9 @@ def decode_batch(batch: Batch, shape: tuple[int, int, int]) -> DecodedBatch:
     return DecodedBatch(images, errors, hashes, prints, stats)
 
 
-def decode_each_safely(child: Child, batch: Batch, size: tuple[int, int] | None) -> Pixels | list[Pixels | Unreadable]:
+def decode_each_safely(
+    child: Child, batch: Batch, size: tuple[int, int] | None, reading: Reading = READING
+) -> Pixels | list[Pixels | Unreadable]:
     """The images of a batch, each (C, H, W) uint8 in its own colour mode and in its own size, or in `size`.
 
     Arrays are resized here, pictures decoded in a child that calls `decode_each`; what breaks it is Unreadable.
@@ -102,36 +152,47 @@ def decode_each_safely(child: Child, batch: Batch, size: tuple[int, int] | None)
         return batch.content if size is None else resize(batch.content, size)
     decoded: list[Pixels | Unreadable] = []
     while (done := len(decoded)) < len(batch):
-        decoded += _decode_next(child, batch.select(list(range(done, len(batch)))), size)
+        decoded += _decode_next(child, batch.select(list(range(done, len(batch)))), size, reading)
     return decoded
 
 
-def _decode_next(child: Child, batch: Batch, size: tuple[int, int] | None) -> list[Pixels | Unreadable]:
-    """The first images of a batch, one at least; where they break the child, all of them one by one."""
+def _decode_next(
+    child: Child, batch: Batch, size: tuple[int, int] | None, reading: Reading
+) -> list[Pixels | Unreadable]:
+    """The first images of a batch, one at least; where they break the child, all of them once more one by one."""
     if isinstance(batch.content[0], Unreadable):
         return [batch.content[0]]
-    single = len(batch) == 1
     try:
-        images: list[Pixels | Unreadable] = child.call(
-            batch, size, timeout_s=IMAGE_TIMEOUT_S if single else BATCH_TIMEOUT_S
-        )
-    except (ChildDied, MemoryError) as error:
+        images: list[Pixels | Unreadable] = child.call(batch, size, reading.background, **reading.for_batch)
+    except (ChildDied, MemoryError):
         child.close()
-        if single:
-            return [Unreadable(_broken_reason(error))]
-        return [image for i in range(len(batch)) for image in _decode_next(child, batch.select([i]), size)]
+        return [_decode_alone(child, batch.select([i]), size, reading) for i in range(len(batch))]
     return images
 
 
-def decode_each(batch: Batch, size: tuple[int, int] | None) -> list[Pixels | Unreadable]:
+def _decode_alone(child: Child, batch: Batch, size: tuple[int, int] | None, reading: Reading) -> Pixels | Unreadable:
+    """The image of a batch of one."""
+    if isinstance(batch.content[0], Unreadable):
+        return batch.content[0]
+    try:
+        images: list[Pixels | Unreadable] = child.call(batch, size, reading.background, **reading.for_one)
+    except (ChildDied, MemoryError) as error:
+        child.close()
+        return Unreadable(_broken_reason(error, reading))
+    return images[0]
+
+
+def decode_each(batch: Batch, size: tuple[int, int] | None, background: str = "black") -> list[Pixels | Unreadable]:
     """The first images of a batch, one at least, until they hold BATCH_BYTES: each (C, H, W) uint8, or why not."""
     images: list[Pixels | Unreadable] = []
     nbytes = 0
     for name, content in zip(batch.source, batch.content, strict=True):
         try:
-            image = read_image(read_content(content, None)[0], size=size)
+            image = read_image(read_content(content, None)[0], size=size, background=background)
             images.append(image)
             nbytes += image.nbytes
+        except MemoryError:
+            raise  # the child is told to start anew
         except (StdacError, OSError, ValueError) as error:
             images.append(Unreadable(explain_error(error, name)))
         if nbytes >= BATCH_BYTES:

@@ -1,63 +1,17 @@
 """Picture files: one, or those below a folder, whose first sub-folders may be classes."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Set
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 from stdac.errors import StdacError
-from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, make_files_batch, split_items
-from stdac.text import escape_label, escape_name
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm"})
-
-
-def walk(folder: str) -> Iterator[str]:
-    """The image files below a folder, by suffix, sorted by name within each folder; the names of one are in memory.
-
-    Hidden ones are left out, links to folders not followed. A folder that cannot be listed is yielded with a slash at
-    its end.
-    """
-    waiting = [(folder, _list_reversed(folder))]
-    while waiting:
-        path, names = waiting[-1]
-        if names is None:
-            yield path + "/"
-        if not names:
-            waiting.pop()
-            continue
-        name = names.pop()
-        below = os.path.join(path, name.rstrip("/"))  # noqa: PTH118  # a Path for each of a million would cost
-        if name.endswith("/"):
-            waiting.append((below, _list_reversed(below)))
-        else:
-            yield below
-
-
-def _list_reversed(folder: str) -> list[str] | None:
-    """The wanted names in a folder, last one first, sub-folders with a slash at the end; None where it is closed."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [name for name in map(_wanted_name, entries) if name]
-    except OSError:
-        return None
-    names.sort(key=lambda name: name.rstrip("/"), reverse=True)
-    return names
-
-
-def _wanted_name(entry: os.DirEntry[str]) -> str | None:
-    """The name of a visible folder, with a slash, or of a visible file, or link to one, with an image's suffix."""
-    name = entry.name
-    if name.startswith("."):
-        return None
-    if entry.is_dir(follow_symlinks=False):
-        return name + "/"
-    if name[name.rfind(".") :].lower() not in SUFFIXES:
-        return None
-    if entry.is_symlink():
-        return name if os.path.isfile(entry.path) else None  # noqa: PTH113  # Path.is_file raises where a folder is closed
-    return name if entry.is_file() else None
+from stdac.pictures.batches import BATCH, Batch, Item, Source, Unreadable, make_files_batch, split_items
+from stdac.pictures.formats import SUFFIXES, is_picture
+from stdac.pictures.walk import Id, Walk, describe_left_out, is_left_behind
+from stdac.text import escape_name
 
 
 @dataclass(frozen=True)
@@ -78,22 +32,28 @@ class Picture:
 
 
 class Survey(NamedTuple):
-    """What a walk through a folder found: rows, and whether the first sub-folders' names are labels."""
+    """What a walk through a folder found: rows, and whether the first sub-folders' names are labels; the others as in
+    `Walk`."""
 
     rows: int
     has_labels: bool
+    left_out: Mapping[str, int]
+    seen: Set[Id]
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Picture files below a folder, in the order of `walk`."""
+    """Picture files below a folder, in the order of `Walk`. taken: what was there before, see there."""
 
     path: str
+    taken: Set[Id] = frozenset()
 
     def __post_init__(self) -> None:
         if not self.survey.rows:
+            left_out = describe_left_out(self.survey.left_out)
             raise StdacError(
-                f"{escape_name(self.path)} holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}"
+                f"{escape_name(self.path)} holds no images{left_out and f' ({left_out})'}: expected files ending in "
+                f"{', '.join(sorted(SUFFIXES))}"
             )
 
     @property
@@ -105,11 +65,12 @@ class Folder:
         """One walk ahead; there are labels where each picture lies in a sub-folder, and these are at least two."""
         rows = 0
         classes: set[str] = set()
-        for path in walk(self.path):
+        walk = Walk(self.path, self.taken)
+        for path in walk:
             rows += 1
             if not path.endswith("/"):
                 classes.add(self._class_of(path))
-        return Survey(rows, len(classes) > 1 and "" not in classes)
+        return Survey(rows, len(classes) > 1 and "" not in classes, walk.left_out, walk.seen)
 
     def _class_of(self, path: str) -> str:
         """The first sub-folder that a picture lies in, "" for none."""
@@ -120,10 +81,71 @@ class Folder:
         return self.survey.rows
 
     def batches(self) -> Iterator[Batch]:
-        for paths in split_items(walk(self.path), BATCH):
+        for paths in split_items(Walk(self.path, self.taken), BATCH):
             yield make_files_batch([self._item_of(path) for path in paths], [path.removesuffix("/") for path in paths])
 
     def _item_of(self, path: str) -> Item:
         if path.endswith("/"):
-            return Item(Unreadable("this folder cannot be listed"), None)
-        return Item(path, escape_label(escape_name(self._class_of(path))) if self.survey.has_labels else None)
+            return Item(Unreadable("this folder cannot be listed", ends=True), None)
+        return Item(path, escape_name(self._class_of(path)) if self.survey.has_labels else None)
+
+
+TWICE = "input{s} that would come twice"
+
+
+def drop_repeated(sources: Iterable[Source]) -> tuple[list[Source], Counter[str]]:
+    """The sources without what one before them holds, so that each picture comes once; and how much was left out.
+
+    An input that is named twice, by whatever path, a picture in a folder that is another input, a folder in a folder.
+    """
+    kept: list[Source] = []
+    left_out: Counter[str] = Counter()
+    taken: set[Id] = set()
+    parents: set[Id] = set()
+    names: set[str] = set()
+    for source in sources:
+        path = getattr(source, "path", None)
+        own, parent = _identify(path), _identify(path and os.path.dirname(os.path.realpath(path)))  # noqa: PTH120
+        in_folder = isinstance(source, Picture) and parent in taken and _is_walked(source.path)
+        if own in taken or in_folder or (path is None and source.name in names):
+            left_out[TWICE] += 1
+            continue
+        if isinstance(source, Folder):
+            if source.survey.seen & (taken | parents):
+                rest = _leave_out(source, taken)
+                if rest is None:
+                    left_out[TWICE] += 1
+                    continue
+                source = rest  # noqa: PLW2901
+            taken |= source.survey.seen
+            left_out.update(source.survey.left_out)
+        if own is not None:
+            taken.add(own)
+        if parent is not None and isinstance(source, Picture):
+            parents.add(parent)
+        names.add(source.name)
+        kept.append(source)
+    return kept, left_out
+
+
+def _leave_out(folder: Folder, taken: Set[Id]) -> Folder | None:
+    """The folder without what is taken, None where nothing is left."""
+    try:
+        return replace(folder, taken=frozenset(taken))
+    except StdacError:
+        return None
+
+
+def _identify(path: str | None) -> Id | None:
+    """(device, inode) of a file or folder, None where there is none."""
+    try:
+        about = os.stat(path or "")
+    except (OSError, ValueError):
+        return None
+    return about.st_dev, about.st_ino
+
+
+def _is_walked(path: str) -> bool:
+    """Whether a walk through the folder of a file would take it."""
+    target = os.path.realpath(path)
+    return is_picture(target) and not is_left_behind(os.path.basename(target))  # noqa: PTH119

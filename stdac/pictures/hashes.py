@@ -17,7 +17,8 @@ def hash_content(data: bytes | memoryview) -> str:
 def compute_fingerprints(images: Pixels) -> list[str | None]:
     """A difference hash of each image (n, C, H, W) uint8: 64 bits along rows and 64 along columns, 32 hex digits.
 
-    Gray means over 9 x 9 fields; a bit says that a field is brighter than its neighbour by more than 1 of 255.
+    None for an image of one colour, which looks like any other such. Gray means over 9 x 9 fields; a bit says that a
+    field is brighter than its neighbour by more than 1 of 255.
     """
     n, channels, height, width = images.shape
     gray = images[:, 0] if channels == 1 else images.sum(1, dtype=np.uint16)
@@ -29,7 +30,14 @@ def compute_fingerprints(images: Pixels) -> list[str | None]:
     along = fields[:, :8, 1:] - fields[:, :8, :-1] > 1
     down = fields[:, 1:, :8] - fields[:, :-1, :8] > 1
     text = np.packbits(np.concatenate([along.reshape(n, 64), down.reshape(n, 64)], 1), axis=1).tobytes().hex()
-    return [text[i : i + 32] for i in range(0, len(text), 32)]
+    flat = find_flat(images).tolist()
+    return [None if flat[i] else text[32 * i : 32 * (i + 1)] for i in range(n)]
+
+
+def find_flat(images: Pixels) -> NDArray[np.bool_]:
+    """Which of the images (n, C, H, W) have one colour, (n,) bool."""
+    flat: NDArray[np.bool_] = (images == images[:, :, :1, :1]).all((1, 2, 3))
+    return flat
 
 
 def _field_edges(side: int) -> NDArray[np.int64]:

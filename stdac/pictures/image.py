@@ -7,15 +7,16 @@ from typing import TypeVar
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.ImageFile import ImageFile
 
 from stdac.errors import StdacError
-from stdac.pictures.colour import GRAY_MODES, shrink_image, spread_values
+from stdac.pictures.colour import GRAY_MODES, choose_ground, shrink_image, spread_values
+from stdac.pictures.formats import FORMATS
 from stdac.pictures.pixels import MAX_PIXELS, Pixels, resize_image, to_planes
+from stdac.pictures.png import apply_transparent_value
+from stdac.pictures.tiff import explain_unopened, prepare_tiff
 
 T = TypeVar("T")
-
-FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-"""What a file's first bytes may say it is; Pillow's other decoders, some of which start programs, are never tried."""
 
 MAX_BYTES = 1 << 28
 """A picture of more bytes, or of more than MAX_PIXELS pixels, is refused before it is decoded."""
@@ -77,6 +78,7 @@ def read_image(
     size: tuple[int, int] | None = None,
     *,
     side: int | None = None,
+    background: str = "black",
 ) -> Pixels:
     """Decode one picture: (C, H, W) uint8, its first frame, turned upright by its EXIF orientation.
 
@@ -84,15 +86,17 @@ def read_image(
     width) to resize to, antialiased; side: instead of it, the most pixels a side may have.
 
     16 bits are scaled to 8, floats taken as [0, 1] where all of them lie there and else as [0, 255]. Transparency is
-    laid on black, the value that spatial transformers see beyond an image's border too. CMYK is converted by its ICC
-    profile where it has one; other profiles are ignored. A JPEG is decoded at a half, quarter or eighth of its size
-    where that leaves ROOM times the wanted one, and a picture of more than STRIP_PIXELS is averaged down to no less
-    than that first: both differ slightly from one resize. Raises StdacError, in a few words after the path, for what is
-    not a readable image of at most MAX_PIXELS pixels, and MemoryError.
+    laid on `background`, see `stdac.pictures.colour.BACKGROUNDS`; black is what spatial transformers see beyond an
+    image's border too. CMYK is converted by its ICC profile where it has one; other profiles are ignored. A JPEG is
+    decoded at a half, quarter or eighth of its size where that leaves ROOM times the wanted one, and a picture of more
+    than STRIP_PIXELS is averaged down to no less than that first: both differ slightly from one resize.
+
+    Raises StdacError, in a few words after the path, for what is not a readable image of at most MAX_PIXELS pixels, and
+    MemoryError.
     """
     try:
         data = picture if isinstance(picture, bytes) else read_file(picture)[0]
-        return _decode(data, channels, size, side)
+        return _decode(data, channels, size, side, background)
     except MemoryError:
         raise
     except Exception as error:  # decoders raise anything on hostile files
@@ -114,10 +118,26 @@ def _decoder_reason(error: Exception) -> str:
     return f"damaged ({text.splitlines()[0][:100] if text else type(error).__name__})"
 
 
-def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, side: int | None) -> Pixels:
-    """`read_image` of bytes; raises whatever the decoders do."""
-    image: Image.Image = Image.open(BytesIO(data), formats=FORMATS)
+def _open(data: bytes) -> ImageFile:
+    """A picture, not yet decoded. Raises what Pillow does, and StdacError for a TIFF of a kind that is not read."""
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        if (refused := explain_unopened(data)) is not None:
+            raise refused from None
+        raise
     _check_size(image)
+    if image.format == "TIFF":
+        prepare_tiff(image)
+        image.info.pop("xmp", None)  # or Pillow turns it by an orientation in there
+    return image
+
+
+def _decode(
+    data: bytes, channels: int | None, size: tuple[int, int] | None, side: int | None, background: str
+) -> Pixels:
+    """`read_image` of bytes; raises whatever the decoders do."""
+    image: Image.Image = _open(data)
     height, width = size or (side or MAX_PIXELS,) * 2
     drafted = (
         image.draft(None, _turn_sides(image, ROOM * width, ROOM * height)) if image.format in ("JPEG", "MPO") else None
@@ -129,8 +149,11 @@ def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, sid
     extent: tuple[float, float] = image.size if drafted is None else drafted[1][2:]
     if image.mode == "F" or image.format == "TIFF":
         image = spread_values(image)
+    if image.format == "PNG" and "transparency" in image.info:
+        image = apply_transparent_value(image, data)
     gray = channels == 1 or image.mode in GRAY_MODES
-    flat, factor = shrink_image(image, *_turn_sides(image, ROOM * width, ROOM * height), gray)
+    ground = choose_ground(image, background)
+    flat, factor = shrink_image(image, *_turn_sides(image, ROOM * width, ROOM * height), gray, ground)
     extent = extent[0] / factor[0], extent[1] / factor[1]  # the last row and column may be of smaller blocks
     if size is None and side is not None and max(extent) > side:
         width, height = (max(1, round(length * side / max(extent))) for length in _turn_sides(image, *extent))
@@ -152,11 +175,19 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _orientation_of(image: Image.Image) -> int:
-    """EXIF's orientation, 1 to 8, where there is one that can be read, else 1; TIFFs are turned as they are loaded."""
+    """EXIF's orientation, 1 to 8, where there is one that can be read, else 1; TIFFs are turned as they are loaded.
+
+    One in XMP does not count, as in browsers; Pillow's own `getexif` takes it where EXIF has none.
+    """
     if "exif" not in image.info and "Raw profile type exif" not in image.info:
         return 1
     try:
-        orientation = image.getexif().get(ORIENTATION)
+        raw = image.info.get("exif")
+        if raw is None:  # as older programs write it, in hexadecimal after three lines
+            raw = bytes.fromhex("".join(image.info["Raw profile type exif"].split("\n")[3:]))
+        exif = Image.Exif()
+        exif.load(raw)
+        orientation = exif.get(ORIENTATION)
     except Exception:  # noqa: BLE001  # a parser of hostile bytes; the picture itself may be sound
         return 1
     return orientation if orientation in UPRIGHT_TURNS else 1

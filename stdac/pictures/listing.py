@@ -9,7 +9,7 @@ from typing import cast
 
 from stdac.errors import StdacError
 from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, explain_error, make_files_batch, split_items
-from stdac.pictures.folder import SUFFIXES
+from stdac.pictures.formats import SUFFIXES
 from stdac.pictures.image import check_regular
 from stdac.pictures.kinds import KIND_NAMES, recognize_kind
 from stdac.text import iterate_utf8

@@ -17,7 +17,7 @@ SAMPLE = 1536
 T = TypeVar("T")
 
 
-def sample_images(source: Source, shape: tuple[int, int, int]) -> Pixels:
+def sample_images(source: Source, shape: tuple[int, int, int], background: str = "black") -> Pixels:
     """Images of a source, SAMPLE at most, at random but the same every time: (n, C, H, W) uint8 of the shape (C, H, W).
 
     Raises StdacError where none of them can be read.
@@ -27,7 +27,7 @@ def sample_images(source: Source, shape: tuple[int, int, int]) -> Pixels:
     contents = chain.from_iterable(map(_iterate_contents, source.batches()))
     for name, content in _sample_items(contents, SAMPLE):
         try:
-            images.append(_decode_content(content, shape))
+            images.append(_decode_content(content, shape, background))
         except StdacError as error:
             first = first or explain_error(error, name)
     if not images:
@@ -52,11 +52,11 @@ def _iterate_contents(batch: Batch) -> Iterator[tuple[str, Content | Pixels]]:
     return zip(batch.source, batch.content, strict=True)
 
 
-def _decode_content(content: Content | Pixels, shape: tuple[int, int, int]) -> Pixels:
+def _decode_content(content: Content | Pixels, shape: tuple[int, int, int], background: str) -> Pixels:
     """One image of a batch as (C, H, W) uint8 of the shape. Raises StdacError where it cannot be read."""
     if isinstance(content, Unreadable):
         raise StdacError(content.reason)
     if isinstance(content, np.ndarray):
         image: Pixels = conform(content[None], shape)[0]
         return image
-    return read_image(content, shape[0], shape[1:])
+    return read_image(content, shape[0], shape[1:], background=background)

@@ -22,7 +22,7 @@ from stdac.pictures.batches import (
     refuse_large,
 )
 from stdac.pictures.child import iterate_in_child
-from stdac.pictures.folder import SUFFIXES
+from stdac.pictures.formats import SUFFIXES
 from stdac.text import escape_label, escape_name, find_encoding
 from stdac.words import count_noun
 

@@ -7,7 +7,7 @@ import numpy as np
 from stdac.errors import StdacError
 from stdac.pictures.batches import Batch, Source
 from stdac.pictures.child import Child, ChildDied
-from stdac.pictures.decode import BATCH_TIMEOUT_S, read_content
+from stdac.pictures.decode import READING, Reading, read_content
 from stdac.pictures.image import read_image
 from stdac.pictures.pixels import Pixels
 from stdac.pictures.pool import open_decoders
@@ -16,7 +16,11 @@ Key = tuple[str, int]
 
 
 def read_thumbnails(
-    sources: Sequence[Source], wanted: Collection[Key], side: int, workers: int | None = None
+    sources: Sequence[Source],
+    wanted: Collection[Key],
+    side: int,
+    workers: int | None = None,
+    reading: Reading = READING,
 ) -> Iterator[tuple[Key, Pixels]]:
     """Thumbnails of the wanted images, ((source, index), (H, W) or (H, W, 3) uint8), sides at most `side` pixels.
 
@@ -25,7 +29,7 @@ def read_thumbnails(
     keys = frozenset(wanted)
     with open_decoders("stdac.pictures.thumbnails:make_thumbnails", workers) as pool:
         for found in pool.map(
-            lambda child, batch: _thumbnails_safely(child, batch, side),
+            lambda child, batch: _thumbnails_safely(child, batch, side, reading),
             _select_wanted(sources, keys),
             0,
             lambda batch: batch.nbytes,
@@ -42,19 +46,20 @@ def _select_wanted(sources: Sequence[Source], keys: frozenset[Key]) -> Iterator[
                 yield batch.select(here)
 
 
-def _thumbnails_safely(child: Child, batch: Batch, side: int) -> list[tuple[Key, Pixels]]:
+def _thumbnails_safely(child: Child, batch: Batch, side: int, reading: Reading) -> list[tuple[Key, Pixels]]:
     """`make_thumbnails` in a child; without the image that breaks it."""
     try:
-        thumbnails: list[tuple[Key, Pixels]] = child.call(batch, side, timeout_s=BATCH_TIMEOUT_S)
+        thumbnails: list[tuple[Key, Pixels]] = child.call(batch, side, reading.background, **reading.for_batch)
     except (ChildDied, MemoryError):
         child.close()
         if len(batch) == 1:
             return []
-        return [found for i in range(len(batch)) for found in _thumbnails_safely(child, batch.select([i]), side)]
+        alone = (_thumbnails_safely(child, batch.select([i]), side, reading) for i in range(len(batch)))
+        return [found for part in alone for found in part]
     return thumbnails
 
 
-def make_thumbnails(batch: Batch, side: int) -> list[tuple[Key, Pixels]]:
+def make_thumbnails(batch: Batch, side: int, background: str = "black") -> list[tuple[Key, Pixels]]:
     """The thumbnails of a batch's images that can be read."""
     thumbnails: list[tuple[Key, Pixels]] = []
     for i, key in enumerate(zip(batch.source, batch.index.tolist(), strict=True)):
@@ -62,7 +67,7 @@ def make_thumbnails(batch: Batch, side: int) -> list[tuple[Key, Pixels]]:
             if isinstance(batch.content, np.ndarray):
                 pixels = batch.content[i]
             else:
-                pixels = read_image(read_content(batch.content[i], batch.stat)[0], side=side)
+                pixels = read_image(read_content(batch.content[i], batch.stat)[0], side=side, background=background)
         except (StdacError, OSError, ValueError):  # its row in clusters.parquet says why
             continue
         thumbnails.append((key, pixels[0] if len(pixels) == 1 else np.ascontiguousarray(pixels.transpose(1, 2, 0))))
