@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stdac.command import require
+from stdac.files import check_suffix
 from stdac.words import count_noun, escape_line, format_duration
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def export_command(
 
     The file takes uint8 images and gives clusters; any ONNX runtime opens it. Nothing is written if it disagrees.
     """
+    check_suffix(onnx, (".onnx",))
     require("onnx", "onnxscript")  # before torch, which their extra brings too
     from export.convert.to_onnx import export_model
     from stdac.data import open_input

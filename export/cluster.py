@@ -13,13 +13,13 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from export.clusterer import Clusterer
-from export.results.formats import check_suffix
 from export.results.labels import Labels, read_labels
 from export.results.names import Names, carry_names, load_names, write_names
 from export.results.rows import Known, Parts, check_rows, make_schema
 from stdac import __version__
 from stdac.data import open_input
 from stdac.errors import StdacError
+from stdac.files import check_suffix
 from stdac.pictures.batches import BATCH, Batch, Source
 from stdac.pictures.child import Child
 from stdac.pictures.decode import (

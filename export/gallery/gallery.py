@@ -37,7 +37,7 @@ from export.gallery.selection import (
 from export.gallery.sprites import Sheet, Thumbnail, make_sheet
 from export.results.truth import Truth, score
 from stdac.errors import StdacError
-from stdac.files import atomic_write
+from stdac.files import atomic_write, sweep_temporary
 from stdac.words import count_noun, escape_line, format_score
 
 Pictures = Callable[[Collection[tuple[str, int]], int], Iterator[tuple[tuple[str, int], NDArray[np.uint8]]]]
@@ -143,6 +143,7 @@ def write_gallery(
         "sheets": {name: {"columns": sheet.columns, "tile": sheet.tile} for name, sheet in sheets.items()},
     }
     page = _build_page(title, data, sheets)
+    sweep_temporary(path)
     with atomic_write(path) as out:
         out.write(page)
     return GallerySummary(
@@ -344,7 +345,7 @@ def _build_page(title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheet]
         ),
     }
     template = (folder / "gallery.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], template).encode("utf-8", "replace")
+    return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], template).encode("utf-8", "backslashreplace")
 
 
 def _hash_rows(text: str) -> str:

@@ -10,8 +10,7 @@ import pyarrow as pa
 import pyarrow.csv
 
 from export.results.rows import open_rows
-from stdac.errors import StdacError
-from stdac.files import atomic_write
+from stdac.files import atomic_write, sweep_temporary
 
 ROWS = 16_384
 """Converted at once."""
@@ -33,19 +32,12 @@ def keep_table(output: Path) -> Iterator[Path]:
         table.unlink(missing_ok=True)
 
 
-def check_suffix(path: Path, allowed: tuple[str, ...]) -> None:
-    """Raise StdacError for a file to be written whose name promises another format than it would have."""
-    if path.suffix.lower() not in allowed:
-        *others, last = allowed
-        expected = f"{', '.join(others)} or {last}" if others else last
-        raise StdacError(f"cannot write {path}: expected a name that ends in {expected}, which says what is written")
-
-
 def write_as_named(table: Path, output: Path) -> None:
     """Write the rows of a Parquet file in the format that the output's name says, whole or not at all."""
     write = WRITERS[output.suffix.lower()]
     if write is None:
         return
+    sweep_temporary(output)
     with open_rows(table) as file, atomic_write(output) as out:
         write(out, file.schema_arrow, file.iter_batches(ROWS, use_threads=False))
 

@@ -68,7 +68,7 @@ def open_path(text: str, expected: str = EXPECTED) -> Source:
 
 
 class Shards:
-    """Parquet or tar files in a folder, one data set in the order of their names. Each is opened when its turn comes."""
+    """Parquet or tar files in a folder as one data set, in the order of their names; each is opened in its turn."""
 
     def __init__(self, path: str, files: Sequence[str]) -> None:
         self.path, self.name, self._files = path, escape_name(path), files
