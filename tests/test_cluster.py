@@ -47,7 +47,8 @@ def rows_of(model: Path, *inputs: object, output: Path) -> list[dict[str, object
     assert (summary.images, summary.errors) == (len(rows) - len(bad), len(bad))
     assert summary.sizes.sum() == summary.images
     assert all(row[key] is None for row in bad for key in ("cluster", "name", "confidence", "runner_up", "margin"))
-    assert all(row[key] is not None for row in rows if row not in bad for key in ("content_hash", "fingerprint"))
+    assert all(row["content_hash"] is not None for row in rows if row not in bad)
+    assert sum(row["fingerprint"] is None for row in rows if row not in bad) == summary.flat
     assert not list(output.parent.glob("*.parts"))
     return rows
 
@@ -129,7 +130,7 @@ def test_a_picture_that_breaks_its_decoder_is_a_row_and_the_others_are_not_lost(
     monkeypatch.setattr(sys, "path", [str(tmp_path / "crash"), *sys.path])
     rows = rows_of(model, tmp_path / "in", output=tmp_path / "out.parquet")
     assert [i for i, row in enumerate(rows) if row["error"]] == [7, 70]
-    assert "its decoder crashed" in str(rows[7]["error"])
+    assert "it crashed its decoder" in str(rows[7]["error"])
     assert "of memory" in str(rows[70]["error"])
 
 
@@ -176,7 +177,7 @@ def test_equal_files_have_equal_hashes_and_near_ones_near_fingerprints(
     assert distance[3] <= 6 < distance[1]
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 9), (1, 5, 40), (3, 1, 1), (1, 200, 8)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 9), (1, 5, 40), (1, 200, 8)])
 def test_fingerprints_compare_the_means_of_neighbouring_fields(shape: tuple[int, int, int]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
     edges = [np.arange(10) * side // 9 for side in shape[1:]]
@@ -465,7 +466,7 @@ def test_a_flipped_bit_in_a_part_is_noticed(model: Path, tmp_path: Path) -> None
     ("what", "why"),
     [
         ("missing", "does not exist: expected a folder of images"),
-        ("empty folder", "holds no images: expected files ending in"),
+        ("empty folder", r"holds no images \(1 left out: 1 \.txt\): expected files ending in"),
         ("pipe", "is neither a file nor a folder: expected a folder of images"),
     ],
 )

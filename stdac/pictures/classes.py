@@ -34,8 +34,8 @@ class Classes(NamedTuple):
         """What a person should know of how the folders were understood, "" for nothing."""
         if not self.parts:
             return ""
-        what = f"the classes are the {len(self.names)} folders below them" if self.names else "there are no classes"
-        return f"{list_some(list(map(escape_name, self.parts)))} are parts of the data set: {what}"
+        what = f"the classes are the {len(self.names)} folders below" if self.names else "there are no classes"
+        return f"in parts ({list_some(list(map(escape_name, self.parts)))}), {what}"
 
 
 def find_classes(places: Iterable[Place]) -> Classes:
