@@ -134,7 +134,7 @@ def write_gallery(
         "names": [name or "" for name in names],
         "labels": columns.labels,
         "counts": number,
-        "truth": truth and _make_truth_data(truth),
+        "truth": truth and make_truth_data(truth),
         "note": note,
         "errors": _make_errors_data(file),
         "rows": _make_rows_data(file, columns, exact.copies, shown, thumbnails),
@@ -238,7 +238,7 @@ def count_values(columns: Columns, exact: Exact, near: Near, shown: int) -> dict
     }
 
 
-def _make_truth_data(truth: Truth) -> dict[str, Any]:
+def make_truth_data(truth: Truth) -> dict[str, Any]:
     """The scores and the confusion matrix of the MOST_LABELS most frequent labels."""
     kept = np.sort(np.argsort(-truth.confusion.sum(0), kind="stable")[:MOST_LABELS])
     place = {int(label): i for i, label in enumerate(kept)}
