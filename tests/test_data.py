@@ -18,10 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from numpy.typing import NDArray
 from PIL import Image
 
 import stdac.pictures.decode
+from cluster_jobs.commands.train import train_command
 from stdac.data import NAMES, Dataset, load
 from stdac.errors import StdacError
 from stdac.pictures.batches import Batch
@@ -88,6 +90,13 @@ def save_picture(path: Path, height: int = 10, width: int = 12, mode: str = "L",
     """A picture of one colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, (width, height), value if mode == "L" else (value, 0, 0)).save(path)
+
+
+def fill(folder: Path, *names: str) -> None:
+    """Pictures of more than one colour."""
+    for name, image in zip(names, [*IMAGES] * 9, strict=False):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(png(image))
 
 
 # --- by name
@@ -196,17 +205,74 @@ def test_mixed_sizes_are_an_error_that_an_image_size_cures(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture", None])
-def test_a_broken_picture_is_named(tmp_path: Path, content: bytes | None) -> None:
-    save_picture(tmp_path / "a.png")
-    whole = (tmp_path / "a.png").read_bytes()
-    (tmp_path / "broken.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    with pytest.raises(StdacError, match=r"cannot read .*/broken\.png: not a readable image; repair or remove it$"):
+def test_a_broken_picture_is_left_out_counted_and_named(tmp_path: Path, content: bytes | None) -> None:
+    fill(tmp_path, "a/1.png", "b/2.png", "b/4.png")
+    good = load(str(tmp_path))
+    whole = (tmp_path / "a" / "1.png").read_bytes()
+    (tmp_path / "a" / "3.png").write_bytes(whole[: len(whole) // 2] if content is None else content)
+    dataset = load(str(tmp_path))
+    assert dataset.fingerprint == good.fingerprint and good.labels is not None and dataset.labels is not None
+    assert dataset.labels.tolist() == good.labels.tolist() == [0, 1, 1]
+    assert not good.notes
+    (note,) = dataset.notes
+    why = "cut short" if content is None else "not a readable image"
+    assert note == f"1 of 4 pictures left out: {tmp_path}/a/3.png ({why})"
+    (tmp_path / "b" / "5.png").write_bytes(b"")
+    assert load(str(tmp_path), limit=2).notes == (note.replace("1 of 4", "2 of 5").replace("out:", "out, the first:"),)
+
+
+def test_where_no_picture_can_be_read_the_first_is_named(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    with pytest.raises(StdacError, match=r"cannot read .*/a\.png: not a readable image; repair or remove it$"):
         load(str(tmp_path))
+
+
+def test_a_broken_picture_of_an_archive_is_left_out_with_its_label(tmp_path: Path) -> None:
+    pictures = [PICTURE, b"hello", None, PICTURE]
+    (tmp_path / "a.parquet").write_bytes(parquet(image=pictures, label=["x", "broken", "missing", "y"]))
+    (tmp_path / "a.tar").write_bytes(tar({"a.png": PICTURE, "b.png": b"hello", "c.png": PICTURE}))
+    dataset = load(str(tmp_path / "a.parquet"))
+    assert dataset.labels is not None and dataset.class_names == ("x", "y")
+    assert (len(dataset.images), dataset.labels.tolist()) == (2, [0, 1])
+    assert dataset.notes == (
+        f"2 of 4 pictures left out, the first: {tmp_path}/a.parquet, image 1 (not a readable image)",
+    )
+    assert len(load(str(tmp_path / "a.tar")).images) == 2
+
+
+def test_training_says_once_what_it_leaves_out(tmp_path: Path) -> None:
+    fill(tmp_path / "in", *(f"{i}.png" for i in range(4)))
+    for name in ("broken.png", "a.heic", "b.heic", ".hidden.png"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    command = f"--dataset {tmp_path}/in --method kmeans --clusters 2 --out {tmp_path}/run".split()
+    ran = CliRunner().invoke(train_command, command)
+    assert ran.exit_code == 0, ran.output
+    assert f"{tmp_path}/in: 3 left out: 2 .heic, 1 hidden\n" in ran.stderr
+    assert f"1 of 5 pictures left out: {tmp_path}/in/broken.png (not a readable image)\n" in ran.stderr
+    assert "left out" not in CliRunner().invoke(train_command, command).output
+
+
+def test_pictures_of_one_colour_are_counted_and_a_background_makes_them_visible(tmp_path: Path) -> None:
+    for i in range(3):
+        pixels = np.zeros((12, 12, 4), np.uint8)
+        pixels[i : i + 5, i : i + 3, 3] = 255  # black, on transparency
+        Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+    black, auto = load(str(tmp_path)), load(str(tmp_path), background="auto")
+    assert not black.images.any()
+    assert black.notes == (
+        f"3 of 3 pictures of {tmp_path} have nothing but one colour: what is drawn in black on transparency is seen "
+        "after training with --background auto",
+    )
+    assert auto.notes == () and auto.images[:, 0].min((1, 2)).tolist() == [0, 0, 0]
+    np.testing.assert_array_equal(auto.images, load(str(tmp_path), background="white").images)
 
 
 def test_a_folder_without_images_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("nothing here")
-    with pytest.raises(StdacError, match=r"holds no images: expected files ending in \.bmp, .*, \.webp$"):
+    with pytest.raises(
+        StdacError, match=r"holds no images \(1 left out: 1 \.txt\): expected files ending in .*, \.webp$"
+    ):
         load(str(tmp_path))
 
 
@@ -302,7 +368,6 @@ BAD_FILES = {
     "no-pictures.parquet": parquet(label=["a"]),
     "no-pictures.tar": tar({"a.txt": b"a"}),
     "cut.tar": tar({"a.png": PICTURE, "b.png": PICTURE})[:1700],
-    "broken-picture.tar": tar({"a.png": PICTURE, "b.png": b"hello"}),
     "one.png": PICTURE,
 }
 SENTENCES = json.loads((Path(__file__).parent / "frozen" / "bad_files.json").read_text())
@@ -420,12 +485,12 @@ if "stdac.pictures.child" in sys.orig_argv:
 
 
 def test_a_picture_that_crashes_its_decoder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for i in range(10):
-        save_picture(tmp_path / "in" / f"{i}.png")
+    fill(tmp_path / "in", *(f"{i}.png" for i in range(10)))
     (tmp_path / "sitecustomize.py").write_text(CRASHES)
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(StdacError, match=r"cannot read .*/in/7\.png: its decoder crashed, .*; repair or remove it"):
-        load(str(tmp_path / "in"))
+    dataset = load(str(tmp_path / "in"))
+    assert len(dataset.images) == 9
+    assert dataset.notes == (f"1 of 10 pictures left out: {tmp_path}/in/7.png (it crashed its decoder)",)
 
 
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

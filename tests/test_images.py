@@ -61,7 +61,7 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *more: by
 
 
 def tiff(samples: Any, tags: dict[int, Any] | None = None, order: str = "<", packed: bool = False) -> bytes:
-    """A TIFF file made by hand from (H, W, S) of any type; tags besides those of shape and type, such as PLANAR."""
+    """A TIFF file made by hand from (H, W, S) of any type; tags: besides, or other ones."""
     x = np.asarray(samples)
     height, width, count = x.shape
     more = {262: 2 if count > 2 else 1, 284: 1} | (tags or {})

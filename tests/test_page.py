@@ -28,6 +28,7 @@ from export.web.page import page_command, write_page
 from stdac.command import Commands
 from stdac.data import load
 from stdac.errors import StdacError
+from stdac.pictures.colour import choose_ground
 from stdac.pictures.image import read_image
 from stdac.pictures.pixels import Pixels
 from tests.conftest import export_nearest
@@ -394,6 +395,29 @@ def test_a_page_that_lost_or_changed_a_part_says_so(opened: Any, gray: Path, tmp
     }
     assert "The model did not start in this browser" in said
     assert expected[damage] in said
+
+
+def test_the_page_lays_transparency_on_what_stdac_cluster_does(tmp_path: Path) -> None:
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("there is no node on the PATH")
+    rng, expected = np.random.default_rng(0), []
+    for i in range(20):
+        pixels = rng.integers(0, 256, (9, 7, 4), dtype=np.uint8)
+        pixels[..., :3] = pixels[..., :3] // 2 + (i % 2) * 127
+        pixels[..., 3] *= rng.random((9, 7)) < 0.5
+        expected.append("white" if choose_ground(Image.fromarray(pixels), "auto") else "black")
+        (tmp_path / f"{i}.rgba").write_bytes(pixels.tobytes())
+    script = (
+        (export.web.page.WEB / "resample.js").read_text()
+        + """
+      const fs = require("fs");
+      for (let i = 0; i < 20; i++) console.log(groundOf(fs.readFileSync(`${i}.rgba`)));
+    """
+    )
+    (tmp_path / "run.cjs").write_text(script)
+    ran = subprocess.run([node, "run.cjs"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == expected == ["white", "black"] * 10
 
 
 def test_the_resize_in_javascript_is_that_of_pillow(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from stdac.data import load, open_input
 from stdac.errors import StdacError
 from stdac.pictures.arrays import read_batches
 from stdac.pictures.batches import BATCH, BATCH_BYTES, MEMBER_BYTES, Batch, Source, Unreadable, end_with_reason
-from stdac.pictures.folder import Folder
+from stdac.pictures.folder import Folder, drop_repeated
 from stdac.pictures.image import read_image
 from stdac.pictures.listing import PictureList
 from stdac.pictures.parquet import find_columns
@@ -382,7 +382,7 @@ def test_a_closed_folder_is_a_row(tmp_path: Path) -> None:
     assert source.count() == 3
     got = rows(source)
     assert got[1][0] == str(tmp_path / "closed")
-    assert got[1][2] == Unreadable("this folder cannot be listed")
+    assert got[1][2] == Unreadable("this folder cannot be listed", ends=True)
     assert [row[3] for row in got] == ["cat", None, "dog"]
 
 
@@ -399,7 +399,38 @@ def test_a_closed_folder_is_a_row_even_for_root(tmp_path: Path, monkeypatch: pyt
     got = rows(open_input(str(tmp_path)))
     assert [row[3] for row in got] == ["cat", None, "dog"]
     assert got[1][0] == str(tmp_path / "closed")
-    assert got[1][2] == Unreadable("this folder cannot be listed")
+    assert got[1][2] == Unreadable("this folder cannot be listed", ends=True)
+
+
+def test_a_picture_that_several_inputs_hold_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path, "ph/a.png", "ph/sub/b.png", "other/c.png")
+    (tmp_path / "link").symlink_to("ph")
+    (tmp_path / "ph" / ".hidden.png").write_bytes(PNGS[0])
+    monkeypatch.chdir(tmp_path)
+
+    def names(*inputs: str) -> tuple[list[str], int]:
+        sources, left_out = drop_repeated(map(open_input, inputs))
+        return [row[0] for source in sources for row in rows(source)], left_out.total() - left_out["hidden"]
+
+    both = ["ph/a.png", "ph/sub/b.png"]
+    assert names("ph", "ph/", "./ph", "link", str(tmp_path / "ph")) == (both, 4)
+    assert names("ph", "ph/sub", "ph/a.png", "link/a.png", "other") == ([*both, "other/c.png"], 3)
+    assert names("ph/sub", "ph") == (["ph/sub/b.png", "ph/a.png"], 1)
+    assert names("ph/a.png", "ph", "./ph/a.png") == (both, 2)
+    assert names("ph/a.png", "ph/sub", ".", "other/c.png")[0] == [*both, "./other/c.png"]
+    assert names("ph", "ph/.hidden.png")[0] == [*both, "ph/.hidden.png"]
+    assert names("ph/sub/b.png", "ph/sub") == (["ph/sub/b.png"], 1)
+    assert len(drop_repeated(map(open_input, ("digits", "digits")))[0]) == 1
+
+
+def test_classes_may_be_links(tmp_path: Path) -> None:
+    fill(tmp_path / "store", "cats/1.png", "dogs/2.png")
+    (tmp_path / "set").mkdir()
+    for name in ("cats", "dogs"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "store" / name)
+    training = load(str(tmp_path / "set"))
+    assert (len(training.images), training.class_names) == (2, ("cats", "dogs"))
+    assert [row[3] for row in rows(open_input(str(tmp_path / "set")))] == ["cats", "dogs"]
 
 
 def test_a_single_picture(tmp_path: Path) -> None:

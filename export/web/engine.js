@@ -118,7 +118,8 @@ async function startEngine(page, source, say) {
     try {
       const program = await loadFile(files[`${provider}program`]);
       const binary = await loadFile(files[`${provider}binary`]);
-      return await startProvider(provider, { program, binary, model, shape: page.shape }, page, source, check);
+      const { shape, background } = page;
+      return await startProvider(provider, { program, binary, model, shape, background }, page, source, check);
     } catch (error) {
       failures.push(`${PROVIDERS[provider]}: ${messageOf(error)}`);
     }

@@ -5,6 +5,9 @@ type Provider = "webgpu" | "wasm";
 /** Channels, height, width. */
 type Shape = [number, number, number];
 
+/** What transparency is laid on. */
+type Background = "black" | "white" | "auto";
+
 /** A picture's row of clusters.parquet; top: cluster and score of the best eight. */
 interface SortedRow {
   cluster: number;
@@ -26,6 +29,7 @@ interface Parts {
   binary: ArrayBuffer;
   model: ArrayBuffer;
   shape: Shape;
+  background: Background;
 }
 
 /** By its kind, what a worker is asked. */

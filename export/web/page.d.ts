@@ -13,6 +13,7 @@ interface PageModel {
   method: string | null;
   names: string[];
   shape: Shape;
+  background: Background;
   precision: "fp32" | "fp16" | "int8";
   sha256: string;
   model: string;

@@ -127,6 +127,7 @@ def describe(clusterer: "Clusterer", names: "Names | None") -> dict[str, Any]:
         "method": info.trial.get("method"),
         "names": [name or default for name, default in zip(given, own, strict=True)],
         "shape": list(info.shape),
+        "background": info.background,
         "precision": info.precision,
         "sha256": clusterer.sha256,
         "model": clusterer.path.name,

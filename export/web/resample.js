@@ -55,6 +55,23 @@ function resampleLine(source, start, step, out, outStart, outStep, kernel) {
 }
 
 /**
+ * What a picture's transparency is laid on where that is to fit it: white below a dark one, black below a bright one.
+ * The mean luminance counts, each pixel by its opacity.
+ * @param {Uint8ClampedArray} rgba
+ * @returns {"black" | "white"}
+ */
+function groundOf(rgba) {
+  const luminance = channelsOf(rgba, 1);
+  let sum = 0;
+  let opacity = 0;
+  for (let i = 0; i < luminance.length; i++) {
+    sum += luminance[i] * rgba[4 * i + 3];
+    opacity += rgba[4 * i + 3];
+  }
+  return sum < 127.5 * opacity ? "white" : "black";
+}
+
+/**
  * RGBA bytes to lines of gray or RGB bytes, one channel after the other.
  * @param {Uint8ClampedArray} rgba
  * @param {number} channels

@@ -9,6 +9,8 @@ let ort;
 let session;
 /** @type {Shape} */
 let shape;
+/** @type {Background} */
+let background = "black";
 let padded = false;
 /** @type {OffscreenCanvas | null} */
 let canvas = null;
@@ -40,7 +42,7 @@ function answerTo(message) {
 /** @type {{ [K in Kind]: (question: Questions[K]) => Promise<Answers[K]> }} */
 const answers = {
   /** Start a session. program, binary: onnxruntime-web; model: the ONNX file; provider: "wasm" or "webgpu". */
-  async start({ program, binary, model, provider, shape: given }) {
+  async start({ program, binary, model, provider, shape: given, background: ground }) {
     const url = URL.createObjectURL(new Blob([program], { type: "text/javascript" }));
     ort = /** @type {Ort} */ (await import(url));
     URL.revokeObjectURL(url);
@@ -52,6 +54,7 @@ const answers = {
       logSeverityLevel: 4,
     });
     shape = given;
+    background = ground;
     padded = provider === "webgpu"; // each new batch size would compile its shaders anew
     return {};
   },
@@ -126,7 +129,7 @@ function rowOf(cluster, scores) {
 }
 
 /**
- * A picture file as the model's input, (C, H, W) bytes: its first frame, upright, transparency laid on black.
+ * A picture file as the model's input, (C, H, W) bytes: its first frame, upright, transparency laid on the background.
  * @param {File} file
  */
 async function pixelsOf(file) {
@@ -138,24 +141,40 @@ async function pixelsOf(file) {
   try {
     const { width, height } = picture;
     if (width * height > MAX_PIXELS) throw new RangeError(`its ${width} x ${height} pixels are too many`);
-    return resample(width, height, (top, rows) => rowsOf(picture, top, rows), shape);
+    const ground = background === "auto" ? groundOf(sampleOf(picture)) : background;
+    return resample(width, height, (top, rows) => rowsOf(picture, top, rows, ground), shape);
   } finally {
     picture.close();
   }
 }
 
 /**
- * RGBA bytes of some rows of a picture.
+ * RGBA bytes of at most 512 x 512 of a picture's pixels, transparent as they are.
+ * @param {ImageBitmap} picture
+ */
+function sampleOf(picture) {
+  const width = Math.min(512, picture.width);
+  const height = Math.min(512, picture.height);
+  const context = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
+  if (context === null) throw new Error("this browser draws nothing in a worker");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(picture, 0, 0, width, height);
+  return context.getImageData(0, 0, width, height).data;
+}
+
+/**
+ * RGBA bytes of some rows of a picture, laid on a colour.
  * @param {ImageBitmap} picture
  * @param {number} top
  * @param {number} rows
+ * @param {string} ground
  */
-function rowsOf(picture, top, rows) {
+function rowsOf(picture, top, rows, ground) {
   if (!canvas || canvas.width !== picture.width || canvas.height < rows)
     canvas = new OffscreenCanvas(picture.width, rows);
   const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
   if (context === null) throw new Error("this browser draws nothing in a worker");
-  context.fillStyle = "#000";
+  context.fillStyle = ground;
   context.fillRect(0, 0, picture.width, rows);
   context.drawImage(picture, 0, -top);
   return context.getImageData(0, 0, picture.width, rows).data;
@@ -171,7 +190,7 @@ function reason(error, file) {
   if (error instanceof DOMException && ["NotFoundError", "NotReadableError"].includes(error.name))
     return "the file was moved, or may not be read";
   if (!file.size) return "the file is empty";
-  return /\.(tiff?|p[gp]m)$/i.test(file.name)
+  return /\.(tiff?|p[bgpnf]m|j[p2][2fxkc]|jpc)$/i.test(file.name)
     ? "browsers do not read this format: convert it to PNG, or use stdac cluster"
     : "not a picture that this browser can read";
 }

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from multiprocessing.connection import Connection
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from stdac.errors import StdacError
 
@@ -22,6 +22,7 @@ PDEATHSIG = 1  # of prctl(2)
 READY = "ready"
 SAID_BYTES = 1 << 16
 END_S = 10.0
+STARTS = 3  # of a child that others kill as it starts, as a system does that is short of memory
 
 
 START_S = 300.0
@@ -55,7 +56,6 @@ class Child:
         self.function, self.memory_bytes = function, memory_bytes
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
-        self._said: IO[bytes] | None = None
         self._stopped = False
 
     def __enter__(self) -> Self:
@@ -104,47 +104,49 @@ class Child:
         return value
 
     def _start(self) -> Connection:
-        if self._connection is None:
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self._said = tempfile.TemporaryFile()  # noqa: SIM115  # what it says until it is ready
-                arguments = [str(theirs.fileno()), str(os.getpid()), self.function, str(self.memory_bytes)]
-                try:
-                    self._process = subprocess.Popen(
-                        [sys.executable, "-m", "stdac.pictures.child", *arguments],
-                        pass_fds=[theirs.fileno()],
-                        stdin=subprocess.DEVNULL,
-                        stdout=subprocess.DEVNULL,
-                        stderr=self._said,
-                        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **QUIET_ENVIRONMENT},
-                    )
-                except OSError as error:
-                    ours.close()
-                    raise ChildNotStarted(f"no process can be started to read with ({error.strerror})") from error
-            self._connection = Connection(ours.detach())
-            self._await_start(self._connection)
-        if self._stopped:
+        """A process that is ready, started if there is none."""
+        tries = 0
+        while self._connection is None and not self._stopped:
+            tries += 1
+            why = self._try_to_start()
+            if why is None or self._stopped:
+                break
+            killed = self._process is not None and (self._wait_for_end() or 0) < 0
+            self.close()
+            if not killed or tries == STARTS:
+                raise ChildNotStarted(f"a process that is to read pictures and files could not start: {why}")
+        if self._connection is None or self._stopped:
             self.close()
             raise ChildDied
         return self._connection
 
-    def _await_start(self, connection: Connection) -> None:
-        """Wait until the child has imported its function. Raises ChildNotStarted with what it said instead."""
-        try:
-            if connection.poll(START_S) and connection.recv() == READY:
-                return
-            why = f"it was not ready after {START_S:.0f} s"
-        except (EOFError, OSError):
-            why = _describe_end(self._wait_for_end())
-        if self._stopped:
-            return
-        assert self._said is not None
-        self._said.seek(0)
-        lines = self._said.read(SAID_BYTES).decode("utf-8", "replace").strip().splitlines()
-        self.close()
-        raise ChildNotStarted(
-            f"a process that is to read pictures and files could not start: {lines[-1] if lines else why}"
-        )
+    def _try_to_start(self) -> str | None:
+        """Start the process and wait until it has imported its function; what it said if it did not."""
+        ours, theirs = socket.socketpair()
+        self._connection = Connection(ours.detach())
+        with theirs, tempfile.TemporaryFile() as said:
+            arguments = [str(theirs.fileno()), str(os.getpid()), self.function, str(self.memory_bytes)]
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "stdac.pictures.child", *arguments],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=said,
+                    env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **QUIET_ENVIRONMENT},
+                )
+            except OSError as error:
+                return error.strerror
+            theirs.close()
+            try:
+                if self._connection.poll(START_S) and self._connection.recv() == READY:
+                    return None
+                why = f"it was not ready after {START_S:.0f} s"
+            except (EOFError, OSError):
+                why = _describe_end(self._wait_for_end())
+            said.seek(0)
+            lines = said.read(SAID_BYTES).decode("utf-8", "replace").strip().splitlines()
+        return lines[-1] if lines else why
 
     def _wait_for_end(self) -> int | None:
         """The exit code of a child that has hung up."""
@@ -166,9 +168,7 @@ class Child:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
-        if self._said is not None:
-            self._said.close()
-        self._connection = self._process = self._said = None
+        self._connection = self._process = None
 
 
 def _describe_end(code: int | None) -> str:
@@ -205,11 +205,11 @@ def main(descriptor: str, parent: str, function: str, memory_bytes: str) -> None
         ctypes.CDLL(None).prctl(PDEATHSIG, signal.SIGKILL)
     if os.getppid() != int(parent):
         return
+    module, name = function.split(":")
+    called = getattr(importlib.import_module(module), name)
     with suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_DATA, (int(memory_bytes), int(memory_bytes)))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    module, name = function.split(":")
-    called = getattr(importlib.import_module(module), name)
     with Connection(int(descriptor)) as connection, suppress(EOFError, BrokenPipeError, ConnectionResetError):
         connection.send(READY)
         with open(os.devnull, "wb") as nothing:  # C libraries remark on odd files

@@ -59,7 +59,8 @@ def collect_pictures(source: Source, size: Size | None = None, background: str =
                 continue
             for i, image in enumerate(images):
                 if isinstance(image, Unreadable):
-                    if image.ends:
+                    given = batch.content[i]
+                    if isinstance(given, Unreadable) and given.ends:
                         raise _refuse_image(batch, i, image.reason)
                     tally.count_broken(batch, i, image.reason)
                     continue

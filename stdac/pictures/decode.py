@@ -18,7 +18,7 @@ from stdac.pictures.pool import MEMORY_BYTES
 DECODE_S = 20.0
 DECODE_VARIABLE = "STDAC_DECODE_S"
 BATCH_FACTOR = 3
-WAIT_FACTOR = 6
+WAIT_FACTOR = 10
 
 
 class Reading(NamedTuple):
@@ -103,7 +103,7 @@ def _broken_reason(error: Exception, reading: Reading) -> str:
     if isinstance(error, MemoryError):
         return f"decoding it takes more than {MEMORY_BYTES >> 20} MiB of memory"
     if isinstance(error, ChildSlow):
-        return f"decoding it takes more than {reading.seconds:g} s of CPU: set {DECODE_VARIABLE} to allow more"
+        return f"decoding it takes more than {reading.seconds:g} s of CPU: set STDAC_DECODE_S to allow more"
     if isinstance(error, ChildLate):
         return (
             f"its decoder gave no answer within {WAIT_FACTOR * reading.seconds:g} s: is the machine or its disk busy?"

@@ -103,11 +103,13 @@ class Walk:
     def _choose_link(self, entry: os.DirEntry[str]) -> str | None:
         """As `_choose_name`, of a link."""
         try:
-            is_folder, is_file, about = entry.is_dir(), entry.is_file(), entry.stat()
-        except OSError:  # it leads to itself
-            is_folder = is_file = False
-        if not is_folder and not is_file:
+            about = entry.stat()
+        except OSError:  # it leads nowhere, or to itself
             self.left_out["broken link{s}"] += 1
+            return None
+        is_folder = entry.is_dir()
+        if not is_folder and not entry.is_file():
+            self.left_out["special file{s}"] += 1
             return None
         target = os.path.realpath(entry.path)
         if is_folder:
