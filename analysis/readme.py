@@ -41,7 +41,7 @@ def fill_blocks(text: str, folder: Path) -> str:
 def main(readme: Path, check: bool) -> None:
     """Fill the blocks of results in a page, README, from the folder results/ beside it or beside its folder."""
     try:
-        text = readme.read_text()
+        text = readme.read_text("utf-8")
         new = fill_blocks(text, _find_results(readme))
         if check and new != text:
             raise StdacError(f"{readme} is not what results/ says: python -m analysis.readme writes it anew")

@@ -18,7 +18,7 @@ from analysis.provenance import describe_environment, list_commands, read_grids
 from analysis.report_style import CSS
 from analysis.runs import read_metrics
 from analysis.table import COLUMNS, HEADING, INTERVALS, list_remarks, make_rows, show
-from stdac.files import atomic_write
+from stdac.files import atomic_write, check_suffix, sweep_temporary
 from stdac.words import count_noun, format_duration
 
 EPOCHS = 24  # columns of the table by epoch, at most
@@ -30,11 +30,13 @@ def write_report(run: Path, out: Path | None = None, *, unfinished: bool = False
     run, unfinished: see `analysis.runs.read_metrics`; a collected file has no pictures of transformers. out: RUN/
     report.html if None. Raises StdacError as `read_metrics` does, or where `out` cannot be written.
     """
-    rows = read_metrics(run, unfinished=unfinished)
     out = out or (run if run.is_dir() else run.parent) / "report.html"
+    check_suffix(out, (".html", ".htm"))
+    rows = read_metrics(run, unfinished=unfinished)
     text = make_page(run, rows, run.resolve().name, hosts=True)
+    sweep_temporary(out)
     with atomic_write(out) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))
     return out
 
 
@@ -136,7 +138,7 @@ def draw_svg(draw: Callable[[Path], Path], label: str, name: str, kind: str) -> 
     import matplotlib
 
     with TemporaryDirectory() as folder, matplotlib.rc_context({"svg.fonttype": "none"}):
-        svg = draw(Path(folder) / "figure.svg").read_text()
+        svg = draw(Path(folder) / "figure.svg").read_text("utf-8")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     numbers = count(1)
     ids: defaultdict[str, str] = defaultdict(lambda: f"{name}-{next(numbers)}")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from stdac.errors import StdacError
+from stdac.text import read_text
 from stdac.trial import Trial
 
 NAME = re.compile(r"[^./\\][^/\\]{0,99}")
@@ -42,12 +43,12 @@ def load_grid(name: str) -> Grid:
     >>> [trial.params.stn for trial in load_grid("quick").trials if trial.method == "st-dac"]
     [0, 1, 2, 3, 0, 1, 2, 3]
     """
-    from stdac.methods import add_needs, resolve
+    from stdac.methods import add_needs
 
     path = PRESETS / f"{name}.toml" if name in list_presets() else Path(name)
     if not path.is_file():
         raise StdacError(f"unknown grid {name!r}: expected one of {', '.join(list_presets())}, or a TOML file")
-    text = path.read_text()
+    text = read_text(path)
     try:
         spec = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
@@ -57,11 +58,11 @@ def load_grid(name: str) -> Grid:
     defaults = spec.get("defaults", {})
     trials: list[Trial] = []
     for number, block in enumerate(spec["trials"], 1):
-        for cell in expand(merge(defaults, block)):
-            try:
-                trials.append(resolve(cell, path.parent))
-            except StdacError as error:
-                raise StdacError(f"{path}, block {number} of [[trials]]: {error}") from error
+        try:
+            trials += resolve_block(defaults, block, path.parent)
+        except StdacError as error:
+            where = "[defaults]" if _is_of_defaults(defaults, block, str(error)) else f"block {number} of [[trials]]"
+            raise StdacError(f"{path}, {where}: {error}") from error
     return Grid(name, add_needs(trials), text, spec.get("slurm", {}))
 
 
@@ -86,6 +87,19 @@ def _read_name(path: Path, spec: Mapping[str, Any]) -> str:
             "slash, no dot at the beginning, no control characters"
         )
     return str(name)
+
+
+def resolve_block(defaults: Mapping[str, Any], block: Mapping[str, Any], base: Path) -> list[Trial]:
+    """The trials of a block in a file in the folder `base`. Raises StdacError as `stdac.methods.resolve` does."""
+    from stdac.methods import resolve
+
+    return [resolve(cell, base) for cell in expand(merge(defaults, block))]
+
+
+def _is_of_defaults(defaults: Mapping[str, Any], block: Mapping[str, Any], error: str) -> bool:
+    """Whether an error names a key that the block has from the defaults alone."""
+    params = set(defaults.get("params", {})) - set(block.get("params", {}))
+    return any(f"{key} = " in error or repr(key) in error for key in {*defaults, *params} - set(block))
 
 
 def merge(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:

@@ -239,5 +239,5 @@ def choose_gpu(slot: int, gpus: int, visible: str | None) -> dict[str, str]:
 def read_last_line(log: Path) -> str:
     """What a log ends with."""
     with suppress(OSError, IndexError):
-        return log.read_text(errors="replace").strip().splitlines()[-1]
+        return log.read_text("utf-8", errors="replace").strip().splitlines()[-1]
     return "its log is empty"

@@ -33,7 +33,7 @@ def main() -> None:
     """The process that `ray_tune` starts. argv[1] is a Job as JSON, stdout carries lines [kind, text], stderr logs."""
     end_with_parent()
     job = Job.from_json(json.loads(sys.argv[1]))
-    messages = os.fdopen(os.dup(1), "w")
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8", errors="backslashreplace")
     os.dup2(2, 1)
 
     def tell(kind: str, text: str) -> None:

@@ -89,7 +89,7 @@ def find_cluster() -> tuple[str, str] | None:
         return address, "RAY_ADDRESS is set"
     with suppress(OSError):
         noted = Path(CURRENT_CLUSTER)
-        if noted.stat().st_uid == os.getuid() and can_reach(found := noted.read_text().strip()):
+        if noted.stat().st_uid == os.getuid() and can_reach(found := noted.read_text("utf-8").strip()):
             return found, "a Ray cluster runs on this machine"
     return None
 
@@ -179,7 +179,8 @@ def _start_driver(job: Job) -> Iterator["subprocess.Popen[str]"]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
-            text=True,
+            encoding="utf-8",
+            errors="backslashreplace",
             env=make_environment(job),
             cwd=job.scratch,  # where a raylet that loses its head dumps its core
             start_new_session=True,
@@ -268,7 +269,7 @@ def _furnish(scratch: Path) -> None:
     write_json(scratch / "owner.json", own)
     try:
         descriptor = os.open(scratch / "token", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(descriptor, "w") as file:
+        with open(descriptor, "w", encoding="utf-8") as file:
             file.write(secrets.token_hex(32))
         # a socket's path has room for 107 bytes, of which Ray takes 76; linked before it is made, so that none is lost
         sockets = _name_sockets(scratch)

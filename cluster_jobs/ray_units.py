@@ -230,7 +230,7 @@ class Errors(Callback):  # type: ignore[misc]
         for trial in self.trials:
             if trial.trial_id == trial_id and trial.error_file is not None:
                 with suppress(OSError):
-                    return Path(trial.error_file).read_text(errors="replace")
+                    return Path(trial.error_file).read_text("utf-8", errors="replace")
         return ""
 
 

@@ -275,7 +275,7 @@ class Driver:
 
 def _read_last_word(log: Path) -> str:
     """The last line of a task's log that is not SLURM's own."""
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line for line in log.read_text("utf-8", errors="replace").splitlines() if line.strip()]
     ours = [line for line in lines if not line.startswith(("srun:", "slurmstepd", "submitit"))]
     return (ours or lines or ["nothing"])[-1]
 

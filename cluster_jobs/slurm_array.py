@@ -101,7 +101,8 @@ def submit_array(run: Path, asked: Settings, node: "Node", tasks: int, say: Call
             input=make_script(asked, folder, name_jobs(run), tasks, probe),
             env=clean_environment(make_python_environment()),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="surrogateescape",
             check=False,
             start_new_session=True,  # out of reach of the terminal's Ctrl-C
         )

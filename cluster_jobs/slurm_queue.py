@@ -56,7 +56,7 @@ def ask_slurm(*command: str) -> str | None:
             command,
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=ANSWER_S,
             check=False,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from stdac.command import require
+from stdac.files import check_suffix
 from stdac.words import count_noun, escape_line, format_duration
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def export_command(
 
     The file takes uint8 images and gives clusters; any ONNX runtime opens it. Nothing is written if it disagrees.
     """
+    check_suffix(onnx, (".onnx",))
     require("onnx", "onnxscript")  # before torch, which their extra brings too
     from export.convert.to_onnx import export_model
     from stdac.data import open_input
@@ -74,6 +76,7 @@ def export_command(
 def read_names(path: Path, k: int) -> tuple[str, ...]:
     """K cluster names, from a names.toml or one a line of a UTF-8 file. Raises StdacError where it cannot be read."""
     from stdac.errors import StdacError
+    from stdac.text import read_text
 
     if path.suffix == ".toml":
         from export.results.names import load_names
@@ -83,11 +86,9 @@ def read_names(path: Path, k: int) -> tuple[str, ...]:
             raise StdacError(f"there is no {path}: expected a names.toml, which the gallery of stdac cluster saves")
         return names.of(k)
     try:
-        return tuple(line.strip() for line in path.read_text("utf-8").rstrip().split("\n"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise StdacError(
-            f"cannot read {path} ({error}): expected a UTF-8 text file with one cluster name a line"
-        ) from error
+        return tuple(line.strip() for line in read_text(path).rstrip().split("\n"))
+    except OSError as error:
+        raise StdacError(f"cannot read {path} ({error}): expected a text file with one cluster name a line") from error
 
 
 def _export_text(report: "ExportReport") -> str:
@@ -95,8 +96,8 @@ def _export_text(report: "ExportReport") -> str:
     info, agreement = report.info, report.agreement
     takes = f"{info.width}x{info.height} {'gray' if info.colour_mode == 'L' else 'RGB'} images"
     lines = [
-        f"wrote {escape_line(report.path)}: {info.k} clusters, {takes}, {info.precision}, opset {info.opset}, "
-        f"{report.bytes / 1e6:.1f} MB",
+        f"wrote {escape_line(report.path)}: {count_noun(info.k, 'cluster')}, {takes}, {info.precision}, "
+        f"opset {info.opset}, {report.bytes / 1e6:.1f} MB",
         f"verified against torch on {count_noun(agreement.images, 'image')} in {agreement.cases} cases: "
         f"scores differ by at most {agreement.max_difference:.1e}",
     ]
@@ -111,7 +112,14 @@ def _export_text(report: "ExportReport") -> str:
 @click.command("cluster")
 @click.argument("model", type=click.Path(path_type=Path), metavar="MODEL.onnx")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), default="clusters.parquet", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default="clusters.parquet",
+    show_default=True,
+    help="The rows: .parquet, .csv or .jsonl.",
+)
 @click.option(
     "--gallery", type=click.Path(path_type=Path), metavar="FILE.html", help="Show the result as one HTML page."
 )
@@ -172,14 +180,18 @@ def cluster_command(
     is 0 if at least one image was sorted. Interrupted, the same command goes on where it stopped. Needs no torch.
     """
     from export.cluster import Settings, check_output, cluster_files
+    from export.results.formats import WRITERS, keep_table, write_as_named
     from export.results.rows import check_rows
     from stdac.errors import StdacError
     from stdac.pictures.collect import describe_flat
     from stdac.pictures.walk import describe_left_out
 
+    read = [path for path in (model, *map(Path, inputs), labels, names, compare) if path is not None]
+    check_output(output, read, tuple(WRITERS))
     if gallery is not None:
-        read = (model, *map(Path, inputs), labels, names, compare, output)
-        check_output(gallery, [path for path in read if path is not None])
+        check_output(gallery, [*read, output], (".html", ".htm"))
+    if resume and output.suffix.lower() != ".parquet":
+        raise StdacError(f"--resume takes rows from a Parquet file, and {output} is none: name -o clusters.parquet")
     if compare is not None:
         check_rows(compare)
     settings = Settings(
@@ -192,29 +204,33 @@ def cluster_command(
         earlier=compare,
         decode_s=decode_seconds,
     )
-    with _show_progress(quiet) as show:
-        summary = cluster_files(model, inputs, output, settings, show)
-    if summary.left_out:
-        click.echo(escape_line(describe_left_out(summary.left_out)), err=True)
-    if not summary.images:
-        raise StdacError(f"no image was sorted: {_describe_unread(summary)}")
-    if not quiet:
-        click.echo(_format_sizes(summary))
-    if summary.errors:
-        click.echo(_describe_unread(summary), err=True)
-    if summary.flat:
-        flat = describe_flat(summary.flat, summary.images, summary.output.name, summary.reading.background)
-        click.echo(escape_line(flat), err=True)
-    if summary.note:
-        click.echo(escape_line(summary.note), err=True)
-    _say_truth(summary, quiet)
-    if compare is not None:
-        _say_drift(compare, summary)
-    if gallery is not None:
-        _show_gallery(gallery, inputs, summary, workers, quiet)
+    with keep_table(output) as table:
+        try:
+            with _show_progress(quiet) as show:
+                summary = cluster_files(model, inputs, table, settings, show)
+        except KeyboardInterrupt:
+            raise StdacError("stopped; what is sorted is kept, and the same command goes on from there") from None
+        write_as_named(table, output)
+        summary.output = output
+        if summary.left_out:
+            click.echo(escape_line(describe_left_out(summary.left_out)), err=True)
+        if not summary.images:
+            raise StdacError(f"no image was sorted: {_describe_unread(summary)}")
+        if not quiet:
+            click.echo(_format_sizes(summary))
+        for line in ([_describe_unread(summary)] if summary.errors else []) + summary.notes:
+            click.echo(escape_line(line), err=True)
+        if summary.flat:
+            flat = describe_flat(summary.flat, summary.images, output.name, summary.reading.background)
+            click.echo(escape_line(flat), err=True)
+        _say_truth(table, summary, quiet)
+        if compare is not None:
+            _say_drift(compare, table, summary)
+        if gallery is not None:
+            _show_gallery(gallery, inputs, table, summary, workers, quiet)
 
 
-def _say_truth(summary: "Summary", quiet: bool) -> None:
+def _say_truth(table: Path, summary: "Summary", quiet: bool) -> None:
     """Print the scores against the labels, where the inputs or a labels file have some."""
     from export.results.rows import open_rows
     from export.results.truth import describe_truth, score
@@ -223,7 +239,7 @@ def _say_truth(summary: "Summary", quiet: bool) -> None:
     if quiet:
         return
     try:
-        with open_rows(summary.output) as file:
+        with open_rows(table) as file:
             truth = score(file.read(["cluster", "label"], use_threads=False), len(summary.sizes))
     except StdacError as error:  # scipy is missing: the clusters are there all the same
         click.echo(str(error), err=True)
@@ -232,18 +248,20 @@ def _say_truth(summary: "Summary", quiet: bool) -> None:
             click.echo(describe_truth(truth, summary.names))
 
 
-def _say_drift(earlier: Path, summary: "Summary") -> None:
+def _say_drift(earlier: Path, table: Path, summary: "Summary") -> None:
     """Print how the images differ from an earlier run's, and write the outliers beside the output."""
     from export.results.drift import compare, write_outliers
     from export.results.drift_text import describe_drift
 
-    drift = compare(earlier, summary.output)
+    drift = compare(earlier, table)
     click.echo(f"\n{describe_drift(drift, [name or '' for name in summary.names])}")
     path = summary.output.with_suffix(".outliers.parquet")
     click.echo(f"wrote {escape_line(path)}: {count_noun(write_outliers(path, drift), 'outlier')}")
 
 
-def _show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", workers: int | None, quiet: bool) -> None:
+def _show_gallery(
+    path: Path, inputs: tuple[str, ...], table: Path, summary: "Summary", workers: int | None, quiet: bool
+) -> None:
     """Write the gallery."""
     from functools import partial
 
@@ -252,7 +270,7 @@ def _show_gallery(path: Path, inputs: tuple[str, ...], summary: "Summary", worke
 
     written = write_gallery(
         path,
-        summary.output,
+        table,
         partial(read_thumbnails, summary.sources, workers=workers, reading=summary.reading),
         title=", ".join(Path(text).name or text for text in inputs),
         names=summary.names,
@@ -302,11 +320,12 @@ def _print_progress() -> "Callable[[Progress], None]":
             return
         last = now
         rate = (progress.done - progress.known) / (now - began)
-        text = f"{progress.done:,} images, {rate:,.0f} images/s"
+        text = f"{count_noun(progress.done, 'image')}, {rate:,.0f} images/s"
         if progress.total is not None:
             total = max(progress.total, progress.done)  # an archive that breaks has a row more than it says
             left = (total - progress.done) / max(rate, 1e-9)
-            text = f"{progress.done:,} of {total:,} images, {rate:,.0f} images/s, {format_duration(left)} left"
+            text = f"{progress.done:,} of {count_noun(total, 'image')}, {rate:,.0f} images/s"
+            text += f", {format_duration(left)} left"
         click.echo(text, err=True)
 
     return show

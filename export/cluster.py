@@ -19,6 +19,7 @@ from export.results.rows import Known, Parts, check_rows, make_schema
 from stdac import __version__
 from stdac.data import open_input
 from stdac.errors import StdacError
+from stdac.files import check_suffix
 from stdac.pictures.batches import BATCH, Batch, Source
 from stdac.pictures.child import Child
 from stdac.pictures.decode import (
@@ -32,6 +33,7 @@ from stdac.pictures.decode import (
 )
 from stdac.pictures.folder import drop_repeated
 from stdac.pictures.pool import open_decoders
+from stdac.pictures.sources import list_notes
 
 NO_SCORE = "the model gives it no score: its weights are not finite"
 AHEAD = 2  # chunks of images that are decoded while the graph runs
@@ -74,8 +76,8 @@ class Summary:
     sources: the opened inputs. sizes: (K,) int64 images a cluster. confidence: (K,) float64, their sum. errors: images
     without a cluster; first_error: "source: reason" of the first. flat: images that have one colour as the model sees
     them. left_out: what the inputs hold besides, by reason. reading: how pictures were decoded. known: rows taken over
-    from before. names: K, None for none; note: what became of names of another model, or "". provider: a key of
-    `export.runtime.PROVIDERS`.
+    from before. names: K, None for none. notes: what a person should know of how the inputs were read, of labels that
+    did not fit, and of names of another model. provider: a key of `export.runtime.PROVIDERS`.
     """
 
     output: Path
@@ -91,7 +93,7 @@ class Summary:
     reading: Reading = READING
     known: int = 0
     names: tuple[str | None, ...] = ()
-    note: str = ""
+    notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -116,15 +118,16 @@ class Summary:
         self.flat += ok["fingerprint"].null_count
         if len(ok) < len(table) and self.first_error is None:
             bad = table.filter(table["error"].is_valid()).slice(0, 1).to_pylist()[0]
-            self.first_error = f"{bad['source']}: {bad['error']}"
+            where = bad["source"] if bad["member"] is None else f"{bad['source']}, {bad['member']}"
+            self.first_error = f"{where}: {bad['error']}"
 
 
 @dataclass(frozen=True)
 class Part:
     """Some images in order, without what they were decoded from.
 
-    source, index, label: of each, as in `stdac.pictures.batches.Batch`. row: (n,) int64, its row in what is known, -1:
-    none. decoded: the images that are not known, None for none.
+    source, index, label, member: of each, as in `stdac.pictures.batches.Batch`. row: (n,) int64, its row in what is
+    known, -1: none. decoded: the images that are not known, None for none.
     """
 
     source: list[str]
@@ -132,6 +135,11 @@ class Part:
     label: list[str | None]
     row: NDArray[np.int64]
     decoded: DecodedBatch | None
+    member: list[str] | None
+
+    def list_members(self) -> Sequence[str | None]:
+        """The names in the archive, None where there are none."""
+        return [None] * len(self.source) if self.member is None else self.member
 
 
 def cluster_files(
@@ -150,7 +158,7 @@ def cluster_files(
     settings = settings or Settings()
     began = time.perf_counter()
     read = [model, *map(Path, inputs), settings.labels, settings.names, settings.earlier]
-    check_output(output, [path for path in read if path is not None])
+    check_output(output, [path for path in read if path is not None], (".parquet",))
     clusterer = Clusterer(model, settings.provider, shares_cpus=True)  # with the decoders
     k = clusterer.info.k
     sources, left_out = drop_repeated(map(open_input, inputs))
@@ -172,30 +180,33 @@ def cluster_files(
             )
             if on_progress is not None:
                 on_progress(progress)
+        summary.notes += [note for source in sources for note in list_notes(source)]
         if labels is not None:
-            labels.check(progress.done)
+            summary.notes += labels.check(progress.done)
         summary.known = progress.known
         if names is not None:
-            names, summary.note = _keep_names(names, clusterer, settings, parts)
+            names, note = _keep_names(names, clusterer, settings, parts)
+            summary.notes += [note] if note else []
         summary.names = _list_names(names, clusterer)
         parts.finish(name_clusters(parts.read(), summary))
     summary.seconds = time.perf_counter() - began
     return summary
 
 
-def check_output(output: Path, read: Iterable[Path]) -> None:
-    """Raise StdacError for an output that is there and not a file, or is one of the files that are read."""
+def check_output(output: Path, read: Iterable[Path], suffixes: tuple[str, ...]) -> None:
+    """Raise StdacError for an output that is there and not a file, is one of the files that are read, or whose name
+    ends in none of the suffixes."""
     if os.path.isdir(output):  # noqa: PTH112  # Path.is_dir raises where a folder is closed
         raise StdacError(
             f"cannot write {output}: it is a folder; name a file, for example {output / 'clusters.parquet'}"
         )
-    if not os.path.exists(output):  # noqa: PTH110
-        return
-    if not os.path.isfile(output):  # noqa: PTH113
+    there = os.path.exists(output)  # noqa: PTH110
+    if there and not os.path.isfile(output):  # noqa: PTH113
         raise StdacError(f"cannot write {output}: it is a pipe, a socket or a device; name a file")
     for path in read:
-        if os.path.exists(path) and os.path.samefile(output, path):  # noqa: PTH110, PTH121
+        if there and os.path.exists(path) and os.path.samefile(output, path):  # noqa: PTH110, PTH121
             raise StdacError(f"{output} is read too, and would be overwritten: name another output")
+    check_suffix(output, suffixes)
 
 
 def metadata(clusterer: Clusterer) -> dict[str, str]:
@@ -234,7 +245,7 @@ def _make_sorted_tables(
         row = known.find(batch.source, batch.index, lambda i: read_file_stat(batch, i))
         missing = np.flatnonzero(row < 0)
         decoded = decode_safely(child, batch.select(missing), shape, reading) if len(missing) else None
-        return Part(batch.source, batch.index, label, row, decoded)
+        return Part(batch.source, batch.index, label, row, decoded, batch.member)
 
     with open_decoders("stdac.pictures.decode:decode_batch", workers) as pool:
         ahead = AHEAD * clusterer.chunk // BATCH
@@ -301,6 +312,7 @@ def _find_new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schem
     bad = np.array([error is not None for error in errors])
     columns = {
         "source": [name for part in parts for name, row in zip(part.source, part.row, strict=True) if row < 0],
+        "member": [name for part in parts for name, row in zip(part.list_members(), part.row, strict=True) if row < 0],
         "index": np.concatenate([part.index[part.row < 0] for part in parts]),
         "cluster": pa.array(cluster, pa.int32(), mask=bad),
         "name": pa.nulls(len(n), pa.string()),
@@ -317,7 +329,7 @@ def _find_new_rows(clusterer: Clusterer, parts: Sequence[Part], schema: pa.Schem
     if embedding is not None:
         kind = schema.field("embedding").type
         values = pa.array(select_columns(embedding, kind.list_size).ravel())
-        columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, kind.list_size)
+        columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, kind.list_size, mask=pa.array(bad))
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 

@@ -1,7 +1,9 @@
 """What the command lines share: errors become one sentence and an exit code; settings are NAME=VALUE."""
 
 import os
+import sys
 from importlib.util import find_spec
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -26,6 +28,12 @@ EXTRAS = {
 
 class Commands(click.Group):
     """A click group from which no traceback reaches a user; STDAC_DEBUG=1 shows it."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        r"""Run, whatever the console's encoding: what it lacks comes out as \x escapes, not as an error."""
+        if isinstance(sys.stdout, TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")
+        return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; any error ends in one line on stderr and exit code 1."""

@@ -18,7 +18,8 @@ from stdac.pictures.folder import Picture
 from stdac.pictures.formats import SUFFIXES
 from stdac.pictures.pixels import Pixels, resize, to_pixels
 from stdac.pictures.sources import open_path, open_source
-from stdac.words import escape_line
+from stdac.text import escape_name, find_path
+from stdac.words import count_noun, escape_line, list_some
 
 # torchvision's class, and whether its splits are chosen by train=True/False; all have 10 classes.
 TORCHVISION: dict[str, str] = {
@@ -54,6 +55,15 @@ class Dataset:
     notes: tuple[str, ...] = ()
 
     @property
+    def scored_against(self) -> str:
+        """The classes that clusterings are scored against, in a sentence; "" where there are no labels."""
+        if self.labels is None:
+            return ""
+        found = np.unique(self.labels).tolist()
+        names = [self.class_names[k] if 0 <= k < len(self.class_names) else str(k) for k in found]
+        return f"scored against {count_noun(len(names), 'class', 'classes')}: {list_some(names)}"
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of the images and their shape: a trial resumes only on the images that it began with."""
         digest = hashlib.sha256(str(self.images.shape).encode())
@@ -72,7 +82,8 @@ def resolve_name(text: str, base: Path | None = None) -> str:
     """
     if text in NAMES or text == IN_MEMORY:
         return text
-    return os.path.realpath(os.path.join(base or "", os.path.expanduser(text)))  # noqa: PTH111,PTH118
+    path = os.path.join(base or "", os.path.expanduser(text))  # noqa: PTH111,PTH118  # Path.expanduser raises for ~$x
+    return escape_name(os.path.realpath(find_path(path)))
 
 
 def load(
@@ -113,7 +124,7 @@ def _load_all(name: str, data_dir: Path, size: tuple[int, int] | None, backgroun
 def open_data(name: str) -> Source:
     """The pictures at a path, none of which is read yet. Raises NotHere where nothing is there, StdacError for what
     holds no pictures."""
-    path = os.path.expanduser(name)  # noqa: PTH111  # Path.expanduser raises for ~$x.png
+    path = find_path(os.path.expanduser(name))  # noqa: PTH111  # Path.expanduser raises for ~$x.png
     try:
         os.stat(path)
     except (OSError, ValueError) as error:

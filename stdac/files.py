@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import glob
 import json
 import os
 import shutil
@@ -95,6 +96,8 @@ def open_temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
     try:
         descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
         with os.fdopen(descriptor, "wb") as file:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # for sweep_temporary
             os.fchmod(descriptor, 0o666 & ~_read_umask())
             yield file, name
     except OSError as error:
@@ -107,6 +110,22 @@ def open_temporary(path: Path) -> Iterator[tuple[IO[bytes], str]]:
         if name is not None:
             with suppress(OSError):
                 os.unlink(name)
+
+
+def sweep_temporary(path: Path) -> None:
+    """Remove what processes that were killed left of `path` while they wrote it: temporary files that nobody holds."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        with suppress(OSError), left.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+
+
+def check_suffix(path: Path, allowed: tuple[str, ...]) -> None:
+    """Raise StdacError for a file to be written whose name promises another format than it would have."""
+    if path.suffix.lower() not in allowed:
+        *others, last = allowed
+        expected = f"{', '.join(others)} or {last}" if others else last
+        raise StdacError(f"cannot write {path}: expected a name that ends in {expected}, which says what is written")
 
 
 def _read_umask() -> int:

@@ -119,13 +119,21 @@ def read_commit() -> str | None:
 def run_git(*words: str) -> subprocess.CompletedProcess[str]:
     """Run git in the folder of this code."""
     here = Path(__file__).parent
-    return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, timeout=10, check=False)
+    return subprocess.run(
+        ["git", *words],
+        cwd=here,
+        capture_output=True,
+        encoding="utf-8",
+        errors="backslashreplace",
+        timeout=10,
+        check=False,
+    )
 
 
 def read_cpu_name() -> str:
     """The processor's name as the kernel tells it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text("utf-8", errors="replace").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         return platform.processor() or platform.machine()

@@ -30,6 +30,7 @@ from stdac.step import set_precision
 from stdac.train import Assignment, Progress, Source, Trainer
 from stdac.trial import SCHEMA_VERSION, Trial, make_id, write_canonical
 from stdac.trial_data import DATA, load_trial_data
+from stdac.words import count_noun
 
 SAVING_SHARE = 0.1  # of a trial's time at most, but for the first checkpoint
 
@@ -256,7 +257,7 @@ def fit(
     """
     k, n = trial.n_clusters, len(images)
     if k > n:
-        raise StdacError(f"got {k} clusters for {n} images: expected at most one cluster an image")
+        raise StdacError(f"got {k} clusters for {count_noun(n, 'image')}: expected at most one cluster an image")
     method, device = METHODS[trial.method], machine.torch_device()
     shape = (images.shape[1], images.shape[2], images.shape[3])
     compiles = machine.compiles(device, count_main_macs(trial, shape, n))

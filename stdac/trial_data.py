@@ -11,6 +11,7 @@ import numpy as np
 
 from stdac.data import NAMES, Dataset, load, open_data
 from stdac.errors import NotHere, StdacError
+from stdac.text import find_path
 from stdac.trial import write_canonical
 
 DATA = ("dataset", "source", "limit", "image_size", "background")
@@ -30,8 +31,9 @@ class TrialData:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What is to be said of the data: what was left out."""
-        return (*self.dataset.notes, *(self.source.notes if self.source is not None else ()))
+        """What is to be said of the data: what was left out, and which classes there are."""
+        of_source = self.source.notes if self.source is not None else ()
+        return tuple(note for note in (*self.dataset.notes, *of_source, self.dataset.scored_against) if note)
 
     @property
     def fingerprint(self) -> str:
@@ -67,7 +69,7 @@ def load_trial_data(trial_json: Mapping[str, Any], data_dir: Path | None = None)
 def list_paths(trial_json: Mapping[str, Any]) -> list[str]:
     """The paths among a trial's data, which may change; a data set with a name is the same everywhere."""
     names = (trial_json["dataset"], trial_json.get("source"))
-    return [os.path.expanduser(name) for name in names if name is not None and name not in NAMES]  # noqa: PTH111
+    return [find_path(os.path.expanduser(name)) for name in names if name is not None and name not in NAMES]  # noqa: PTH111
 
 
 def hash_files(trial_json: Mapping[str, Any]) -> str | None:

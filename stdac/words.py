@@ -3,7 +3,7 @@
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def escape_line(text: object) -> str:
@@ -29,9 +29,19 @@ def _list_ends(name: str) -> list[str]:
     return ["/".join(words[-n:]) for n in range(1, len(words) + 1) if words[-n]]
 
 
-def count_noun(n: int, noun: str) -> str:
-    """A number with its noun: "1 image", "2,000 images"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+def count_noun(n: int, noun: str, plural: str | None = None) -> str:
+    """A number with its noun: "1 image", "2,000 images"; plural: of a noun that takes more than an s."""
+    return f"{n:,} {noun if n == 1 else plural or f'{noun}s'}"
+
+
+def format_score(score: float) -> str:
+    """A score in [0, 1], the same wherever a person reads it."""
+    return f"{score:.3f}"
+
+
+def list_some(texts: Sequence[str], most: int = 4) -> str:
+    """The texts in a line: all, or the first and the last."""
+    return ", ".join(texts) if len(texts) <= most else f"{texts[0]} … {texts[-1]}"
 
 
 def format_duration(seconds: float) -> str:

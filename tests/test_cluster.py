@@ -1,11 +1,14 @@
 """Batch clustering: every input becomes the same rows, a broken file is a row, an interrupted run goes on, no torch."""
 
+import csv
 import gzip
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -25,6 +28,7 @@ from export.cluster import NO_SCORE, Progress, Settings, Summary, cluster_files
 from export.convert.to_onnx import export_model
 from export.results.rows import CLUSTERS
 from stdac.errors import StdacError
+from stdac.files import open_temporary
 from stdac.methods import resolve
 from stdac.model_file import ModelConfig, load_model, save_model
 from stdac.pictures.hashes import compute_fingerprints
@@ -219,7 +223,7 @@ def test_equal_files_have_equal_hashes_and_near_ones_near_fingerprints(
     assert distance[3] <= 6 < distance[1]
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 9), (1, 5, 40), (3, 1, 1), (1, 200, 8)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 9, 9), (1, 5, 40), (1, 200, 8)])
 def test_fingerprints_compare_the_means_of_neighbouring_fields(shape: tuple[int, int, int]) -> None:
     images = np.random.default_rng(0).integers(0, 256, (5, *shape), dtype=np.uint8)
     edges = [np.arange(10) * side // 9 for side in shape[1:]]
@@ -273,6 +277,28 @@ def test_a_model_with_its_embedding_adds_a_column(model: Path, digits: Pixels, t
     assert np.abs(kept[off] / true[off] - 1).mean() < 0.2
     resume = Settings(provider="cpu", resume=True)
     assert sort(tmp_path / "m.onnx", tmp_path / "a.npy", output=tmp_path / "out.parquet", settings=resume).known == 20
+
+
+def test_rows_with_an_error_have_no_embedding(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    export_model(model.with_suffix(".pt"), tmp_path / "m.onnx", with_embedding=True)
+    save_pictures(tmp_path / "in", digits[:4])
+    (tmp_path / "in" / "0001.png").write_bytes(b"no picture")
+    sort(tmp_path / "m.onnx", tmp_path / "in", output=tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert [value is None for value in table["embedding"].to_pylist()] == [False, True, False, False]
+    assert [value is None for value in table["error"].to_pylist()] == [True, False, True, True]
+
+
+def test_pictures_of_a_tar_have_their_names(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    paths = save_pictures(tmp_path / "in", digits[:2])
+    paths[1].write_bytes(b"no picture")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for path in paths:
+            archive.add(path, f"./x/{path.name}")
+    np.save(tmp_path / "a.npy", digits[:1])
+    summary = sort(model, tmp_path / "a.tar", tmp_path / "a.npy", output=tmp_path / "out.parquet")
+    assert pq.read_table(tmp_path / "out.parquet")["member"].to_pylist() == ["x/0000.png", "x/0001.png", None]
+    assert summary.first_error == f"{tmp_path}/a.tar, x/0001.png: not a readable image"
 
 
 # --- clusters.parquet ----------------------------------------------------------------------------------------------
@@ -545,7 +571,7 @@ def test_names_are_kept_and_carried_to_another_model(model: Path, digits: Pixels
     export_model(tmp_path / "m.pt", tmp_path / "m.onnx")
     summary = sort(tmp_path / "m.onnx", "digits", output=out, settings=settings)
     assert summary.names == (None, *(f"kind {k}" for k in reversed(range(9))))
-    assert "9 of 9 names were carried over" in summary.note
+    assert "9 of 9 names carried over" in summary.notes[0]
     assert set(pq.read_table(out)["name"].to_pylist()) == {None, *(f"kind {k}" for k in range(9))}
     assert f'model = "{model_id}"' in (tmp_path / f"names.{model_id}.toml").read_text()
     assert sort(tmp_path / "m.onnx", "digits", output=out, settings=settings).names == summary.names
@@ -586,6 +612,64 @@ def test_the_command_writes_a_gallery_scores_and_a_comparison(model: Path, digit
     again = CliRunner().invoke(cluster_command, [*arguments, "--resume"], catch_exceptions=False)
     assert "ACC 0." in again.stdout
     assert "1,797 were known from before" in again.stdout
+
+
+def test_the_outputs_name_says_its_format(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    export_model(model.with_suffix(".pt"), tmp_path / "m.onnx", with_embedding=True)
+    save_pictures(tmp_path / "in", digits[:3])
+    (tmp_path / "in" / 'b"ro,k\nen.png').write_bytes(b"")
+    arguments = [str(tmp_path / "m.onnx"), str(tmp_path / "in"), "--provider", "cpu", "-o"]
+    (tmp_path / ".c.csv.12345678.tmp").touch()
+    for name in ("c.parquet", "c.csv", "c.jsonl"):
+        CliRunner().invoke(cluster_command, [*arguments, str(tmp_path / name)], catch_exceptions=False)
+    assert sorted(path.name for path in tmp_path.glob("*c.*")) == ["c.csv", "c.jsonl", "c.parquet"]
+    rows = pq.read_table(tmp_path / "c.parquet").to_pylist()
+    with (tmp_path / "c.csv").open(newline="", encoding="utf-8") as file:
+        as_csv = list(csv.DictReader(file))
+    as_json = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text("utf-8").splitlines()]
+    assert len(as_csv) == len(as_json) == len(rows) == 4 and list(as_json[0]) == list(as_csv[0]) == list(rows[0])
+    for row, from_csv, from_json in zip(rows, as_csv, as_json, strict=True):
+        assert row["source"] == from_csv["source"] == from_json["source"]
+        assert row["cluster"] == from_json["cluster"]
+        assert from_csv["cluster"] == ("" if row["cluster"] is None else str(row["cluster"]))
+        assert row["embedding"] == from_json["embedding"] == json.loads(from_csv["embedding"] or "null")
+        assert row["confidence"] is None or abs(row["confidence"] - from_json["confidence"]) < 1e-7
+
+
+def test_a_name_that_promises_another_format_is_refused_before_anything_is_sorted(model: Path, tmp_path: Path) -> None:
+    for more in (
+        ["-o", "c.xlsx"],
+        ["-o", "clusters"],
+        ["-o", "c.parquet", "--gallery", "g.pdf"],
+        ["-o", "c.csv", "--resume"],
+    ):
+        words = [str(tmp_path / word) if "." in word or word == "clusters" else word for word in more]
+        result = CliRunner().invoke(cluster_command, [str(model), "digits", *words])
+        assert isinstance(result.exception, StdacError)
+        said = "--resume takes rows from a Parquet file" if "--resume" in more else "expected a name that ends in ."
+        assert said in str(result.exception)
+    with pytest.raises(StdacError, match=r"c\.csv: expected a name that ends in \.parquet, which says"):
+        sort(model, "digits", output=tmp_path / "c.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_did_not_fit_is_told_on_stderr(model: Path, digits: Pixels, tmp_path: Path) -> None:
+    save_pictures(tmp_path / "in", digits[:4])
+    (tmp_path / "l.csv").write_text("name,label\n0000.png,a\n0001.png,b\ngone.png,a\n")
+    words = [str(model), str(tmp_path / "in"), "-o", str(tmp_path / "c.parquet"), "--labels", str(tmp_path / "l.csv")]
+    result = CliRunner().invoke(cluster_command, words, catch_exceptions=False)
+    assert f"1 of 3 names in {tmp_path}/l.csv are of no image (the first: gone.png)\n" in result.stderr
+    assert f"2 of 4 images have no label in {tmp_path}/l.csv\n" in result.stderr
+    assert "scored against the 2 labels a, b of 2 images: ACC " in result.stdout
+
+
+def test_temporary_files_of_killed_exports_go_and_those_in_use_stay(model: Path, tmp_path: Path) -> None:
+    left = tmp_path / ".m.onnx.abcd1234.tmp"
+    left.write_bytes(b"half")
+    with open_temporary(tmp_path / "m.onnx") as (_, name):
+        export_model(model.with_suffix(".pt"), tmp_path / "m.onnx")
+        assert not left.exists() and Path(name).exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_comparing_an_output_with_itself_is_one_sentence(model: Path, tmp_path: Path) -> None:

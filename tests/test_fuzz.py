@@ -32,8 +32,9 @@ from export.cluster import Settings, cluster_files
 from export.results.labels import read_labels
 from stdac.data import open_input
 from stdac.errors import StdacError
-from stdac.pictures.batches import cut_stat, escape_name
+from stdac.pictures.batches import cut_stat
 from stdac.pictures.pixels import Pixels
+from stdac.text import escape_name
 
 GOOD = 12
 MEMORY_MIB = 1536

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export.gallery.duplicates import Rows
-from export.gallery.gallery import GallerySummary, Pictures, write_gallery
+from export.gallery.gallery import GallerySummary, Pictures, describe_gallery, make_truth_data, write_gallery
 from export.gallery.selection import MOST_EXTREME, MOST_SAMPLED, READ
 from export.gallery.sprites import encode_data_uri, make_sheet
 from export.results.names import load_names
+from export.results.truth import Truth, describe_truth
 from stdac.data import load
 from stdac.errors import StdacError
 from stdac.pictures.pixels import Pixels
@@ -545,6 +546,34 @@ def test_without_scipy_the_page_says_why_there_are_no_scores(
     summary = gallery_of(table, digits)
     assert summary.truth is None
     assert "or scikit-learn alone" in summary.path.read_text()
+
+
+def test_page_and_terminal_say_the_same_numbers_and_count_one_of_a_thing(tmp_path: Path, digits: Pixels) -> None:
+    """.39447 is .394, and .395 only where it was rounded to four places before."""
+    truth = Truth(10, 0.39447, 0.00049, 1.0, ("a", "b"), np.eye(2, dtype=np.int64), np.arange(2))
+    assert make_truth_data(truth)["scores"] == {"ACC": "0.394", "NMI": "0.000", "ARI": "1.000"}
+    assert "ACC 0.394, NMI 0.000, ARI 1.000" in describe_truth(truth, (None, None))
+    summary = GallerySummary(tmp_path / "g.html", 1, 0, 1, 2, 1, 1_000_000, None)
+    assert "shows 1 of 1 image, 1 exact duplicate, 2 near ones seen" in describe_gallery(summary)
+
+
+def test_a_cluster_says_which_label_most_of_it_has(tmp_path: Path, digits: Pixels, show: Callable[..., Any]) -> None:
+    """The best one-to-one map gives cluster 1 the label b, though most of its images are a."""
+    labels, clusters = ["a"] * 6 + ["a"] * 3 + ["b"] * 2, [0] * 6 + [1] * 5
+    table = write_table(tmp_path / "t.parquet", digits[:11], list(labels), cluster=clusters)
+    page = show(gallery_of(table, digits, k=2).path)
+    assert "label b (40.0 %) · most are label a (60.0 %)" in page.locator("#cluster-1 .facts").inner_text()
+    assert page.locator("#cluster-0 .facts").inner_text().endswith("label a (100.0 %)")
+
+
+def test_a_matrix_of_many_labels_with_long_names_fits_the_window(
+    tmp_path: Path, digits: Pixels, show: Callable[..., Any]
+) -> None:
+    labels = [f"kind of a thing {i % 16}" for i in range(320)]
+    table = write_table(tmp_path / "t.parquet", digits[:320], list(labels), cluster=[i % 16 for i in range(320)])
+    page = show(gallery_of(table, digits, k=16).path)
+    wide, seen = page.eval_on_selector(".truth-body .scroll", "box => [box.scrollWidth, box.clientWidth]")
+    assert wide <= seen
 
 
 def test_tables_that_do_not_fit_are_refused_in_one_sentence(tmp_path: Path, digits: Pixels) -> None:

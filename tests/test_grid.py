@@ -99,7 +99,23 @@ def test_lists_are_axes_and_equal_trials_are_kept_once(tmp_path: Path) -> None:
         ),
         (
             "[[trials]]\ndataset='mnist'\nseeds=0",
-            "got seeds = 0, expected a whole number of at least 1, and no seed beside it",
+            "{grid}, block 1 of [[trials]]: got seeds = 0, expected a whole number of at least 1, and no seed beside",
+        ),
+        (
+            "[defaults]\nepohcs=3\nparams={stn=2}\n[[trials]]\ndataset='mnist'",
+            "{grid}, [defaults]: unknown trial key 'epohcs': expected one of method, ",
+        ),
+        (
+            "[defaults]\nparams={stx=2}\n[[trials]]\ndataset='mnist'",
+            "{grid}, [defaults]: unknown parameter of STDAC 'stx'",
+        ),
+        (
+            "[defaults]\nepochs=0\n[[trials]]\ndataset='mnist'\n[[trials]]\ndataset='kmnist'\nepochs=3",
+            "{grid}, [defaults]: got epochs = 0, expected a whole number",
+        ),
+        (
+            "[defaults]\nepochs=1\n[[trials]]\ndataset='mnist'\nepochs=0",
+            "{grid}, block 1 of [[trials]]: got epochs = 0, expected a whole number",
         ),
         (
             "[[trials]]\ndataset='mnist'\n[default]\nseed=1",

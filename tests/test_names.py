@@ -76,7 +76,7 @@ NO_ID = ", expected the id of a model: what stdac show calls its model_id"
         ('model = "m"\n[clusters]\n' + "9" * 5000 + ' = "a"', f" has {'9' * 5000} = 'a'{NO_LINE}"),
         ('model = "m"\n[clusters]\n[cluster]\n', NO_NAMES),
         ("a = " + "[" * 100_000, " is not TOML ("),
-        ('model = "m"\n[clusters]\n0 = "\udcff"', " is not TOML ('utf-8' codec can't decode byte 0xff"),
+        ('model = "m"\n[clusters]\n0 = "\udcff"', " is not UTF-8 (byte 29 is ff): save it as UTF-8"),
     ],
 )
 def test_a_damaged_file_is_one_sentence(text: str, said: str, tmp_path: Path) -> None:

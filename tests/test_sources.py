@@ -8,6 +8,7 @@ import lzma
 import os
 import pickle
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -39,6 +40,7 @@ from stdac.pictures.listing import PictureList
 from stdac.pictures.parquet import find_columns
 from stdac.pictures.pixels import Pixels, conform
 from stdac.pictures.samples import SAMPLE, sample_images
+from stdac.pictures.sources import list_notes, open_source
 from stdac.pictures.tar import read_tar
 
 N = 150
@@ -272,6 +274,66 @@ def test_names_of_sub_folders_are_labels_as_in_training(tmp_path: Path, kind: st
         assert [row[3] for row in rows(open_input(text))] == expected
 
 
+@pytest.mark.parametrize(
+    ("names", "labels", "note"),
+    [
+        (("test/b/1.png", "train/a/1.png", "val/b/2.png"), "bab", "in parts (test, train, val), the classes are the 2"),
+        (("Train/a/1.png", "Train/b/1.png"), "ab", "in parts (Train), the classes are the 2 folders below"),
+        (("test/1.png", "train/1.png"), None, "in parts (test, train), there are no classes"),
+        (("test/1.png", "train/a/1.png", "train/b/1.png"), None, "in parts (test, train), there are no classes"),
+        (("cat/train/1.png", "dog/test/1.png"), ("cat", "dog"), None),
+        (("cat/1.png", "train/1.png"), ("cat", "train"), None),
+    ],
+)
+def test_parts_of_a_data_set_are_no_classes(tmp_path: Path, names: Any, labels: Any, note: str | None) -> None:
+    fill(tmp_path / "in", *names)
+    source = open_source(str(tmp_path / "in"))
+    assert [row[3] for row in rows(source)] == (list(labels) if labels else [None] * len(names))
+    notes = list_notes(source)
+    assert notes[0].startswith(f"{tmp_path}/in: {note}") if note else notes == []
+
+
+LAYOUTS: dict[str, tuple[dict[str, Any], list[str | None]]] = {
+    "keras": (
+        {
+            "x_train": IMAGES[:3], "y_train": np.array([1, 2, 3]),
+            "x_test": IMAGES[3:5], "y_test": np.array([4, 5]),
+        },
+        ["1", "2", "3", "4", "5"],
+    ),
+    "medmnist": (
+        {
+            "test_images": IMAGES[4:5], "test_labels": np.array([[5]]),
+            "train_images": IMAGES[:3], "train_labels": np.array([[1], [2], [3]], np.uint8),
+            "val_images": IMAGES[3:4], "val_labels": np.array([[4.0]]),
+        },
+        ["1", "2", "3", "4", "5"],
+    ),
+    "unlabelled": (
+        {"train_images": IMAGES[:3], "train_labels": np.array([b"1", b"2", b"3"]), "test_images": IMAGES[3:5]},
+        ["1", "2", "3", None, None],
+    ),
+    "alone": ({"arr_0": IMAGES[:5]}, [None] * 5),
+    "capital": ({"X": IMAGES[:5], "Y": np.arange(5)}, ["0", "1", "2", "3", "4"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_what_others_call_the_arrays_of_an_npz(tmp_path: Path, name: str) -> None:
+    arrays, labels = LAYOUTS[name]
+    source = opened(tmp_path, "a.npz", npz(**arrays))
+    got = rows(source)
+    assert [row[3] for row in got] == labels and [row[1] for row in got] == list(range(5))
+    assert all(np.array_equal(row[2], image[None]) for row, image in zip(got, IMAGES, strict=False))
+    taken = {
+        "keras": "x_train, then x_test",
+        "medmnist": "train_images, then val_images, then test_images",
+        "unlabelled": "train_images, then test_images",
+    }
+    assert list_notes(source) == ([f"the images of {tmp_path}/a.npz are {taken[name]}"] if name in taken else [])
+    assert source.count() == 5
+
+
 def test_a_folder_gives_paths_in_runs_with_its_count(tmp_path: Path) -> None:
     fill(tmp_path, *(f"{i:03}.png" for i in range(N)))
     source = open_input(str(tmp_path))
@@ -466,6 +528,16 @@ def test_the_last_line_may_lack_its_end_and_names_may_be_odd(tmp_path: Path) -> 
     assert rows(listed(b"")) == []
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_list_is_read_by_its_mark(tmp_path: Path, encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PowerShell writes UTF-16."""
+    monkeypatch.chdir(tmp_path)
+    fill(tmp_path, "größe.png", "b.png")
+    got = rows(listed("größe.png\r\nb.png\r\n".encode(encoding)))
+    assert [row[0] for row in got] == ["größe.png", "b.png"]
+    assert all(isinstance(row[2], np.ndarray) for row in got)
+
+
 def test_what_is_listed_and_no_picture_is_a_row(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
@@ -590,9 +662,7 @@ BAD = {
     "pickle.npy": (pickle.dumps(IMAGES), "plain NumPy file"),
     "text.npz": (b"hello", "plain NumPy file"),
     "empty.npz": (b"", "plain NumPy file"),
-    "other-names.npz": (npz(pictures=IMAGES), "holds pictures, expected an array named images"),
-    "fewer-labels.npz": (npz(images=IMAGES, labels=np.zeros(4, int)), "150 images but 4 labels"),
-    "wide-labels.npz": (npz(images=IMAGES, labels=np.eye(N)), "labels of shape (150, 150)"),
+    "other-names.npz": (npz(pictures=IMAGES, more=IMAGES), "holds pictures, more, expected an array named images"),
     "floats.idx": (idx(IMAGES.astype(">f4"), 13), "expected uint8"),
     "labels.idx": (idx(IMAGES[0, 0]), "shape"),
     "huge.idx": (b"\0\0\x08\x03" + b"\xff" * 12, "at most 100,000,000"),
@@ -758,7 +828,37 @@ def test_a_label_of_a_tar_comes_before_or_after_its_pictures(tmp_path: Path) -> 
         ("b/3.PNG", PNGS[4]), ("b/3.cls", b"\xff"), ("b/4.cls", b"7"),
     ]  # fmt: skip
     got = rows(opened(tmp_path, "a.tar", tar(members)))
-    assert [row[3] for row in got] == ["cat", "cat", "größe", None, r"\xff"]
+    assert [row[3] for row in got] == ["cat", "größe", None, r"\xff"]
+
+
+def test_masks_beside_the_picture_of_a_sample_are_left_out_and_told(tmp_path: Path) -> None:
+    members = [
+        ("a/1.jpg", PNGS[0]), ("a/1.seg.png", PNGS[1]), ("a/1.cls", b"cat"),
+        ("a/2.depth.png", PNGS[2]), ("a/2.jpg", PNGS[3]),
+        ("a/3.left.png", PNGS[4]), ("a/3.right.png", PNGS[5]),
+    ]  # fmt: skip
+    source = opened(tmp_path, "a.tar", tar(members))
+    batches = list(source.batches())
+    assert [name for batch in batches for name in batch.member or ()] == [
+        "a/1.jpg", "a/2.jpg", "a/3.left.png", "a/3.right.png",
+    ]  # fmt: skip
+    assert [label for batch in batches for label in batch.label] == ["cat", None, None, None]
+    assert list_notes(source) == [
+        f"2 pictures of {tmp_path}/a.tar left out, as they come with the picture of a sample: a/1.seg.png first"
+    ]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_a_folder_of_shards_is_one_data_set(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "in").mkdir()
+    for i in range(3):
+        content = hugging_face(4 + i) if kind == "parquet" else shard(4 + i)
+        (tmp_path / "in" / f"train-{i}.{kind}").write_bytes(content)
+    source = open_source(str(tmp_path / "in"))
+    got = rows(source)
+    assert [Path(row[0]).name for row in got] == [f"train-{i}.{kind}" for i in range(3) for _ in range(4 + i)]
+    assert [row[1] for row in got] == [*range(4), *range(5), *range(6)]
+    assert list_notes(source) == [f"{tmp_path}/in: 3 files read in the order of their names"]
 
 
 def test_a_tar_whose_names_share_a_key_is_not_held_back(tmp_path: Path) -> None:
@@ -786,18 +886,42 @@ PICTURE = pa.struct({"bytes": pa.binary(), "path": pa.string()})
         ({"thumbnail": pa.binary(), "jpg": pa.binary(), "y": pa.bool_()}, "jpg", "y"),
         ({"image": pa.binary(16), "target": pa.dictionary(pa.int8(), pa.string())}, "image", "target"),
         ({"image": PICTURE, "labels": pa.list_(pa.int64()), "class": pa.int8(), "y": pa.int8()}, "image", "class"),
-        ({"image": PICTURE, "label": pa.float32()}, "image", None),
+        ({"image": PICTURE, "label": pa.float32()}, "image", "label"),
+        ({"image": pa.binary_view(), "label": pa.string_view()}, "image", "label"),
+        ({"image": pa.dictionary(pa.int32(), pa.large_binary()), "label": pa.decimal128(3)}, "image", "label"),
+        ({"image": pa.list_(pa.uint8()), "label": pa.binary()}, "image", "label"),
+        ({"pic": pa.struct({"bytes": pa.binary_view(), "path": pa.string_view()}), "y": pa.date32()}, "pic", "y"),
     ],
 )
 def test_columns_are_found_by_type_and_name(columns: dict[str, Any], image: str, label: str | None) -> None:
     assert find_columns(schema(**columns))[:2] == (image, label)
 
 
+IMAGE_VALUES: dict[str, Any] = {
+    "view": pa.array(PNGS[:3], pa.binary_view()),
+    "large": pa.array(PNGS[:3], pa.large_binary()),
+    "dictionary": pa.array(PNGS[:3]).dictionary_encode(),
+    "list": pa.array([list(png) for png in PNGS[:3]], pa.list_(pa.uint8())),
+    "struct": pa.array(
+        [{"path": "a", "bytes": png} for png in PNGS[:3]],
+        pa.struct({"path": pa.string_view(), "bytes": pa.binary_view()}),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", IMAGE_VALUES)
+def test_pictures_are_what_values_can_be(tmp_path: Path, kind: str) -> None:
+    """polars writes views, pandas' categories are dictionaries."""
+    got = rows(opened(tmp_path, "a.parquet", parquet(pa.table({"image": IMAGE_VALUES[kind]}))))
+    expected = rows(opened(tmp_path, "b.parquet", parquet(pa.table({"image": PNGS[:3]}))))
+    assert len(got) == 3 and all(np.array_equal(a[2], b[2]) for a, b in zip(got, expected, strict=True))
+
+
 def test_hugging_face_says_which_column_is_which() -> None:
     features = {"a": {"_type": "Image"}, "fine": {"_type": "ClassLabel", "names": ["x", "y"]}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}
     columns = schema(image=pa.binary(), a=PICTURE, fine=pa.int64(), other=pa.int64()).with_metadata(metadata)
-    assert find_columns(columns) == ("a", "fine", ("x", "y"))
+    assert find_columns(columns)[:3] == ("a", "fine", ("x", "y"))
     for broken_metadata in ("{", "[]", '{"info": 3}', '{"info": {"features": {"image": 4}}}', "[" * 5000):
         assert find_columns(schema(image=PICTURE).with_metadata({"huggingface": broken_metadata})).image == "image"
 
@@ -946,6 +1070,75 @@ def test_a_table_of_labels_finds_paths_and_their_ends(
     labels.check(6)
 
 
+def test_labels_whose_names_are_composed_otherwise_are_found(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("path,label\nl\u00e9o/1.png,caf\u00e9\nma\u00f1ana.png,cafe\u0301\n", "utf-8")
+    labels = read_labels(tmp_path / "l.csv")
+    assert of(labels, "in/le\u0301o/1.png", "in/man\u0303ana.png") == ["caf\u00e9", "caf\u00e9"]
+    assert labels.check(2) == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be"])
+@pytest.mark.parametrize("name", ["l.csv", "l.tsv", "l.txt"])
+def test_text_files_of_labels_are_read_by_their_mark(tmp_path: Path, encoding: str, name: str) -> None:
+    mark = "\ufeff" if encoding == "utf-16-be" else ""
+    text = "größe\r\nklein\r\n" if name == "l.txt" else "file\tlabel\r\na.png\tgröße\r\nb.png\tklein\r\n"
+    (tmp_path / name).write_text(mark + text, encoding, newline="")
+    assert of(read_labels(tmp_path / name), "in/a.png", "in/b.png") == ["größe", "klein"]
+
+
+def test_labels_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    rows = {"path": ["a.png", "b.png", "gone.png", "none.png"], "label": [1.0, None, 2.0, float("nan")]}
+    pq.write_table(pa.table(rows), tmp_path / "l.parquet")
+    labels = read_labels(tmp_path / "l.parquet")
+    assert of(labels, "in/a.png", "in/b.png", "in/c.png") == ["1", None, None]
+    assert labels.check(3) == [
+        f"2 of 4 names in {tmp_path}/l.parquet are of no image (the first: gone.png)",
+        f"2 of 4 rows in {tmp_path}/l.parquet have no label",
+        f"2 of 3 images have no label in {tmp_path}/l.parquet",
+    ]
+    (tmp_path / "l.txt").write_text("a\n\nb\n")
+    labels = read_labels(tmp_path / "l.txt")
+    assert of(labels, "a", "b", "c") == ["a", None, "b"]
+    assert labels.check(3) == [f"1 of the 3 labels in {tmp_path}/l.txt are empty"]
+
+
+LABEL_VALUES: dict[str, tuple[Any, list[str | None]]] = {
+    "view": (pa.array(["a", "b"], pa.string_view()), ["a", "b"]),
+    "large": (pa.array(["a", "b"], pa.large_string()), ["a", "b"]),
+    "dictionary": (pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
+    "bytes": (pa.array([b"a", b"\xff"]), ["a", r"\xff"]),
+    "double": (pa.array([3.0, None]), ["3", None]),
+    "half": (pa.array(np.array([3, 4], np.float16)), ["3", "4"]),
+    "decimal": (pa.array([1, 2], pa.decimal128(5, 2)), ["1", "2"]),
+    "bool": (pa.array([True, False]), ["True", "False"]),
+}
+
+
+@pytest.mark.parametrize("kind", LABEL_VALUES)
+def test_labels_are_what_values_can_be(tmp_path: Path, kind: str) -> None:
+    column, expected = LABEL_VALUES[kind]
+    pq.write_table(pa.table({"file": ["a.png", "b.png"], "label": column}), tmp_path / "l.parquet")
+    assert of(read_labels(tmp_path / "l.parquet"), "a.png", "b.png") == expected
+    source = opened(tmp_path, "a.parquet", parquet(pa.table({"image": PNGS[:2], "label": column})))
+    assert [row[3] for row in rows(source)] == expected and list_notes(source) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "said"),
+    [
+        ([1.0, 0.5], "column label has type double with values such as 0.5, expected text or whole numbers as labels"),
+        ([[1], [2]], "column label has type list<element: int64>, expected text or whole numbers as labels"),
+    ],
+)
+def test_values_that_are_no_labels_are_told(tmp_path: Path, column: list[Any], said: str) -> None:
+    pq.write_table(pa.table({"file": ["a.png", "b.png"], "label": column}), tmp_path / "l.parquet")
+    with pytest.raises(StdacError, match=re.escape(f"l.parquet ({said})")):
+        read_labels(tmp_path / "l.parquet")
+    source = opened(tmp_path, "a.parquet", parquet(pa.table({"image": PNGS[:2], "label": column})))
+    assert [row[3] for row in rows(source)] == [None, None]
+    assert list_notes(source) == [f"{tmp_path}/a.parquet is read without labels: {said}"]
+
+
 def test_the_longest_name_counts(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text("path,label\n1.png,short\ncat/1.png,long\n")
     assert of(read_labels(tmp_path / "l.csv"), "in/cat/1.png", "in/dog/1.png") == ["long", "short"]
@@ -1016,7 +1209,7 @@ BAD_LABELS: dict[str, tuple[bytes, str]] = {
     "no-label.csv": (b"path,thing\n1,2\n", "{path} has the columns path, thing: expected a CSV"),
     "ragged.csv": (b"path,label\na,b,c\n", "{path} has a row of 3 values, expected 2 as in its header: a"),
     "nul.csv": (b'path,label\n"a' + b"x" * 200_000, "{path} is not a CSV file (field larger than field limit"),
-    "floats.npy": (npy(np.array([1.5])), "{path} holds an array of shape (1,) and type float64: expected a CSV"),
+    "floats.npy": (npy(np.array([1.5])), "cannot read {path} (a label is 1.5, expected text or whole numbers"),
     "wide.npy": (npy(np.eye(3, dtype=int)), "{path} holds an array of shape (3, 3) and type int64: expected a CSV"),
     "cut.npy": (npy(np.arange(1000))[:-5], "{path} is cut short or damaged: 999 of its 1,000 labels are there"),
     "objects.npy": (
@@ -1105,4 +1298,4 @@ print(*(name for name in sys.modules if name.partition(".")[0] in ("stdac", "exp
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     others = {name for name in result.stdout.split() if not name.startswith("stdac.pictures")}
-    assert others <= {"stdac", "stdac.errors", "stdac.words", "stdac.files"}
+    assert others <= {"stdac", "stdac.errors", "stdac.words", "stdac.files", "stdac.text"}

@@ -38,7 +38,9 @@ def test_a_perfect_clustering_scores_one_and_names_its_labels() -> None:
     assert (truth.acc, truth.nmi, truth.ari) == (1, 1, 1)
     assert truth.labels == ("9", "10", "a")
     assert truth.matching.tolist() == [1, 0, 2]
-    assert describe_truth(truth, (None,) * 3) == "against the labels of 5 images: ACC 1.000, NMI 1.000, ARI 1.000"
+    assert describe_truth(truth, (None,) * 3) == (
+        "scored against the 3 labels 9, 10, a of 5 images: ACC 1.000, NMI 1.000, ARI 1.000"
+    )
 
 
 def test_the_largest_mistakes_are_told_in_a_few_lines_without_control_characters() -> None:
@@ -46,7 +48,7 @@ def test_the_largest_mistakes_are_told_in_a_few_lines_without_control_characters
     assert truth is not None
     assert describe_truth(truth, ("good\tname", None)).splitlines()[1:] == [
         "  2 of label b\\n are in cluster 0 (good\\tname), which stands for a",
-        "  1 of label a are in cluster 1, which stands for b\\n",
+        "  1 of label a is in cluster 1, which stands for b\\n",
     ]
 
 

@@ -37,7 +37,7 @@ def _show_trial(path: Path) -> None:
     else:
         error = folder.error()
         state = f"failed: {error.splitlines()[0]}" if error else "waiting"
-    click.echo(escape_line(f"state       {state}"))
+    _show_line("state", state)
 
 
 def _show_model(path: Path) -> None:
@@ -46,9 +46,9 @@ def _show_model(path: Path) -> None:
 
     model, config = load_model(path)
     describe(config.trial.to_json())
-    click.echo(f"input       (N, {', '.join(map(str, config.shape))}) uint8")
-    click.echo(f"parameters  {sum(p.numel() for p in model.parameters()):,}")
-    click.echo(f"scores      {config.scores}")
+    _show_line("input", f"(N, {', '.join(map(str, config.shape))}) uint8")
+    _show_line("parameters", f"{sum(p.numel() for p in model.parameters()):,}")
+    _show_line("scores", config.scores)
 
 
 def _show_onnx(path: Path) -> None:
@@ -56,11 +56,15 @@ def _show_onnx(path: Path) -> None:
     from export import Clusterer
 
     for name, value in sorted(Clusterer(path).info.to_props().items()):
-        click.echo(escape_line(f"{name:<14}{value}"))
+        _show_line(name, value)
 
 
 def describe(trial: dict[str, Any]) -> None:
     """Print a trial's values, one a line."""
     for name, value in trial.items():
-        text = " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value
-        click.echo(escape_line(f"{name:<12}{text}"))
+        _show_line(name, " ".join(f"{k}={v}" for k, v in value.items()) if isinstance(value, dict) else value)
+
+
+def _show_line(name: str, value: object) -> None:
+    """Print a value beside its name."""
+    click.echo(f"{name:<14}  {escape_line(value)}")

@@ -2,7 +2,8 @@
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,7 +95,7 @@ def _train_one(
         raise StdacError(f"trial {trial.id} needs trial {missing[0]}: run both in one grid with stdac-grid launch")
     folder = TrialFolder(out / "trials" / trial.id)
     needed = [results[needed] for needed in trial.needs]
-    with TrainDisplay() as display:
+    with TrainDisplay() as display, _say_how_to_go_on():
         ran = run_trial(trial, folder, machine=machine, data_dir=data_dir, needed=needed, observer=display)
     done = folder.done()
     if done is None:
@@ -103,6 +104,15 @@ def _train_one(
         refuse_changes([(trial.to_json(), done)], data_dir)
         click.echo("already done: nothing to do", err=True)
     return take_result(folder)
+
+
+@contextmanager
+def _say_how_to_go_on() -> Iterator[None]:
+    """Ctrl-C ends in a sentence."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise StdacError("stopped; the same command goes on after the last epoch that was done") from None
 
 
 class TrainDisplay(Observer):

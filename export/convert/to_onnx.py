@@ -20,7 +20,7 @@ from export.convert.verify import Agreement, Real, check_graph, take_first_line,
 from export.metadata import COLOUR_MODES, PRECISIONS, ModelInfo
 from stdac.data import NAMES, TORCHVISION, find_data_dir, load
 from stdac.errors import StdacError
-from stdac.files import atomic_write
+from stdac.files import atomic_write, sweep_temporary
 from stdac.machine import read_version
 from stdac.model_file import ModelConfig, load_model
 from stdac.pictures.pixels import conform, to_pixels
@@ -76,6 +76,7 @@ def export_model(
         raise StdacError(f"{model_path} is {what}: it has no clusters to sort images into")
     info = describe(config, names, model_path)
     _check_weights(model, model_path)
+    sweep_temporary(onnx_path)
     with atomic_write(onnx_path) as file:
         real = _load_own_images(config, precision, data_dir) if images is None else Real(images, labels)
         real = None if real is None else choose_images(real, config.shape)

@@ -43,7 +43,7 @@ interface Counts {
 /** matching: the label of each cluster, -1 for none. left: labels that are not in the confusion matrix (K, labels). */
 interface Truth {
   images: number;
-  scores: Record<string, number>;
+  scores: Record<string, string>;
   labels: string[];
   left: number;
   confusion: number[][];

@@ -37,7 +37,8 @@ from export.gallery.selection import (
 from export.gallery.sprites import Sheet, Thumbnail, make_sheet
 from export.results.truth import Truth, score
 from stdac.errors import StdacError
-from stdac.files import atomic_write
+from stdac.files import atomic_write, sweep_temporary
+from stdac.words import count_noun, escape_line, format_score
 
 Pictures = Callable[[Collection[tuple[str, int]], int], Iterator[tuple[tuple[str, int], NDArray[np.uint8]]]]
 """(wanted images by source and index, longest side) -> those that can be read, (H, W) or (H, W, 3) uint8, any order."""
@@ -133,7 +134,7 @@ def write_gallery(
         "names": [name or "" for name in names],
         "labels": columns.labels,
         "counts": number,
-        "truth": truth and _make_truth_data(truth),
+        "truth": truth and make_truth_data(truth),
         "note": note,
         "errors": _make_errors_data(file),
         "rows": _make_rows_data(file, columns, exact.copies, shown, thumbnails),
@@ -142,6 +143,7 @@ def write_gallery(
         "sheets": {name: {"columns": sheet.columns, "tile": sheet.tile} for name, sheet in sheets.items()},
     }
     page = _build_page(title, data, sheets)
+    sweep_temporary(path)
     with atomic_write(path) as out:
         out.write(page)
     return GallerySummary(
@@ -151,9 +153,9 @@ def write_gallery(
 
 def describe_gallery(summary: GallerySummary) -> str:
     """What was written, in a line for the terminal."""
-    copies = f"{summary.exact:,} exact duplicates, {summary.near:,} near ones seen"
-    shows = f"shows {summary.shown:,} of {summary.images:,} images"
-    return f"wrote {summary.path}: {shows}, {copies} ({summary.bytes / 1e6:.1f} MB)"
+    copies = f"{count_noun(summary.exact, 'exact duplicate')}, {count_noun(summary.near, 'near one')} seen"
+    shows = f"shows {summary.shown:,} of {count_noun(summary.images, 'image')}"
+    return f"wrote {escape_line(summary.path)}: {shows}, {copies} ({summary.bytes / 1e6:.1f} MB)"
 
 
 def _find_exact(columns: Columns, k: int) -> Exact:
@@ -236,13 +238,13 @@ def count_values(columns: Columns, exact: Exact, near: Near, shown: int) -> dict
     }
 
 
-def _make_truth_data(truth: Truth) -> dict[str, Any]:
+def make_truth_data(truth: Truth) -> dict[str, Any]:
     """The scores and the confusion matrix of the MOST_LABELS most frequent labels."""
     kept = np.sort(np.argsort(-truth.confusion.sum(0), kind="stable")[:MOST_LABELS])
     place = {int(label): i for i, label in enumerate(kept)}
     return {
         "images": truth.images,
-        "scores": {"ACC": round(truth.acc, 4), "NMI": round(truth.nmi, 4), "ARI": round(truth.ari, 4)},
+        "scores": {key.upper(): format_score(getattr(truth, key)) for key in ("acc", "nmi", "ari")},
         "labels": [truth.labels[i] for i in kept],
         "left": len(truth.labels) - len(kept),
         "confusion": truth.confusion[:, kept].tolist(),
@@ -343,7 +345,7 @@ def _build_page(title: str, data: Mapping[str, Any], sheets: Mapping[str, Sheet]
         ),
     }
     template = (folder / "gallery.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], template).encode("utf-8", "replace")
+    return re.sub(r"\{\{(\w+)\}\}", lambda hole: parts[hole[1]], template).encode("utf-8", "backslashreplace")
 
 
 def _hash_rows(text: str) -> str:

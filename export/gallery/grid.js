@@ -139,8 +139,11 @@ function factsOf(cluster) {
   const label = meantOf(cluster);
   if (truth !== null && label !== null) {
     const row = truth.confusion[cluster];
+    const most = row.indexOf(Math.max(...row));
     const share = percent(row[meant[cluster]], sum(row));
     facts.push(`${truth.matching[cluster] < 0 ? "mostly " : ""}label ${plain(label)} (${share})`);
+    if (row[most] > row[meant[cluster]])
+      facts.push(`most are label ${plain(truth.labels[most])} (${percent(row[most], sum(row))})`);
   }
   return facts.join(" · ");
 }

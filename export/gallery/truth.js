@@ -1,6 +1,8 @@
 // @ts-check
 // Scores against ground truth, and the confusion matrix as a heat map: a cell shows its images.
 
+const WIDE = 10; // labels, from which on their names stand upright and the cells shrink to the window
+
 function buildTruth() {
   const box = $("truth");
   if (truth === null) {
@@ -12,7 +14,7 @@ function buildTruth() {
     "dl",
     { className: "scores" },
     ...Object.entries(truth.scores).map(([name, value]) =>
-      el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value.toFixed(3) })),
+      el("div", {}, el("dt", { textContent: name }), el("dd", { textContent: value })),
     ),
   );
   const note =
@@ -70,12 +72,13 @@ function heatMap(scored) {
   const table = el(
     "table",
     {
-      className: "heat" + (K * scored.labels.length > 900 ? " dense" : ""),
+      className: "heat" + (K * scored.labels.length > 900 ? " dense" : "") + (scored.labels.length > WIDE ? " tall" : ""),
       role: "grid",
       "aria-label": "Confusion matrix",
     },
     el("thead", {}, head),
   );
+  table.style.setProperty("--labels", String(scored.labels.length));
   const body = el("tbody");
   for (const cluster of order) {
     const images = sum(scored.confusion[cluster]);

@@ -37,6 +37,7 @@ from export.results.two_samples import (
 )
 from stdac.errors import StdacError
 from stdac.files import atomic_write
+from stdac.words import count_noun
 
 LOW_CONFIDENCE, FAR = 0.01, 0.001  # the share of the earlier images that lies beyond each threshold
 BATCH = 16_384
@@ -137,8 +138,8 @@ def compare(old: Path, new: Path) -> Drift:
     matching = None if same_model else match_clusters(old, new)
     if matching is not None and matching.images < LEAST_SHARED:
         raise StdacError(
-            f"{old} is of another model, and has {matching.images} images in common with {new}: they cannot be "
-            "compared; cluster the earlier images with this model too, and compare with that"
+            f"{old} is of another model, and has {count_noun(matching.images, 'image')} in common with {new}: they "
+            "cannot be compared; cluster the earlier images with this model too, and compare with that"
         )
     then = read_rows(old, tables[0], None) if same_model else read_rows(new, tables[1], known)
     now = read_rows(new, tables[1], ~known)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stdac.words import escape_line
+from stdac.words import count_noun, escape_line
 
 if TYPE_CHECKING:
     from export.results.drift import Drift
@@ -29,7 +29,7 @@ def judge_drift(drift: "Drift", names: Sequence[str]) -> str:
     if drift.size == "none":
         return "no drift: the new images fall into the clusters as the earlier ones did, with the same confidence"
     if drift.size == "negligible":
-        return "no drift that matters: there are significant differences, but too small to act on"
+        return "hardly any drift: what differs is more than chance, but too little to act on"
     reasons = []
     if drift.shares is not None and drift.shares.notable:
         k = int(np.abs(drift.change).argmax())
@@ -63,14 +63,14 @@ def _is_lower(drift: "Drift") -> bool:
 
 def _describe_compared(drift: "Drift") -> list[str]:
     """What was compared with what."""
-    line = f"{drift.then:,} images then, {drift.now:,} new ones now"
+    line = f"{count_noun(drift.then, 'image')} then, {count_noun(drift.now, 'new one')} now"
     if drift.matching is None:
         again = f"; {drift.known:,} of the new run are the same ones again and count as then" if drift.known else ""
         return [line + again]
     fresh = [str(cluster) for cluster, old in enumerate(drift.matching.old_of) if old is None]
     models = (
         "the model is another one, so its own clusters of the earlier images stand for then; "
-        f"on {drift.matching.images:,} images of both runs the two models agree on "
+        f"on {count_noun(drift.matching.images, 'image')} of both runs the two models agree on "
         f"{format_percent(drift.matching.agreement)}"
     )
     return [line, models + (f", and no earlier cluster continues as {', '.join(fresh)}" if fresh else "")]

@@ -4,25 +4,36 @@ import csv
 import os
 import sys
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
 from stdac.pictures.arrays import STREAM_ERRORS, StoredArray, check_are_labels, open_idx, open_npy, read_label_texts
-from stdac.pictures.batches import escape_name, explain_error
+from stdac.pictures.batches import explain_error
 from stdac.pictures.child import iterate_in_child
+from stdac.pictures.columns import (
+    find_fraction,
+    is_label,
+    is_name,
+    read_features,
+    read_label_text,
+    refuse_label,
+)
 from stdac.pictures.kinds import recognize_kind
-from stdac.pictures.parquet import is_label, read_features, read_label_text
+from stdac.text import compose, escape_label, escape_name, find_encoding
+from stdac.words import count_noun
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 NAME_COLUMNS = ("source", "path", "file", "filename", "file_name", "filepath", "image", "name")
 LABEL_COLUMNS = ("label", "class", "labels", "target", "y", "category")
-NAMES = frozenset({*NAME_COLUMNS, *LABEL_COLUMNS, "index"})
 LINE_CHARS = 1 << 20
 LABELS_BYTES = 1 << 28
 """Of the labels in an .npy or IDX file together."""
@@ -43,8 +54,9 @@ class Labels(Protocol):
         Raises StdacError where labels and images do not fit together.
         """
 
-    def check(self, images: int) -> None:
-        """After all so many images: raise StdacError where the labels are for others."""
+    def check(self, images: int) -> list[str]:
+        """After all so many images: what did not fit, a sentence each. Raises StdacError where the labels are for
+        others."""
 
 
 def read_labels(path: Path) -> Labels:
@@ -65,7 +77,7 @@ def read_labels(path: Path) -> Labels:
             return _read_table(path, _read_parquet(path))
         if suffix in (".csv", ".tsv"):
             return _read_table(path, _read_csv(path))
-        return InOrder(path, [sys.intern(line.rstrip("\r\n")) for line in _open_text(path)])
+        return InOrder(path, [sys.intern(escape_label(line.rstrip("\r\n"))) for line in _open_text(path)])
     except STREAM_ERRORS as error:
         raise StdacError(f"cannot read {path} ({explain_error(error, str(path))}): {EXPECTED}") from error
 
@@ -84,9 +96,11 @@ class InOrder:
         given = read_label_texts(part, len(source)) if isinstance(part, np.ndarray) else part
         return [label or None for label in given]
 
-    def check(self, images: int) -> None:
+    def check(self, images: int) -> list[str]:
         if images != len(self.labels):
             raise self._misfit(f"{images:,}")
+        empty = 0 if isinstance(self.labels, np.ndarray) else sum(not label for label in self.labels)
+        return [f"{empty:,} of the {count_noun(images, 'label')} in {self.path} are empty"] if empty else []
 
     def _misfit(self, images: str) -> StdacError:
         return StdacError(
@@ -103,7 +117,7 @@ class ByName:
         self._row: dict[str, int] = {}
         self._label: list[str | None] = []
         for name, index, label in rows:
-            key = _make_key(name.removeprefix("./"), index)
+            key = _make_key(compose(name).removeprefix("./"), index)
             row = self._row.setdefault(key, len(self._label))
             if row == len(self._label):
                 self._label.append(None if label is None else sys.intern(label))
@@ -130,20 +144,29 @@ class ByName:
 
     def _find(self, source: str, index: int) -> int | None:
         """The row of the longest name that an image's absolute path ends with."""
-        path, place = os.path.normpath(f"{self._folder}/{source}" if source[:1] != "/" else source), 0
+        path, place = compose(os.path.normpath(f"{self._folder}/{source}" if source[:1] != "/" else source)), 0
         while True:
             row = self._row.get(_make_key(path[place:], index))
             place = path.find("/", place) + 1
             if row is not None or not place:
                 return row
 
-    def check(self, images: int) -> None:
-        if images and self._label and not any(self._owner):
-            first = next(iter(self._row)).partition("\0")[0]
+    def check(self, images: int) -> list[str]:
+        total = len(self._label)
+        lost = [key.partition("\0")[0] for key, row in self._row.items() if not self._owner[row]]
+        if images and total and len(lost) == total:
             raise StdacError(
-                f"no name in {self.path} is that of an image (the first is {first}): expected paths as in the column "
+                f"no name in {self.path} is that of an image (the first is {lost[0]}): expected paths as in the column "
                 "source of the output, or the ends of such"
             )
+        empty = sum(label is None for label in self._label)
+        labelled = sum(bool(owner) and label is not None for owner, label in zip(self._owner, self._label, strict=True))
+        notes = (
+            (len(lost), f"{count_noun(total, 'name')} in {self.path} are of no image (the first: {''.join(lost[:1])})"),
+            (empty, f"{count_noun(total, 'row')} in {self.path} have no label"),
+            (images - labelled, f"{count_noun(images, 'image')} have no label in {self.path}"),
+        )
+        return [f"{n:,} of {what}" for n, what in notes if n]
 
 
 def _make_key(name: str, index: int) -> str:
@@ -160,12 +183,12 @@ def _read_table(path: Path, rows: Iterator[Sequence[str | None]]) -> Labels:
     if label is None or (name is None and len(header) > 1):
         raise StdacError(f"{path} has the columns {', '.join(header)[:200] or 'of an empty file'}: {EXPECTED}")
     if name is None:
-        return InOrder(path, [row[label] or None for row in rows])
+        return InOrder(path, [escape_label(row[label] or "") or None for row in rows])
     place = header.index("index") if "index" in header else None
 
     def name_rows() -> Iterator[tuple[str, int, str | None]]:
         for row in rows:
-            yield row[name] or "", 0 if place is None else int(row[place] or 0), row[label] or None
+            yield row[name] or "", 0 if place is None else int(row[place] or 0), escape_label(row[label] or "") or None
 
     return ByName(path, name_rows())
 
@@ -190,8 +213,11 @@ def _read_csv(path: Path) -> Iterator[Sequence[str]]:
 
 
 def _open_text(path: Path) -> Iterator[str]:
-    r"""The lines of a text file, with their ends; bytes that are not UTF-8 become \x escapes, as in the output."""
-    with path.open(encoding="utf-8-sig", errors="backslashreplace", newline="") as file:
+    r"""The lines of a text file, with their ends, decoded by its byte order mark, else as UTF-8; what is not becomes
+    \x escapes, as in the output."""
+    with path.open("rb") as head:
+        encoding = find_encoding(head.read(4))
+    with path.open(encoding=encoding, errors="backslashreplace", newline="") as file:
         while line := file.readline(LINE_CHARS):
             if len(line) == LINE_CHARS:
                 raise StdacError(f"{path} has a line of {LINE_CHARS:,} characters or more: {EXPECTED}")
@@ -214,7 +240,16 @@ def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
     with pq.ParquetFile(path) as file:
         schema = file.schema_arrow
         features = read_features(schema)
-        columns = [c for c in schema.names if c.lower() in NAMES and is_label(schema.field(c).type)]
+        columns = _choose_columns(schema)
+        label = columns[-1] if columns else None
+        if label is None:
+            yield [schema.names]  # the caller says what is wrong with them
+            return
+        kind = schema.field(label).type
+        if not is_label(kind):
+            raise refuse_label(label, kind)
+        if (value := find_fraction(file, label)) is not None:
+            raise refuse_label(label, kind, value)
         yield [columns]
         classes = [tuple(map(str, features.get(column, {}).get("names") or ())) for column in columns]
         for batch in file.iter_batches(columns=columns):
@@ -223,6 +258,22 @@ def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
                 for c, names in zip(columns, classes, strict=True)
             ]
             yield list(zip(*values, strict=True))
+
+
+def _choose_columns(schema: "pa.Schema") -> list[str]:
+    """The columns of names and of places, where there are any, and last that of labels; none without it."""
+    wanted: list[tuple[Sequence[str], Callable[[pa.DataType], bool]]] = [
+        (NAME_COLUMNS, is_name),
+        (("index",), is_label),
+        (LABEL_COLUMNS, is_label),
+        (LABEL_COLUMNS, lambda _: True),
+    ]
+    *found, usable, label = (
+        next((f.name for name in names for f in schema if f.name.lower() == name and fits(f.type)), None)
+        for names, fits in wanted
+    )
+    found.append(usable or label)
+    return [name for name in found if name is not None] if found[-1] is not None else []
 
 
 def _read_stored(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
@@ -239,4 +290,6 @@ def _read_stored(path: Path) -> Sequence[str | None] | NDArray[np.generic]:
             raise StdacError(
                 f"{path} is cut short or damaged: {len(values):,} of its {labels.shape[0]:,} labels are there"
             )
-        return [sys.intern(text or "") for text in read_label_texts(values, 0)] if values.dtype.kind == "U" else values
+        return (
+            values if values.dtype.kind in "iub" else [sys.intern(text or "") for text in read_label_texts(values, 0)]
+        )

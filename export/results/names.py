@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from export.results.rows import open_rows
 from stdac.errors import StdacError
 from stdac.files import atomic_write
+from stdac.text import read_text
+from stdac.words import count_noun
 
 MAJORITY = 0.5
 LEAST_SHARED = 5  # all five of five images in one old cluster: by chance 3 %, if only half of the cluster were from it
@@ -67,7 +69,7 @@ def load_names(path: Path) -> Names | None:
     try:
         if path.exists() and not path.is_file():
             raise StdacError(f"{path} is not a file: expected a names.toml, or none and it will be made")
-        spec = tomllib.loads(path.read_text("utf-8"))
+        spec = tomllib.loads(read_text(path))
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -194,7 +196,8 @@ def carry_names(
         return none, f"{lost}: the earlier clusters.parquet is not of the model that they were given for."
     matching = match_clusters(old, new)
     if matching.images < LEAST_SHARED:
-        return none, f"{lost}: the two runs have {matching.images} images in common, too few to match clusters by."
+        common = f"{count_noun(matching.images, 'image')} in common"
+        return none, f"{lost}: the two runs have {common}, too few to match clusters by."
     carried = {
         cluster: names.clusters[before]
         for cluster, before in enumerate(matching.old_of)
@@ -205,8 +208,8 @@ def carry_names(
 
 def _describe_carried(names: Names, carried: Mapping[int, str], matching: Matching) -> str:
     """What was carried over, by what, and what was not."""
-    text = f"the model is another one: {len(carried)} of {len(names.clusters)} names were carried over"
-    text += f", by the {matching.images:,} images that both runs have"
+    text = f"the model is another one: {len(carried)} of {count_noun(len(names.clusters), 'name')} carried over"
+    text += f", by the {count_noun(matching.images, 'image')} that both runs have"
     kept = {before for before in matching.old_of if before is not None}
     lost = [name for cluster, name in sorted(names.clusters.items()) if cluster not in kept]
     if not lost:

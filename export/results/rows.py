@@ -24,6 +24,9 @@ NO_STAT = (-1, -1)
 MOST_CLUSTERS = 1 << 16
 RUN_NAME = re.compile(r"run-[0-9]{6}")
 WRITTEN: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}
+LATER = ("member",)
+"""Columns that files of earlier versions lack."""
+
 PROJECTED = 32
 """Values of a stored embedding."""
 
@@ -31,6 +34,7 @@ CLUSTERS = pa.schema(
     [
         pa.field("source", pa.string(), nullable=False),
         pa.field("index", pa.int64(), nullable=False),
+        pa.field("member", pa.string()),
         pa.field("cluster", pa.int32()),
         pa.field("name", pa.string()),
         pa.field("confidence", pa.float32()),
@@ -46,13 +50,14 @@ CLUSTERS = pa.schema(
 )
 """clusters.parquet, one row an image, in the order of the inputs (a folder's files sorted by name).
 
-source: the file, archive or data set; index: the image's place in it (0 for a picture file). cluster: its id; name: the
-cluster's name, null where it has none. confidence: the score of the cluster; runner_up: the cluster with the next
-score; margin: confidence minus that score. content_hash: first 32 hex digits of SHA-256 of the picture file's bytes
-(of an array's pixels, (C, H, W)): equal ones are exact duplicates. fingerprint: 128 bits in hex, a difference hash of
-the image at the model's size: near ones are candidates for near duplicates. label: the truth where the input tells it
-(never used but for scores). bytes, modified_ns: of the file that the image is in, null for data sets by name. error:
-why the image could not be read (then cluster to margin are null), null for one that was.
+source: the file, archive or data set; index: the image's place in it (0 for a picture file); member: what it is called
+in a tar archive, null elsewhere. cluster: its id; name: the cluster's name, null where it has none. confidence: the
+score of the cluster; runner_up: the cluster with the next score; margin: confidence minus that score. content_hash:
+first 32 hex digits of SHA-256 of the picture file's bytes (of an array's pixels, (C, H, W)): equal ones are exact
+duplicates. fingerprint: 128 bits in hex, a difference hash of the image at the model's size: near ones are candidates
+for near duplicates. label: the truth where the input tells it (never used but for scores). bytes, modified_ns: of the
+file that the image is in, null for data sets by name. error: why the image could not be read (then cluster to margin,
+and embedding, are null), null for one that was.
 
 Where the model was exported with its embedding, `embedding` comes before error: fixed_size_list<float16>, normalised to
 length 1 and projected to at most PROJECTED dimensions by a fixed random projection.
@@ -119,7 +124,7 @@ class Parts:
         self.folder = output.with_name(f"{output.name}.parts")
         with explain_refused(output):
             self.folder.mkdir(exist_ok=True)
-            self._lock = (self.folder / "lock").open("w")
+            self._lock = (self.folder / "lock").open("wb")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -239,7 +244,7 @@ def check_rows(path: Path) -> None:
             fields = [schema.field(i) for i in range(len(schema))]
             sound = (
                 k <= MOST_CLUSTERS
-                and all(fields.count(field) == 1 for field in CLUSTERS)
+                and all(fields.count(field) == 1 for field in CLUSTERS if field.name not in LATER)
                 and len(set(schema.names)) == len(fields)
             )
             for batch in file.iter_batches(columns=["cluster", "error"], use_threads=False) if sound else ():

@@ -8,7 +8,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from stdac.errors import StdacError
-from stdac.words import escape_line
+from stdac.words import count_noun, escape_line, format_score, list_some
 
 
 class Truth(NamedTuple):
@@ -91,16 +91,18 @@ def _import_metrics() -> tuple[Any, Any]:
 
 def describe_truth(truth: Truth, names: tuple[str | None, ...]) -> str:
     """The scores and the largest mistakes, a few lines for the terminal. names: K, None for a cluster without one."""
-    lines = [
-        f"against the labels of {truth.images:,} images: ACC {truth.acc:.3f}, NMI {truth.nmi:.3f}, ARI {truth.ari:.3f}"
-    ]
+    labels = list(map(escape_line, truth.labels))
+    scores = (f"{key.upper()} {format_score(getattr(truth, key))}" for key in ("acc", "nmi", "ari"))
+    against = f"the {count_noun(len(labels), 'label')} {list_some(labels)} of {count_noun(truth.images, 'image')}"
+    lines = [f"scored against {against}: {', '.join(scores)}"]
     for cluster, label in list_mistakes(truth):
         meant = truth.matching[cluster]
-        stands = "no label" if meant < 0 else escape_line(truth.labels[meant])
+        stands = "no label" if meant < 0 else labels[meant]
         name = "" if names[cluster] is None else f" ({escape_line(names[cluster] or '')})"
+        n = truth.confusion[cluster, label]
         lines.append(
-            f"  {truth.confusion[cluster, label]:,} of label {escape_line(truth.labels[label])} "
-            f"are in cluster {cluster}{name}, which stands for {stands}"
+            f"  {n:,} of label {labels[label]} {'is' if n == 1 else 'are'} in cluster {cluster}{name}, "
+            f"which stands for {stands}"
         )
     return "\n".join(lines)
 

@@ -91,7 +91,15 @@ def _run_npm_pack(folder: Path) -> Path:
         )
     command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--loglevel=error", "--pack-destination", "."]
     try:
-        ran = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_TIMEOUT_S, check=False)
+        ran = subprocess.run(
+            command,
+            cwd=folder,
+            capture_output=True,
+            encoding="utf-8",
+            errors="backslashreplace",
+            timeout=NPM_TIMEOUT_S,
+            check=False,
+        )
         said = next((line for line in ran.stderr.splitlines() if "npm error" in line), "")
     except subprocess.TimeoutExpired:
         said = f"no answer in {NPM_TIMEOUT_S} s"

@@ -15,6 +15,7 @@ from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
 from stdac.pictures.colour import BACKGROUNDS
+from stdac.text import escape_name
 from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
 
 METHODS: dict[str, Method] = {
@@ -204,4 +205,15 @@ def check_names(got: set[Any], known: Iterable[str], what: str) -> None:
         raise StdacError(f"unknown {what} {name!r}: expected one of {', '.join(known)}")
 
 
-__all__ = ["KEYS", "METHODS", "Fitted", "Method", "add_needs", "fill_params", "fill_title", "resolve", "resolve_params"]
+__all__ = [
+    "KEYS",
+    "METHODS",
+    "Fitted",
+    "Method",
+    "add_needs",
+    "escape_name",
+    "fill_params",
+    "fill_title",
+    "resolve",
+    "resolve_params",
+]

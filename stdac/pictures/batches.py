@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from stdac.errors import StdacError
 from stdac.pictures.child import ChildNotStarted
 from stdac.pictures.pixels import Pixels
+from stdac.text import escape_name
 
 BATCH = 128
 MEMBER_BYTES = 1 << 26
@@ -21,9 +22,6 @@ BATCH_BYTES = 1 << 24
 """A batch is closed at BATCH images, or earlier where their pixels or encoded pictures exceed BATCH_BYTES."""
 
 MOST_NS = (1 << 63) - 1
-
-LABEL_CHARS = 1 << 12
-"""Of a longer label no more is kept."""
 
 Stat = tuple[int, int]
 
@@ -47,7 +45,8 @@ class Batch:
     source: the printable name of the file, archive or data set of each image. index: (n,) int64, its place in it, 0 for
     a picture file. content: paths to read, encoded pictures, or pixels (n, C, H, W) uint8. label: the truth, None where
     there is none. stat: (bytes, modified_ns) of the archive that all of them are in; None where each path has its own,
-    or there is none.
+    or there is none. member: what each is called in its archive, None where it has no name there. left_out: pictures of
+    the archive that are no images of their own, by name.
     """
 
     source: list[str]
@@ -55,6 +54,8 @@ class Batch:
     content: list[Content] | Pixels
     label: list[str | None]
     stat: Stat | None = None
+    member: list[str] | None = None
+    left_out: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.source)
@@ -76,6 +77,7 @@ class Batch:
             index=self.index[places],
             content=content[places] if isinstance(content, np.ndarray) else [content[i] for i in places],
             label=[self.label[i] for i in places],
+            member=None if self.member is None else [self.member[i] for i in places],
         )
 
 
@@ -94,10 +96,12 @@ class Source(Protocol):
 
 
 class Item(NamedTuple):
-    """One picture of a folder, an archive or a list, and its label."""
+    """One picture of a folder, an archive or a list, and its label. member, left_out: as in Batch, "" for no name."""
 
     content: Content
     label: str | None
+    member: str = ""
+    left_out: tuple[str, ...] = ()
 
 
 def batch_items(items: Iterable[Item], name: str, stat: Stat | None) -> Iterator[Batch]:
@@ -131,8 +135,10 @@ def catch_failure(items: Iterable[T], failures: list[Exception]) -> Iterator[T]:
 
 def _make_archive_batch(items: list[Item], name: str, start: int, stat: Stat | None) -> Batch:
     """Consecutive pictures of one archive, the first of them at `start`."""
+    content, label, member, left_out = zip(*items, strict=True)
     index = np.arange(start, start + len(items), dtype=np.int64)
-    return Batch([name] * len(items), index, [item.content for item in items], [item.label for item in items], stat)
+    names = list(member) if any(member) else None
+    return Batch([name] * len(items), index, list(content), list(label), stat, names, tuple(chain(*left_out)))
 
 
 def make_files_batch(items: list[Item], paths: Iterable[str]) -> Batch:
@@ -189,19 +195,6 @@ def explain_error(error: Exception, source: str) -> str:
         return error.strerror
     text = "it takes more memory than there is" if isinstance(error, MemoryError) else str(error)
     return escape_name(text.removeprefix(f"{source}: ").split("\n")[0][:300] or type(error).__name__)
-
-
-def escape_name(name: str) -> str:
-    r"""A file name as text: bytes that are not UTF-8 become \x escapes."""
-    try:
-        return os.fsencode(name).decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # half of a surrogate pair, which no file name has
-        return escape_label(name)
-
-
-def escape_label(text: str) -> str:
-    r"""A label of at most LABEL_CHARS characters; what UTF-8 cannot hold, halves of surrogate pairs, as \u escapes."""
-    return text[:LABEL_CHARS].encode("utf-8", "backslashreplace").decode()
 
 
 def split_items(items: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -18,10 +18,13 @@ from stdac.pictures.folder import Folder
 from stdac.pictures.hashes import find_flat
 from stdac.pictures.pixels import Pixels
 from stdac.pictures.pool import open_decoders
+from stdac.pictures.sources import list_notes
 from stdac.pictures.walk import describe_left_out
 from stdac.words import count_noun
 
 Size = tuple[int, int]
+
+NUMBERS = {"False": 0, "True": 1}
 
 
 class PictureSet(NamedTuple):
@@ -66,7 +69,11 @@ def collect_pictures(source: Source, size: Size | None = None, background: str =
                 tally.count_flat(image[None])
     if not texts and tally.refusal is not None:
         raise tally.refusal
-    return PictureSet(stack.images(), *_number_labels(source, texts), tally.describe(source, background))
+    unlabelled = texts.count(None)
+    notes = [*list_notes(source), *tally.describe(source, background)]
+    if 0 < unlabelled < len(texts):
+        notes.append(f"{source.name} is read without labels: {unlabelled:,} of {len(texts):,} images have none")
+    return PictureSet(stack.images(), *_number_labels(source, texts), tuple(notes))
 
 
 def _decode_batches(
@@ -133,11 +140,13 @@ def _refuse_image(batch: Batch, i: int, why: str) -> StdacError:
 def _locate_image(batch: Batch, i: int) -> str:
     """The file that an image is, or is in."""
     in_archive = batch.index[i] > 0 or isinstance(batch.content[i], bytes)
-    return f"{batch.source[i]}, image {batch.index[i]}" if in_archive else batch.source[i]
+    return f"{batch.source[i]}, {_place_of(batch, i)}" if in_archive else batch.source[i]
 
 
 def _place_of(batch: Batch, i: int) -> str:
-    """The name of an image within its source, in a few words: the file's, or its number in an archive."""
+    """The name of an image within its source, in a few words: the file's, or its name or number in an archive."""
+    if batch.member is not None:
+        return batch.member[i]
     return Path(batch.source[i]).name if isinstance(batch.content[i], str) else f"image {batch.index[i]}"
 
 
@@ -194,10 +203,8 @@ def _number_labels(source: Source, texts: list[str | None]) -> tuple[NDArray[np.
     labels = [text for text in texts if text is not None]
     if len(labels) < len(texts):
         return None, ()
-    kind = source.label_type() if isinstance(source, ArrayFile) else None
-    if kind is not None and kind.kind in "iub":
-        values = [text == "True" for text in labels] if kind.kind == "b" else [int(text) for text in labels]
-        return np.array(values, kind).astype(np.int64), ()
+    if isinstance(source, ArrayFile) and source.has_numbers():
+        return np.array([int(NUMBERS.get(text, text)) for text in labels]).astype(np.int64), ()
     names = sorted(set(labels))
     number = {name: i for i, name in enumerate(names)}
     return np.array([number[label] for label in labels], dtype=np.int64), tuple(names)

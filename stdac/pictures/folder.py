@@ -8,9 +8,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 from stdac.errors import StdacError
-from stdac.pictures.batches import BATCH, Batch, Item, Source, Unreadable, escape_name, make_files_batch, split_items
+from stdac.pictures.batches import BATCH, Batch, Item, Source, Unreadable, make_files_batch, split_items
+from stdac.pictures.classes import Classes, Place, find_classes, find_place
 from stdac.pictures.formats import SUFFIXES, is_picture
 from stdac.pictures.walk import Id, Walk, describe_left_out, is_left_behind
+from stdac.text import escape_name
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,10 @@ class Picture:
 
 
 class Survey(NamedTuple):
-    """What a walk through a folder found: rows, and whether the first sub-folders' names are labels; the others as in
-    `Walk`."""
+    """What a walk through a folder found: rows, and which sub-folders are classes; the others as in `Walk`."""
 
     rows: int
-    has_labels: bool
+    classes: Classes
     left_out: Mapping[str, int]
     seen: Set[Id]
 
@@ -61,20 +62,25 @@ class Folder:
 
     @cached_property
     def survey(self) -> Survey:
-        """One walk ahead; there are labels where each picture lies in a sub-folder, and these are at least two."""
+        """One walk ahead; where each picture lies in the folder of a class, this is its label."""
         rows = 0
-        classes: set[str] = set()
+        places: set[Place] = set()
         walk = Walk(self.path, self.taken)
         for path in walk:
             rows += 1
             if not path.endswith("/"):
-                classes.add(self._class_of(path))
-        return Survey(rows, len(classes) > 1 and "" not in classes, walk.left_out, walk.seen)
+                places.add(find_place(self._find_below(path)))
+        return Survey(rows, find_classes(places), walk.left_out, walk.seen)
 
-    def _class_of(self, path: str) -> str:
-        """The first sub-folder that a picture lies in, "" for none."""
-        below = path[len(self.path) :].lstrip("/")
-        return below.partition("/")[0] if "/" in below else ""
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how it is read."""
+        note = self.survey.classes.describe()
+        return [f"{self.name}: {note}"] if note else []
+
+    def _find_below(self, path: str) -> str:
+        """The path of a picture from this folder on."""
+        return path[len(self.path) :].lstrip("/")
 
     def count(self) -> int:
         return self.survey.rows
@@ -86,7 +92,7 @@ class Folder:
     def _item_of(self, path: str) -> Item:
         if path.endswith("/"):
             return Item(Unreadable("this folder cannot be listed", ends=True), None)
-        return Item(path, escape_name(self._class_of(path)) if self.survey.has_labels else None)
+        return Item(path, self.survey.classes.label(self._find_below(path)))
 
 
 TWICE = "input{s} that would come twice"

@@ -12,6 +12,7 @@ from stdac.pictures.batches import BATCH, Batch, Item, Unreadable, explain_error
 from stdac.pictures.formats import SUFFIXES
 from stdac.pictures.image import check_regular
 from stdac.pictures.kinds import KIND_NAMES, recognize_kind
+from stdac.text import iterate_utf8
 
 LINE_BYTES = 1 << 16
 
@@ -40,7 +41,7 @@ class PictureList:
     def _names(self) -> Iterator[str]:
         """The listed paths; what is longer than LINE_BYTES is cut."""
         separator, rest = b"", b""
-        for block in self._blocks():
+        for block in iterate_utf8(self._blocks()):
             separator = separator or (b"\0" if b"\0" in block else b"\n" if b"\n" in block else b"")
             *lines, rest = (rest + block).split(separator) if separator else [rest + block]
             yield from map(os.fsdecode, filter(None, (self._line(line, separator) for line in lines)))

@@ -1,6 +1,5 @@
 """Pictures in Parquet files, read in a child process: hostile ones may crash a reader, or take any amount of memory."""
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,12 +12,20 @@ from stdac.pictures.batches import (
     Unreadable,
     batch_items,
     end_with_reason,
-    escape_label,
-    escape_name,
     read_stat,
     refuse_large,
 )
 from stdac.pictures.child import iterate_in_child
+from stdac.pictures.columns import (
+    find_fraction,
+    is_bytes,
+    is_image,
+    is_label,
+    read_features,
+    read_label_text,
+    refuse_label,
+)
+from stdac.text import escape_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,6 +56,12 @@ class ParquetFile:
             raise StdacError(f"{self.name} {columns}")
         self._images, self._columns = images, columns
 
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how it is read."""
+        note = "" if self._columns is None else self._columns.note
+        return [f"{self.name} is read without labels: {note}"] if note else []
+
     def count(self) -> int:
         return 1 if self._columns is None else max(1, self._images)
 
@@ -60,11 +73,15 @@ class ParquetFile:
 
 
 class Columns(NamedTuple):
-    """Where a Parquet file has its pictures and their labels, and the names of the classes if labels are numbers."""
+    """Where a Parquet file has its pictures and their labels, and the names of the classes if labels are numbers.
+
+    note: why a column that is named as labels are is none, "" where none is.
+    """
 
     image: str
     label: str | None
     classes: tuple[str, ...]
+    note: str = ""
 
 
 def _describe_parquet(path: str) -> Iterator[tuple[int, Columns | str]]:
@@ -73,7 +90,11 @@ def _describe_parquet(path: str) -> Iterator[tuple[int, Columns | str]]:
 
     with pq.ParquetFile(path) as file:
         try:
-            yield file.metadata.num_rows, find_columns(file.schema_arrow)
+            columns = find_columns(file.schema_arrow)
+            if columns.label is not None and (value := find_fraction(file, columns.label)) is not None:
+                kind = file.schema_arrow.field(columns.label).type
+                columns = Columns(columns.image, None, (), str(refuse_label(columns.label, kind, value)))
+            yield file.metadata.num_rows, columns
         except StdacError as error:
             yield file.metadata.num_rows, str(error)
 
@@ -82,16 +103,18 @@ def find_columns(schema: "pa.Schema") -> Columns:
     """The columns of pictures and labels, by type, by Hugging Face's description, by name. Raises StdacError."""
     features = read_features(schema)
     image = _find_image(schema, features)
-    labels = [f.name for name in LABEL_NAMES for f in schema if f.name.lower() == name and is_label(f.type)]
+    named = [f for name in LABEL_NAMES for f in schema if f.name.lower() == name and f.name != image]
+    labels = [f.name for f in named if is_label(f.type)]
     described = [f.name for f in schema if is_label(f.type) and features.get(f.name, {}).get("_type") == "ClassLabel"]
     label = next(iter(labels), described[0] if len(described) == 1 else None)
     classes = features.get(label, {}).get("names") if label is not None else None
-    return Columns(image, label, tuple(map(str, classes)) if isinstance(classes, list) else ())
+    note = str(refuse_label(named[0].name, named[0].type)) if named and label is None else ""
+    return Columns(image, label, tuple(map(str, classes)) if isinstance(classes, list) else (), note)
 
 
 def _find_image(schema: "pa.Schema", features: dict[Any, dict[str, Any]]) -> str:
     """The column of pictures. Raises StdacError, without the file's name, where it is not clear."""
-    fit = [f.name for f in schema if _is_image(f.type)]
+    fit = [f.name for f in schema if is_image(f.type)]
     described = [name for name in fit if features.get(name, {}).get("_type") == "Image"]
     named = [name for name in fit if name.lower() in IMAGE_NAMES]
     for choice in (described, named, fit):
@@ -105,41 +128,6 @@ def _find_image(schema: "pa.Schema", features: dict[Any, dict[str, Any]]) -> str
     )
 
 
-def read_features(schema: "pa.Schema") -> dict[Any, dict[str, Any]]:
-    """What the library `datasets` notes of each column, {} where it did not write the file."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {name: feature for name, feature in features.items() if isinstance(feature, dict)}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return {}
-
-
-def _is_image(kind: "pa.DataType") -> bool:
-    """Whether values of a type may be encoded pictures."""
-    import pyarrow as pa
-
-    return _is_binary(kind) or (
-        pa.types.is_struct(kind) and any(f.name == "bytes" and _is_binary(f.type) for f in kind)
-    )
-
-
-def _is_binary(kind: "pa.DataType") -> bool:
-    """Whether values of a type are bytes."""
-    import pyarrow as pa
-
-    types = pa.types
-    return any(is_a(kind) for is_a in (types.is_binary, types.is_large_binary, types.is_fixed_size_binary))
-
-
-def is_label(kind: "pa.DataType") -> bool:
-    """Whether values of a type may be labels."""
-    import pyarrow as pa
-
-    types = pa.types
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return any(is_a(kind) for is_a in (types.is_integer, types.is_boolean, types.is_string, types.is_large_string))
-
-
 def _read_parquet(path: str, columns: Columns | None) -> Iterator[Batch]:
     """The pictures of a Parquet file; for a process of its own. Raises whatever pyarrow does where it is damaged."""
     return batch_items(_read_items(path, columns), escape_name(path), read_stat(path))
@@ -151,17 +139,15 @@ def _read_items(path: str, columns: Columns | None) -> Iterator[Item]:
 
     with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file:
         columns = columns or find_columns(file.schema_arrow)
-        struct = not _is_binary(file.schema_arrow.field(columns.image).type)
+        struct = not is_bytes(file.schema_arrow.field(columns.image).type)
         wanted = [f"{columns.image}.bytes" if struct else columns.image, columns.label or columns.image]
         for batch in file.iter_batches(_rows_at_once(file.metadata), columns=wanted, use_threads=False):
             images, labels = batch.column(columns.image), [None] * len(batch)
             if columns.label is not None:
                 labels = batch.column(columns.label).to_pylist()
             for image, label in zip(images, labels, strict=True):
-                value = image.as_py()
-                yield Item(
-                    _picture_in(value["bytes"] if struct and value else value), read_label_text(label, columns.classes)
-                )
+                value = image["bytes"] if struct and image.is_valid else image
+                yield Item(_picture_in(read_bytes(value)), read_label_text(label, columns.classes))
 
 
 def _rows_at_once(metadata: "pq.FileMetaData") -> int:
@@ -171,15 +157,14 @@ def _rows_at_once(metadata: "pq.FileMetaData") -> int:
     return min(READ_ROWS, max(1, BATCH_BYTES * rows // max(size, 1)))
 
 
+def read_bytes(scalar: "pa.Scalar") -> bytes | None:
+    """The bytes in a scalar of `is_bytes`."""
+    value = scalar.as_py()
+    return bytes(value) if isinstance(value, list) else value
+
+
 def _picture_in(value: bytes | None) -> Content:
     """An encoded picture of an archive, or why it is not read."""
     if value is None:
         return Unreadable("its row holds no bytes")
     return refuse_large(len(value)) or value
-
-
-def read_label_text(label: Any, classes: tuple[str, ...]) -> str | None:
-    """A label as text: the class's name where it has one; None for a missing one, which Hugging Face writes as -1."""
-    if isinstance(label, int) and classes:
-        return None if label < 0 else escape_label(classes[label]) if label < len(classes) else str(label)
-    return None if label is None else escape_label(str(label))

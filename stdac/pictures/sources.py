@@ -2,17 +2,19 @@
 
 import os
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from stdac.errors import StdacError
 from stdac.pictures.arrays import ArrayFile
-from stdac.pictures.batches import Source, escape_name, explain_error
+from stdac.pictures.batches import Batch, Source, end_with_reason, explain_error, read_stat
 from stdac.pictures.folder import Folder, Picture
-from stdac.pictures.kinds import recognize_kind
+from stdac.pictures.kinds import TAR_NAMES, recognize_kind
 from stdac.pictures.listing import PictureList
 from stdac.pictures.parquet import ParquetFile
 from stdac.pictures.tar import TarFile
+from stdac.text import escape_name, find_path
+from stdac.words import count_noun
 
 KINDS: dict[str, Callable[[str], Source]] = {
     "picture": Picture,
@@ -21,7 +23,14 @@ KINDS: dict[str, Callable[[str], Source]] = {
     "tar": TarFile,
 }
 
+SHARDS = (".parquet", *TAR_NAMES)
+
 EXPECTED = "a folder of images, an image, an .npz, .npy, IDX, Parquet or tar file, or - for a list of images on stdin"
+
+
+def list_notes(source: Source) -> list[str]:
+    """What a person should know of how a source was read, after that; a sentence each."""
+    return list(getattr(source, "notes", ()))
 
 
 def open_source(text: str, named: Mapping[str, Source] | None = None) -> Source:
@@ -44,7 +53,7 @@ def open_path(text: str, expected: str = EXPECTED) -> Source:
     a Parquet file without a column of images, and what is neither a file nor a folder; a file that is damaged becomes a
     row with an error.
     """
-    path = str(Path(os.path.expanduser(text))) if text else ""  # noqa: PTH111  # Path.expanduser raises for ~$x.png
+    path = find_path(str(Path(os.path.expanduser(text)))) if text else ""  # noqa: PTH111  # Path.expanduser raises for ~$x.png
     try:
         about = os.stat(path)
     except FileNotFoundError as error:
@@ -52,7 +61,50 @@ def open_path(text: str, expected: str = EXPECTED) -> Source:
     except (OSError, ValueError) as error:
         raise StdacError(f"cannot read {escape_name(path)}: {explain_error(error, path)}") from error
     if stat.S_ISDIR(about.st_mode):
-        return Folder(path)
+        return _open_folder(path)
     if not stat.S_ISREG(about.st_mode):
         raise StdacError(f"{escape_name(path)} is neither a file nor a folder: expected {expected}")
     return KINDS[recognize_kind(path)](path)
+
+
+class Shards:
+    """Parquet or tar files in a folder as one data set, in the order of their names; each is opened in its turn."""
+
+    def __init__(self, path: str, files: Sequence[str]) -> None:
+        self.path, self.name, self._files = path, escape_name(path), files
+        self._notes: list[str] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person should know of how they were read, after that."""
+        return [f"{self.name}: {count_noun(len(self._files), 'file')} read in the order of their names", *self._notes]
+
+    def count(self) -> None:
+        return None
+
+    def batches(self) -> Iterator[Batch]:
+        self._notes = []
+        for path in self._files:
+            yield from end_with_reason(self._read(path), path, read_stat(path))
+
+    def _read(self, path: str) -> Iterator[Batch]:
+        source = KINDS[recognize_kind(path)](path)
+        yield from source.batches()
+        self._notes += list_notes(source)
+
+
+def _open_folder(path: str) -> Source:
+    """A folder of images, or where it has none, of Parquet or tar files. Raises StdacError where it has neither."""
+    try:
+        return Folder(path)
+    except StdacError:
+        files = sorted(
+            os.path.join(folder, name)  # noqa: PTH118
+            for folder, _, names in os.walk(path)
+            for name in names
+            if name.lower().endswith(SHARDS) and name[:1] not in "._"
+        )
+        if not files:
+            raise
+    KINDS[recognize_kind(files[0])](files[0])  # raises where it has no column of images
+    return Shards(path, files)

@@ -6,7 +6,6 @@ import lzma
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from typing import IO, Any, NamedTuple
 
@@ -19,12 +18,13 @@ from stdac.pictures.batches import (
     batch_items,
     catch_failure,
     end_with_reason,
-    escape_name,
     read_stat,
     refuse_large,
 )
 from stdac.pictures.child import iterate_in_child
 from stdac.pictures.formats import SUFFIXES
+from stdac.text import escape_label, escape_name, find_encoding
+from stdac.words import count_noun
 
 MEMORY_BYTES = 1 << 30
 BLOCK = 512
@@ -42,22 +42,36 @@ LONG_NAME, PAX, SPARSE = b"L", b"x", b"S"
 """Kinds of members: IEEE Std 1003.1 (pax), and what GNU tar adds."""
 
 
-@dataclass(frozen=True)
 class TarFile:
-    """The pictures of a tar archive, in its order; gzipped, bzipped, xz or plain."""
+    """The pictures of a tar archive, in its order; gzipped, bzipped, xz or plain.
 
-    path: str
+    Of a WebDataset sample, whose members have names that are equal up to the first dot, the picture is the one with
+    the shortest of endings, as .jpg beside .seg.png; others like it are left out.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path, self.name = path, escape_name(path)
+        self._left_out, self._first = 0, ""
 
     @property
-    def name(self) -> str:
-        return escape_name(self.path)
+    def notes(self) -> list[str]:
+        """What a person should know of how it was read, after that."""
+        if not self._left_out:
+            return []
+        left_out = count_noun(self._left_out, "picture")
+        return [f"{left_out} of {self.name} left out, as they come with the picture of a sample: {self._first} first"]
 
     def count(self) -> None:
         return None
 
     def batches(self) -> Iterator[Batch]:
         batches = iterate_in_child("stdac.pictures.tar:read_tar", self.path, memory_bytes=MEMORY_BYTES)
-        return end_with_reason(batches, self.path, read_stat(self.path))
+        self._left_out = 0
+        for batch in end_with_reason(batches, self.path, read_stat(self.path)):
+            if batch.left_out and not self._left_out:
+                self._first = batch.left_out[0]
+            self._left_out += len(batch.left_out)
+            yield batch
 
 
 def read_tar(path: str) -> Iterator[Batch]:
@@ -77,26 +91,51 @@ def _read_items(path: str) -> Iterator[Item]:
 
 
 class _Member(NamedTuple):
-    """A picture or label of a tar archive; members of one sample have the same key."""
+    """A picture or label of a tar archive; members of one sample have the same key, their names up to a dot."""
 
-    key: str
+    name: str
     content: Content
     is_label: bool
+
+    @property
+    def key(self) -> str:
+        return self.name[: len(self.name) - len(self.endings)]
+
+    @property
+    def endings(self) -> str:
+        """All that follows the first dot of the file's name, with that dot: .seg.png."""
+        _, dot, endings = self.name.rpartition("/")[2].partition(".")
+        return dot + endings
 
 
 def _label_sample(sample: Iterator[_Member]) -> Iterator[Item]:
     """The pictures of one sample with its label; of one with more than BATCH pictures, no more wait for it."""
-    pictures: list[Content] = []
+    pictures: list[_Member] = []
     label: str | None = None
     for member in sample:
         if member.is_label and isinstance(member.content, bytes):
-            label = member.content.decode("utf-8", "backslashreplace").strip() or None
+            label = _decode_label(member.content)
         elif not member.is_label:
-            pictures.append(member.content)
+            pictures.append(member)
         if len(pictures) == BATCH:
-            yield from (Item(picture, label) for picture in pictures)
+            yield from _choose_pictures(pictures, label)
             pictures = []
-    yield from (Item(picture, label) for picture in pictures)
+    yield from _choose_pictures(pictures, label)
+
+
+def _choose_pictures(pictures: list[_Member], label: str | None) -> Iterator[Item]:
+    """Those with the fewest endings, as .jpg beside .seg.png; the names of the others go with the first of them."""
+    fewest = min((picture.endings.count(".") for picture in pictures), default=0)
+    left_out = tuple(picture.name for picture in pictures if picture.endings.count(".") > fewest)
+    for picture in pictures:
+        if picture.endings.count(".") == fewest:
+            yield Item(picture.content, label, picture.name, left_out)
+            left_out = ()
+
+
+def _decode_label(content: bytes) -> str | None:
+    """The text of a .cls member, None for none."""
+    return escape_label(content.decode(find_encoding(content), "backslashreplace").strip()) or None
 
 
 def _read_members(file: IO[bytes], most: int) -> Iterator[_Member]:
@@ -115,7 +154,7 @@ def _read_members(file: IO[bytes], most: int) -> Iterator[_Member]:
         if refused is not None:
             _skip_data(file, header)
         content = refused or _read_data(file, header)
-        yield _Member("/".join([*parts[:-1], parts[-1].partition(".")[0]]), content, is_label)
+        yield _Member(escape_name("/".join(parts)), content, is_label)
 
 
 class _Header(NamedTuple):
