@@ -4,6 +4,7 @@ import hashlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from stdac.compiling import set_compiler
 from stdac.cost import count_main_macs
 from stdac.data import Dataset, load
 from stdac.errors import DiskFull, StdacError
@@ -26,6 +28,7 @@ from stdac.observer import Observer
 from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, check_log, make_metrics
 from stdac.results import Result
 from stdac.step import set_precision
+from stdac.torch_state import borrow_generators, fix_state
 from stdac.train import Assignment, Progress, Source, Trainer
 from stdac.trial import SCHEMA_VERSION, Trial, make_id, write_canonical
 
@@ -149,7 +152,7 @@ def run_trial(
     attempt = folder.claim(describe_provenance())
     if attempt is None:
         return False
-    with attempt:
+    with attempt, machine.prepared():
         try:
             observer.on_claim(attempt)
             folder.clear_error()
@@ -177,7 +180,6 @@ def finish_attempt(
 ) -> None:
     """Load, fit, score, write."""
     began = time.perf_counter()
-    machine.prepare()
     device = machine.torch_device()
 
     # the images, and those of the labelled source where the trial has one
@@ -265,7 +267,7 @@ def fit(
     needed: Sequence[Result] = (),
     source: Dataset | None = None,
 ) -> Fitted:
-    """Fit the trial's method to images (N, C, H, W) uint8, seeded; the caller's random state is left as it was.
+    """Fit the trial's method to images (N, C, H, W) uint8, seeded; what the process has set does not matter, and stays.
 
     Raises StdacError where the method does not keep its contract, see `Fitted` and `phase`.
     """
@@ -274,9 +276,13 @@ def fit(
         raise StdacError(f"got {k} clusters for {n} images: expected at most one cluster an image")
     method, device = METHODS[trial.method], machine.torch_device()
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    compiles = machine.compiles(device, count_main_macs(trial, shape, n))
     precision = getattr(trial.params, "precision", "float32")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), set_precision(precision):
+    with ExitStack() as stack:
+        for context in (fix_state(), borrow_generators(cuda=True), set_precision(precision)):
+            stack.enter_context(context)
+        compiles = machine.compiles(device, count_main_macs(trial, shape, n))
+        if compiles:
+            stack.enter_context(set_compiler())
         seed_everything(trial.seed)
         trainer = Trainer(trial.seed, trial.epochs, scorer, device, compiles, machine.graphs(device), saved, needed)
         trainer.source = None if source is None else _to_source(source, device)

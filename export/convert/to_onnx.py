@@ -24,6 +24,7 @@ from stdac.files import atomic_write
 from stdac.machine import read_version
 from stdac.model_file import ModelConfig, load_model
 from stdac.pictures.pixels import conform, to_pixels
+from stdac.torch_state import fix_state
 
 OPSET = 18
 """At 22 and above MaxPool has no CUDA kernel; TensorRT reads the "linear" GridSample of 20 and above as nearest."""
@@ -43,6 +44,7 @@ class ExportReport(NamedTuple):
     operators: tuple[str, ...]
 
 
+@fix_state()
 def export_model(
     model_path: Path,
     onnx_path: Path,
