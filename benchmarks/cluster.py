@@ -27,8 +27,8 @@ from PIL import Image
 
 from export import Clusterer
 from export.cluster import Settings, cluster_files
-from stdac.pictures.pixels import Pixels
 from stdac.cores import count_threads
+from stdac.pictures.pixels import Pixels
 
 PILLOW = """
 import sys

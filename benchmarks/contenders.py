@@ -55,7 +55,7 @@ class Contender(Protocol):
 
 
 class Ours:
-    """What `stdac.methods.st_dac.fit` does in an epoch, compiled, and on a GPU captured as a CUDA graph where STDAC_CUDA_GRAPHS is 1."""
+    """What `stdac.methods.st_dac.fit` does in an epoch, compiled; on a GPU captured too, see `Machine.graphs`."""
 
     def __init__(self, setting: Setting) -> None:
         machine = Machine(device=setting.device, compile="on", threads=setting.threads)

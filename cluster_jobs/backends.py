@@ -15,8 +15,8 @@ from cluster_jobs import local, ray_tune, slurm
 from cluster_jobs.display import Display
 from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.request import Request
-from stdac.cores import count_cores
 from stdac.command import require
+from stdac.cores import count_cores
 from stdac.errors import StdacError
 
 CANCEL_S = 30.0

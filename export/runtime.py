@@ -6,8 +6,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stdac.errors import StdacError
 from stdac.cores import count_threads
+from stdac.errors import StdacError
 
 
 class Provider(NamedTuple):

@@ -72,8 +72,9 @@ def _wave(x: Tensor) -> Tensor:
 
 
 def take_first_line(error: Exception) -> str:
-    """The first line of an error's text, or its type's name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """The first line of an error's text, 200 characters at most, or its type's name."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return line if len(line) <= 200 else f"{line[:199]}…"
 
 
 def say_without(reason: str) -> None:
@@ -101,7 +102,7 @@ class Compiled:
         generators = read_generators()
         try:
             result = do(self.fast)
-        except Exception as error:  # see _try_compiling
+        except Exception as error:  # noqa: BLE001 - see _try_compiling
             write_generators(generators)
             result = do(self.plain)
             self.fast = self.plain

@@ -24,12 +24,12 @@ def count_threads() -> int:
 
 
 def _read_quotas(root: Path) -> Iterator[float]:
-    """The CPU quotas, in cores, of this process's cgroups and of those that hold them; of version 2 and of version 1."""
+    """The CPU quotas, in cores, of this process's cgroups, version 1 or 2, and of those that hold them."""
     lines: list[str] = []
     with suppress(OSError):
         lines = (root / "proc/self/cgroup").read_text("utf-8", errors="replace").splitlines()
-    for line in lines:
-        _, controllers, path = (line.split(":", 2) + ["", ""])[:3]
+    for line in (line for line in lines if line.count(":") >= 2):
+        _, controllers, path = line.split(":", 2)
         if controllers == "":
             yield from _read_files(root / "sys/fs/cgroup", path, ("cpu.max",))
         elif "cpu" in controllers.split(","):

@@ -140,11 +140,13 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
 
     def _checked(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
         """X as a numeric array of at least 2 dimensions without NaN; one image's values are its features, counted."""
-        X = _to_numpy(X)
+        given = _to_numpy(X)
         array: NDArray[Any] = check_array(
-            X, allow_nd=True, ensure_min_samples=2 if reset else 1, estimator=self, input_name="X"
+            given, allow_nd=True, ensure_min_samples=2 if reset else 1, estimator=self, input_name="X"
         )
-        validate_data(self, X if array.ndim == 2 else array.reshape(len(array), -1), reset=reset, skip_check_array=True)
+        validate_data(
+            self, given if array.ndim == 2 else array.reshape(len(array), -1), reset=reset, skip_check_array=True
+        )
         return array
 
     def _pixels(self, array: NDArray[Any], shape: tuple[int, ...] | None) -> Pixels:
@@ -208,16 +210,16 @@ def _find_row_shape(features: int, image_shape: tuple[int, ...] | None) -> tuple
     return side, side
 
 
-def _to_numpy(X: Any) -> Any:
+def _to_numpy(values: Any) -> Any:
     """A tensor of torch, or an array of bfloat16, as numpy takes it; anything else as it is."""
-    if isinstance(X, torch.Tensor):
-        X = X.detach().cpu()
-        return (X.float() if X.dtype == torch.bfloat16 else X).numpy()
-    return X.astype(np.float32) if str(getattr(X, "dtype", "")) == "bfloat16" else X
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return values.astype(np.float32) if str(getattr(values, "dtype", "")) == "bfloat16" else values
 
 
 def scale(array: NDArray[Any], low: float, high: float) -> Pixels:
-    """[low, high] -> 0..255 uint8, rounded; values outside are clipped. In float64: shorter types have not the range."""
+    """[low, high] -> 0..255 uint8, rounded, values outside clipped; in float64, as shorter types overflow."""
     factor = 255 / (high - low) if high > low else 0.0
     pixels = np.empty(array.shape, np.uint8)
     for i in range(0, len(array), SCALED_BATCH):

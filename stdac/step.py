@@ -42,20 +42,20 @@ def set_precision(precision: str) -> Iterator[None]:
     """Let the GPU round float32 products to TF32 or not, as one of PRECISIONS says, and a CPU never; afterwards all is
     as it was."""
     matmul, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
-    rounded = [(part, part.fp32_precision) for part in (matmul, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv)]
+    of_cpu = [part for part in (mkldnn.matmul, mkldnn.conv) if part.fp32_precision not in ("none", "ieee")]
+    rounded = [(part, part.fp32_precision) for part in (matmul, cudnn.conv, cudnn.rnn, *of_cpu)]
     flags = [(part, _read_flag(part)) for part in (matmul, cudnn)]
     for part, _ in flags:
         part.allow_tf32 = precision != "float32"
-    mkldnn.matmul.fp32_precision = mkldnn.conv.fp32_precision = "ieee"
+    for part in of_cpu:
+        part.fp32_precision = "ieee"
     try:
         yield
     finally:
         for part, allowed in flags:
             part.allow_tf32 = allowed
         for part, before in rounded:
-            part.fp32_precision = "none"  # what torch.backends.fp32_precision says, where anything
-            if part.fp32_precision != before:
-                part.fp32_precision = before
+            part.fp32_precision = before
 
 
 def _read_flag(part: Any) -> bool:

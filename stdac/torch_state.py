@@ -43,18 +43,59 @@ ONE_THREAD = Setting(torch.get_num_threads, torch.set_num_threads, 1)
 """In a child that was forked: the threads that the parent has started are not there, and more than one would wait for
 them for ever."""
 
-_forked = False
-_generators = threading.RLock()
-_entrance = threading.Lock()  # of the next two
-_inside = 0
-_before: list[tuple[Setting, Any]] = []
+
+class _Process:
+    """What torch keeps for the process, fixed while any thread is inside."""
+
+    def __init__(self, *, forked: bool = False) -> None:
+        self.settings = (*SETTINGS, ONE_THREAD) if forked else SETTINGS
+        self.generators = threading.RLock()
+        self.entrance = threading.Lock()  # of the next two
+        self.inside = 0
+        self.before: list[Any] = []
+
+    @contextmanager
+    def fix(self) -> Iterator[None]:
+        """Be inside."""
+        with self.entrance:
+            if not self.inside:
+                self.before = [setting.read() for setting in self.settings]
+                self.write([setting.wanted for setting in self.settings])
+            self.inside += 1
+        try:
+            yield
+        finally:
+            with self.entrance:
+                self.inside -= 1
+                if not self.inside:
+                    self.write(self.before)
+
+    def write(self, values: list[Any]) -> None:
+        """Set what is not as the values say."""
+        for setting, value in zip(self.settings, values, strict=True):
+            if setting.read() != value:
+                setting.write(value)
+
+
+_process = [_Process()]
+
+
+def _begin_child() -> None:
+    """In a child that was forked: no other thread of the parent is in here any more, whatever it held."""
+    old, _process[:] = _process[0], [_Process(forked=True)]
+    if old.inside:
+        old.write(old.before)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_child)
 
 
 @contextmanager
 def fix_state() -> Iterator[None]:
     """Let torch compute in float32, on the CPU where no device is named, with gradients, and by its usual kernels."""
     with ExitStack() as stack:
-        stack.enter_context(_fix_process())
+        stack.enter_context(_process[0].fix())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())
         for kind in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
@@ -65,40 +106,12 @@ def fix_state() -> Iterator[None]:
 
 
 @contextmanager
-def _fix_process() -> Iterator[None]:
-    """Set what torch keeps for the process while any thread is in here."""
-    global _inside
-    with _entrance:
-        if not _inside:
-            _before[:] = [(setting, setting.read()) for setting in (*SETTINGS, *((ONE_THREAD,) if _forked else ()))]
-            for setting, value in _before:
-                if value != setting.wanted:
-                    setting.write(setting.wanted)
-        _inside += 1
-    try:
-        yield
-    finally:
-        with _entrance:
-            _inside = max(0, _inside - 1)  # 0 already where this is a child, forked in here
-            if not _inside:
-                _put_back()
-
-
-def _put_back() -> None:
-    """Set what torch keeps for the process as it was."""
-    for setting, value in _before:
-        if value != setting.wanted:
-            setting.write(value)
-    _before.clear()
-
-
-@contextmanager
 def borrow_generators(*, cuda: bool = False) -> Iterator[None]:
     """Draw from torch's global generators, one thread after another; afterwards they stand where they stood.
 
     cuda: those of the GPUs too. Another thread that draws from them in the meantime changes what is drawn in here.
     """
-    with _generators, torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
+    with _process[0].generators, torch.random.fork_rng(devices=range(torch.cuda.device_count()) if cuda else []):
         yield
 
 
@@ -112,15 +125,3 @@ def write_generators(states: list[Tensor]) -> None:
     torch.set_rng_state(states[0])
     if len(states) > 1 and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(states[1:])
-
-
-def _begin_child() -> None:
-    """In a child that was forked: no other thread of the parent is in here any more, whatever it held."""
-    global _forked, _inside, _generators, _entrance
-    _forked, _inside = True, 0
-    _generators, _entrance = threading.RLock(), threading.Lock()
-    _put_back()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_begin_child)
