@@ -63,12 +63,17 @@ def _try_compiling(kind: str) -> str | None:
         with set_compiler():
             compile_once(_wave)(torch.ones(64, device=kind, requires_grad=True)).backward()
     except Exception as error:  # noqa: BLE001 - whatever part of a long chain of tools gives up
-        return take_first_line(error)
+        return _find_reason(error)
     return None
 
 
 def _wave(x: Tensor) -> Tensor:
     return x.sin().sum()
+
+
+def _find_reason(error: Exception) -> str:
+    """The first line of what went wrong below torch.compile, which wraps it."""
+    return take_first_line(getattr(error, "inner_exception", error))
 
 
 def take_first_line(error: Exception) -> str:
@@ -106,7 +111,7 @@ class Compiled:
             write_generators(generators)
             result = do(self.plain)
             self.fast = self.plain
-            _faults.append(take_first_line(error))
+            _faults.append(_find_reason(error))
             say_without(_faults[-1])
         self.used = True
         return result

@@ -311,7 +311,7 @@ def test_a_step_that_does_not_compile_is_taken_all_the_same_with_the_same_random
 def test_an_error_of_the_loss_is_no_fault_of_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
     net, optimizer = network_and_optimizer("sgd")
     step = TrainingStep(compiling.Compiled(partial(noisy_loss, net)), optimizer)
-    with pytest.raises(RuntimeError, match="shape|size"):
+    with pytest.raises(RuntimeError, match=r"shape|size"):
         step(torch.rand(8, 5), torch.zeros(1, 2))
     assert compiling._faults == [] and capsys.readouterr().err == ""
 
