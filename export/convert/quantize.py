@@ -58,11 +58,11 @@ def _find_light_nodes(proto: Any) -> set[str]:
 
     graph = shape_inference.infer_shapes(proto).graph
     weights = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
     macs = {
         node.name: weights[node.input[1]] * math.prod(d.dim_value for d in shapes[node.output[0]][2:])
         for node in graph.node
-        if node.op_type in WEIGHTED
+        if node.op_type in WEIGHTED and node.input[1] in weights
     }
     return {name for name, count in macs.items() if count < LIGHT * sum(macs.values())}
 
