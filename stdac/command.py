@@ -109,10 +109,10 @@ def _say(text: str) -> None:
 
 def _describe_unexpected(error: Exception) -> str:
     """An error that no part of the program has foreseen, but for a full disk and no folder for temporary files."""
-    full = isinstance(error, OSError) and error.errno in NO_SPACE
-    if full or "No usable temporary directory" in str(error):
-        name = getattr(error, "filename", None)
-        return escape_line(explain_scratch(error) if name is None else explain_refusal(error, Path(os.fsdecode(name))))
+    if isinstance(error, OSError) and error.errno in NO_SPACE and error.filename is not None:
+        return escape_line(explain_refusal(error, Path(os.fsdecode(error.filename))))
+    if isinstance(error, OSError) and (error.errno in NO_SPACE or "No usable temporary directory" in str(error)):
+        return escape_line(explain_scratch(error))
     return (
         f"{type(error).__name__}: {escape_line(error)} (unexpected: set STDAC_DEBUG=1 and run again for the traceback)"
     )

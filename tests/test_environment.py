@@ -144,7 +144,7 @@ def test_what_a_batch_system_gave_comes_before_what_the_machine_has(monkeypatch:
     assert count_cores() >= 1
 
 
-def test_a_figure_is_drawn_whatever_backend_a_notebook_has_named_and_whatever_lies_in_the_folder(
+def test_a_figure_is_drawn_whatever_backend_a_notebook_names_and_whatever_lies_in_the_folder(
     tmp_path: Path,
 ) -> None:
     """In a process of its own, as matplotlib reads both when it is imported."""
