@@ -41,7 +41,9 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 def set_precision(precision: str) -> Iterator[None]:
     """Let the GPU round float32 products to TF32 or not, as one of PRECISIONS says, and a CPU never; afterwards all is
     as it was."""
-    matmul, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
     of_cpu = [part for part in (mkldnn.matmul, mkldnn.conv) if part.fp32_precision not in ("none", "ieee")]
     rounded = [(part, part.fp32_precision) for part in (matmul, cudnn.conv, cudnn.rnn, *of_cpu)]
     flags = [(part, _read_flag(part)) for part in (matmul, cudnn)]

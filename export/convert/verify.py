@@ -153,25 +153,27 @@ def verify_reduced(
 
 def measure_agreement(agreement: Agreement, graph: nn.Module, proto: Any, precision: str, real: Real) -> Agreement:
     """The agreement with what was measured on real images added. Raises StdacError where too few keep their cluster."""
-    session = _open_proto(proto)
-    expected, found = (_score(run, real.images) for run in (_run_torch(graph), _run_session(session)))
+    runs = _run_torch(graph), _run_session(_open_proto(proto))
+    expected, found = (_score(run, real.images) for run in runs)
+    same = _count_same(expected, found, "real images", precision)
     moved = move(real.images)
-    shares = []
-    for what, ours, theirs in (
-        ("real images", expected, found),
-        ("real images, moved a little,", *(_score(run, moved) for run in (_run_torch(graph), _run_session(session)))),
-    ):
-        shares.append(float((ours.argmax(1) == theirs.argmax(1)).mean()))
-        if shares[-1] < LEAST_AGREEMENT[precision]:
-            raise StdacError(
-                f"only {shares[-1]:.1%} of {len(ours)} {what} keep their cluster in {precision}, at least "
-                f"{LEAST_AGREEMENT[precision]:.1%} is required; nothing was written: export this model as fp32"
-            )
+    same_moved = _count_same(*(_score(run, moved) for run in runs), "real images, moved a little,", precision)
     accuracies = None
     if real.labels is not None:
         accuracies = accuracy(real.labels, expected.argmax(1)), accuracy(real.labels, found.argmax(1))
     difference = max(agreement.max_difference, float(np.abs(found - expected).max()))
-    return Agreement(difference, agreement.images, agreement.cases, len(found), *shares, accuracies)
+    return Agreement(difference, agreement.images, agreement.cases, len(found), same, same_moved, accuracies)
+
+
+def _count_same(expected: NDArray[np.float32], found: NDArray[np.float32], what: str, precision: str) -> float:
+    """The share of images with the same cluster in scores (N, K). Raises StdacError where it is too low."""
+    same = float((expected.argmax(1) == found.argmax(1)).mean())
+    if same < LEAST_AGREEMENT[precision]:
+        raise StdacError(
+            f"only {same:.1%} of {len(found)} {what} keep their cluster in {precision}, at least "
+            f"{LEAST_AGREEMENT[precision]:.1%} is required; nothing was written: export this model as fp32"
+        )
+    return same
 
 
 def _score(run: Reference, images: Pixels) -> NDArray[np.float32]:
