@@ -156,8 +156,8 @@ def measure_agreement(agreement: Agreement, graph: nn.Module, proto: Any, precis
     runs = _run_torch(graph), _run_session(_open_proto(proto))
     expected, found = (_score(run, real.images) for run in runs)
     same = _count_same(expected, found, "real images", precision)
-    moved = move(real.images)
-    same_moved = _count_same(*(_score(run, moved) for run in runs), "real images, moved a little,", precision)
+    moved, moved_found = (_score(run, move(real.images)) for run in runs)
+    same_moved = _count_same(moved, moved_found, "real images, moved a little,", precision)
     accuracies = None
     if real.labels is not None:
         accuracies = accuracy(real.labels, expected.argmax(1)), accuracy(real.labels, found.argmax(1))
