@@ -1,10 +1,12 @@
 """The figures of a run: accuracy by epoch, and what the spatial transformers do to images."""
 
 import io
+import os
 import re
+import sys
 import zipfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -227,17 +229,33 @@ def _draw_scales(axes: "Axes", theta_mean: NDArray[np.float32]) -> None:
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False, fontsize=10)
 
 
+def import_matplotlib() -> Any:
+    """matplotlib, whatever MPLBACKEND says: notebooks name a backend there that only they have, and that a figure
+    which is drawn straight into a file does not need."""
+    backend = None if "matplotlib" in sys.modules else os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend is not None:  # a notebook that has it, and draws by it later, finds it as if nothing had been
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return matplotlib
+
+
 @contextmanager
 def open_figure(path: Path, size_inches: tuple[float, float]) -> Iterator["Figure"]:
     """A figure to draw on, written to `path` whole or not at all. Raises StdacError for an unknown suffix."""
     if path.suffix not in SUFFIXES:
         raise StdacError(f"got a figure named {path.name}, expected one that ends in {', '.join(SUFFIXES)}")
-    import matplotlib
+    matplotlib = import_matplotlib()
     from matplotlib.figure import Figure
 
     kind = path.suffix[1:]
     dated = {"svg": "Date", "pdf": "CreationDate"}  # left out, so that equal figures are equal files
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context():
+        texts = matplotlib.rcParams["svg.fonttype"]
+        matplotlib.rcdefaults()  # a matplotlibrc of the user's, or of the current folder, changes no figure
+        matplotlib.rcParams.update(STYLE | {"svg.fonttype": texts})
         fig = Figure(figsize=size_inches, layout="constrained")
         yield fig
         with atomic_write(path) as file:

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import count
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from analysis.cells import Cell, list_datasets, make_cells
-from analysis.figures import draw_curves, draw_stn_pictures, find_traces, is_trained
+from analysis.figures import draw_curves, draw_stn_pictures, find_traces, import_matplotlib, is_trained
 from analysis.provenance import describe_environment, list_commands, read_grids
 from analysis.report_style import CSS
 from analysis.runs import read_metrics
 from analysis.table import COLUMNS, HEADING, INTERVALS, list_remarks, make_rows, show
 from stdac.files import atomic_write, check_suffix, sweep_temporary
+from stdac.scratch import open_scratch
 from stdac.words import count_noun, format_duration
 
 EPOCHS = 24  # columns of the table by epoch, at most
@@ -135,10 +135,9 @@ def draw_svg(draw: Callable[[Path], Path], label: str, name: str, kind: str) -> 
 
     matplotlib's ids and last digits differ from one drawing to the next: ids are counted through, digits cut.
     """
-    import matplotlib
-
-    with TemporaryDirectory() as folder, matplotlib.rc_context({"svg.fonttype": "none"}):
-        svg = draw(Path(folder) / "figure.svg").read_text("utf-8")
+    matplotlib = import_matplotlib()
+    with open_scratch() as folder, matplotlib.rc_context({"svg.fonttype": "none"}):
+        svg = draw(folder / "figure.svg").read_text("utf-8")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     numbers = count(1)
     ids: defaultdict[str, str] = defaultdict(lambda: f"{name}-{next(numbers)}")

@@ -27,8 +27,8 @@ from PIL import Image
 
 from export import Clusterer
 from export.cluster import Settings, cluster_files
+from stdac.cores import count_threads
 from stdac.pictures.pixels import Pixels
-from stdac.pictures.pool import count_cpus
 
 PILLOW = """
 import sys
@@ -46,7 +46,7 @@ for line in sys.stdin:
 @click.option("--workers", type=click.IntRange(1), default=None, help="Decoding processes; one a CPU if not given.")
 def main(model: Path | None, images: int, rounds: int, workers: int | None) -> None:
     """Print images a second and ratios: median over the rounds, and their range."""
-    workers = workers or count_cpus()
+    workers = workers or count_threads()
     with tempfile.TemporaryDirectory(prefix="stdac-bench-") as name:
         folder = Path(name)
         model = model or kmeans_model(folder)

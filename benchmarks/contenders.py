@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import plain
+from stdac.compiling import set_compiler
 from stdac.data import load
 from stdac.machine import Machine
 from stdac.methods import resolve
@@ -54,7 +55,7 @@ class Contender(Protocol):
 
 
 class Ours:
-    """What `stdac.methods.st_dac.fit` does in an epoch, compiled, and captured as a CUDA graph on a GPU."""
+    """What `stdac.methods.st_dac.fit` does in an epoch, compiled; on a GPU captured too, see `Machine.graphs`."""
 
     def __init__(self, setting: Setting) -> None:
         machine = Machine(device=setting.device, compile="on", threads=setting.threads)
@@ -139,7 +140,7 @@ def synchronize(device: str) -> None:
 def contend(kind: str, setting: Setting, pipe: Connection) -> None:
     """A contender's process: for each (what, n) that comes, do it and answer the seconds; None ends it."""
     began = time.perf_counter()
-    with set_precision(setting.precision):
+    with set_precision(setting.precision), set_compiler():
         contender = ready(kind, setting)
         pipe.send(time.perf_counter() - began)
         while (request := pipe.recv()) is not None:

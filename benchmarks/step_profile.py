@@ -13,6 +13,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.contenders import MACRO_BATCH, Ours, Setting, ready, synchronize
+from stdac.compiling import set_compiler
 from stdac.step import set_precision
 
 STEPS = 8
@@ -36,7 +37,7 @@ def profile_ours(setting: Setting) -> dict[str, Any]:
     import torch._inductor.config as inductor
 
     inductor.cpp.enable_kernel_profile = True
-    with set_precision(setting.precision):
+    with set_precision(setting.precision), set_compiler():
         ours = ready("ours", setting)
         assert isinstance(ours, Ours)
         dense = len(ours.label_pass.net.get_parameter("dense1.weight"))

@@ -16,6 +16,7 @@ from cluster_jobs.display import Display
 from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.request import Request
 from stdac.command import require
+from stdac.cores import count_cores
 from stdac.errors import StdacError
 from stdac.processes import make_python_environment
 
@@ -118,7 +119,7 @@ def use_ray(why: str, request: Request) -> Backend:
 
 def _count_node_trials(request: Request) -> int:
     """Trials at a time on a node of a Ray cluster, if it is like this machine, or a simulated part of it."""
-    return max(1, local.count_cores() // request.nodes) if request.simulate else local.count_trials(request)
+    return max(1, count_cores() // request.nodes) if request.simulate else local.count_trials(request)
 
 
 def _use_slurm(why: str, request: Request, flags: Mapping[str, Any], table: Mapping[str, Any]) -> Backend:

@@ -19,6 +19,7 @@ from pathlib import Path
 from cluster_jobs.ledger import LEFT, Ledger
 from cluster_jobs.request import Options, Request
 from cluster_jobs.worker import interrupt
+from stdac.cores import count_cores
 from stdac.errors import StdacError
 from stdac.files import explain_refusal, require_links
 from stdac.processes import make_python_environment
@@ -206,12 +207,6 @@ def _read_job_id() -> str | None:
     """The SLURM job that this process belongs to, as a person reads it (12_0 in an array), or None."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
-
-
-def count_cores() -> int:
-    """The cores that this process may use: what SLURM gave it, else what the kernel lets it run on."""
-    given = os.environ.get("SLURM_CPUS_PER_TASK") if os.environ.get("SLURM_JOB_ID") else None
-    return int(given) if given else len(os.sched_getaffinity(0))
 
 
 def uses_gpu(device: str) -> bool:

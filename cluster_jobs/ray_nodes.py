@@ -11,8 +11,8 @@ from typing import Any
 import ray
 from ray.cluster_utils import Cluster
 
-from cluster_jobs.local import count_cores
 from cluster_jobs.ray_tune import Job
+from stdac.cores import count_cores
 from stdac.errors import StdacError
 
 OBJECT_STORE = 80 * 2**20  # bytes: nothing of ours is kept there

@@ -102,7 +102,10 @@ def _export_text(report: "ExportReport") -> str:
         f"scores differ by at most {agreement.max_difference:.1e}",
     ]
     if agreement.same_cluster is not None:
-        text = f"of {count_noun(agreement.measured, 'training image')} {agreement.same_cluster:.2%} keep their cluster"
+        text = (
+            f"of {count_noun(agreement.measured, 'training image')} {agreement.same_cluster:.2%} keep their cluster, "
+        )
+        text += f"{agreement.same_moved:.2%} of as many copies that are moved a little"
         if agreement.accuracy is not None:
             text += f"; ACC {agreement.accuracy[0]:.4f} in float32, {agreement.accuracy[1]:.4f} in {info.precision}"
         lines.append(text)

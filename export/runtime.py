@@ -6,8 +6,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stdac.cores import count_threads
 from stdac.errors import StdacError
-from stdac.pictures.pool import count_cpus
 
 
 class Provider(NamedTuple):
@@ -89,11 +89,11 @@ def _start_session(ort: Any, model: bytes, path: Path, provider: str, shares_cpu
     wanted = PROVIDERS[provider]
     options = ort.SessionOptions()
     options.log_severity_level = QUIET
-    options.intra_op_num_threads = count_cpus()
+    options.intra_op_num_threads = count_threads()
     if shares_cpus:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")  # onnxruntime >= 1.24
-    given = wanted.options | ({"num_of_threads": str(count_cpus())} if provider == "openvino" else {})
+    given = wanted.options | ({"num_of_threads": str(count_threads())} if provider == "openvino" else {})
     chosen = [(wanted.name, given), *(PROVIDERS[name].name for name in wanted.before)]
     ort.set_default_logger_severity(QUIET)
     try:

@@ -2,10 +2,9 @@
 
 from functools import cache
 
-import torch
-
 from stdac.methods import METHODS
 from stdac.methods.method import Cost, Shape, Task, count_forward
+from stdac.torch_state import borrow_generators, fix_state
 from stdac.trial import Params, Trial
 
 # Multiply-adds a second that training reached: ST-DAC at batch 32 on one Zen 4 core, compiled (0.25 s a step).
@@ -34,13 +33,13 @@ def count_main_macs(trial: Trial, shape: Shape, n: int) -> float:
 @cache
 def _count_forward(method: str, k: int, shape: Shape, params: Params) -> int:
     build = METHODS[method].build
-    with torch.random.fork_rng(devices=[]):
+    with fix_state(), borrow_generators():
         return 0 if build is None else count_forward(build(k, shape, params), shape)
 
 
 @cache
 def _count_cost(method: str, k: int, shape: Shape, n: int, params: Params, epochs: int) -> Cost:
-    with torch.random.fork_rng(devices=[]):
+    with fix_state(), borrow_generators():
         return METHODS[method].estimate(Task(k, shape, n, params, epochs))
 
 

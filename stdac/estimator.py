@@ -23,9 +23,11 @@ from stdac.machine import Machine, describe_device
 from stdac.methods import resolve
 from stdac.methods.st_dac import STDACParams
 from stdac.pictures.pixels import Pixels, to_pixels
+from stdac.torch_state import fix_state
 from stdac.trial import Trial
 
 PREDICT_BATCH = 1000
+SCALED_BATCH = 1000
 SMALLEST_SIDE = 8
 """What st-dac with up to two spatial transformers needs, in pixels."""
 
@@ -90,7 +92,11 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
         self.random_state = random_state
 
     def fit(self, X: ArrayLike, y: object = None) -> Self:
-        """Train on X and cluster it; y is ignored, and torch's random state is left alone. Raises ValueError."""
+        """Train on X and cluster it; y is ignored. Raises ValueError.
+
+        What the process has set in torch does not matter, and stays as it is. Fits of several threads wait for each
+        other. In a child that was forked, fit and predict run on one thread.
+        """
         array = self._checked(X, reset=True)
         self.value_range_ = None if array.dtype == np.uint8 else (float(array.min()), float(array.max()))
         images = self._pixels(array, _find_row_shape(array.shape[1], self.image_shape) if array.ndim == 2 else None)
@@ -134,10 +140,13 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
 
     def _checked(self, X: ArrayLike, reset: bool) -> NDArray[Any]:
         """X as a numeric array of at least 2 dimensions without NaN; one image's values are its features, counted."""
+        given = _to_numpy(X)
         array: NDArray[Any] = check_array(
-            X, allow_nd=True, ensure_min_samples=2 if reset else 1, estimator=self, input_name="X"
+            given, allow_nd=True, ensure_min_samples=2 if reset else 1, estimator=self, input_name="X"
         )
-        validate_data(self, X if array.ndim == 2 else array.reshape(len(array), -1), reset=reset, skip_check_array=True)
+        validate_data(
+            self, given if array.ndim == 2 else array.reshape(len(array), -1), reset=reset, skip_check_array=True
+        )
         return array
 
     def _pixels(self, array: NDArray[Any], shape: tuple[int, ...] | None) -> Pixels:
@@ -171,6 +180,7 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
         return state
 
 
+@fix_state()
 @torch.no_grad()
 def predict_scores(model: nn.Module, images: Pixels, device: torch.device) -> NDArray[np.float32]:
     """The deployed model's scores (N, K) float32 of images (N, C, H, W) uint8; moves the model to the device."""
@@ -200,10 +210,22 @@ def _find_row_shape(features: int, image_shape: tuple[int, ...] | None) -> tuple
     return side, side
 
 
+def _to_numpy(values: Any) -> Any:
+    """A tensor of torch, or an array of bfloat16, as numpy takes it; anything else as it is."""
+    if isinstance(values, torch.Tensor):
+        tensor = values.detach().cpu()
+        return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return values.astype(np.float32) if str(getattr(values, "dtype", "")) == "bfloat16" else values
+
+
 def scale(array: NDArray[Any], low: float, high: float) -> Pixels:
-    """[low, high] -> 0..255 uint8, rounded; values outside are clipped."""
+    """[low, high] -> 0..255 uint8, rounded, values outside clipped; in float64, as shorter types overflow."""
     factor = 255 / (high - low) if high > low else 0.0
-    return np.rint((array.clip(low, high) - low) * factor).astype(np.uint8)
+    pixels = np.empty(array.shape, np.uint8)
+    for i in range(0, len(array), SCALED_BATCH):
+        part = array[i : i + SCALED_BATCH].astype(np.float64)
+        pixels[i : i + SCALED_BATCH] = np.rint((part.clip(low, high) - low) * factor)
+    return pixels
 
 
 def to_plain(value: Any) -> Any:

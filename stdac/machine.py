@@ -3,10 +3,11 @@
 import ctypes
 import os
 import platform
-import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -15,10 +16,13 @@ from typing import Any
 
 import torch
 
+from stdac.compiling import find_fault, say_without, take_first_line
+from stdac.cores import count_cores
 from stdac.errors import NotHere, StdacError
 
 # A trial of more multiply-adds than this repays the half minute that compiling takes, on the CPU.
 COMPILE_PAYS_MACS = 2e13
+GRAPHS = "STDAC_CUDA_GRAPHS"
 
 
 @dataclass(frozen=True)
@@ -31,15 +35,22 @@ class Machine:
 
     def torch_device(self) -> torch.device:
         """The device. Raises StdacError where it is not there."""
-        name = self.device
-        if name == "auto":
-            name = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            device = torch.device(name)
+            device = torch.device("cpu" if self.device == "auto" else self.device)
         except RuntimeError as error:
-            raise StdacError(f"got device {name!r}, expected auto, cpu, cuda or cuda:N") from error
+            raise StdacError(f"got device {self.device!r}, expected auto, cpu, cuda or cuda:N") from error
+        if self.device == "auto" and torch.cuda.is_available():
+            fault = find_device_fault("cuda", os.getpid())
+            if fault is None:
+                return torch.device("cuda")
+            print(f"torch sees a GPU and cannot compute on it ({fault}): going on on the CPU", file=sys.stderr)
         if device.type == "cuda" and not torch.cuda.is_available():
-            raise NotHere(f"got device {name!r}, but torch {torch.__version__} sees no GPU here: use --device cpu")
+            raise NotHere(
+                f"got device {self.device!r}, but torch {torch.__version__} sees no GPU here: use --device cpu"
+            )
+        fault = None if device.type == "cpu" else find_device_fault(str(device), os.getpid())
+        if fault is not None:
+            raise NotHere(f"got device {self.device!r}, but torch cannot compute on it ({fault}): use --device cpu")
         return device
 
     def compiles(self, device: torch.device, macs: float) -> bool:
@@ -48,29 +59,46 @@ class Machine:
             wanted = self.compile == "on"
         else:
             wanted = device.type == "cuda" or macs > COMPILE_PAYS_MACS
-        if wanted and _find_compiler() is None:
-            print("no C++ compiler found (g++, clang++ or $CXX): training without torch.compile", file=sys.stderr)
-            return False
-        return wanted
+        fault = find_fault(device.type) if wanted else None
+        if fault is not None:
+            say_without(fault)
+        return wanted and fault is None
 
     def graphs(self, device: torch.device) -> bool:
-        """Whether a training step is captured as one CUDA graph: on a GPU, unless nothing is to be compiled."""
-        return device.type == "cuda" and self.compile != "off"
+        """Whether a training step is captured as one CUDA graph: on a GPU where STDAC_CUDA_GRAPHS is 1, unless nothing
+        is to be compiled. Off by default, as that has never run on a GPU."""
+        return device.type == "cuda" and self.compile != "off" and os.environ.get(GRAPHS) == "1"
 
     def prepare(self) -> None:
         """Set the threads, let cuDNN search for the fastest convolutions, and keep freed memory for the next step
         instead of handing it back page by page."""
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
+        threads = self.threads or min(torch.get_num_threads(), count_cores())
+        if threads != torch.get_num_threads():
+            torch.set_num_threads(threads)
         torch.backends.cudnn.benchmark = True
         keep_freed_memory()
 
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """`prepare`; afterwards torch's threads and cuDNN are as they were."""
+        threads, searches = torch.get_num_threads(), torch.backends.cudnn.benchmark
+        self.prepare()
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = searches
+            if threads != torch.get_num_threads():
+                torch.set_num_threads(threads)
+
 
 @cache
-def _find_compiler() -> str | None:
-    """The C++ compiler that torch.compile would call, or None."""
-    names = [os.environ.get("CXX"), "g++", "clang++"]
-    return next((path for name in names if name and (path := shutil.which(name))), None)
+def find_device_fault(name: str, _process: int) -> str | None:
+    """Why torch cannot compute on a device, tried once a process, as a fork cannot use its parent's; None: it can."""
+    try:
+        torch.ones(2, device=name, dtype=torch.float32).sum().item()
+    except Exception as error:  # noqa: BLE001 - drivers and libraries fail in their own ways
+        return take_first_line(error)
+    return None
 
 
 @cache

@@ -14,6 +14,7 @@ from torch import nn
 from stdac.errors import StdacError
 from stdac.files import atomic_write, check_archive
 from stdac.methods import METHODS, resolve
+from stdac.torch_state import borrow_generators, fix_state
 from stdac.trial import Trial, write_canonical
 
 MODEL_FORMAT = 1
@@ -51,6 +52,7 @@ def save_model(path: Path, model: nn.Module, config: ModelConfig) -> None:
         torch.save({"stdac": write_canonical(about), "state": state}, file)
 
 
+@fix_state()
 def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
     """Read a model file: the model in eval mode on the CPU, and its config.
 
@@ -81,7 +83,8 @@ def load_model(path: Path) -> tuple[nn.Module, ModelConfig]:
     if not isinstance(content, dict) or not isinstance(content.get("stdac"), str) or "state" not in content:
         raise StdacError(f"{path} was not written by stdac: expected a model.pt of a finished trial")
     config = _parse_config(path, content["stdac"])
-    model = config.build()
+    with borrow_generators():
+        model = config.build()
     try:
         model.load_state_dict(content["state"])
     except (RuntimeError, AttributeError, TypeError) as error:

@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from stdac.checkpoints import load_checkpoint
 from stdac.command import describe_missing
+from stdac.compiling import set_compiler
 from stdac.cost import count_main_macs
 from stdac.data import Dataset
 from stdac.errors import MachineError, NotHere, StdacError
@@ -27,6 +29,7 @@ from stdac.observer import Observer
 from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, check_log, make_metrics
 from stdac.results import Result
 from stdac.step import set_precision
+from stdac.torch_state import borrow_generators, fix_state
 from stdac.train import Assignment, Progress, Source, Trainer
 from stdac.trial import SCHEMA_VERSION, Trial, make_id, write_canonical
 from stdac.trial_data import DATA, load_trial_data
@@ -153,7 +156,7 @@ def run_trial(
     attempt = folder.claim(describe_provenance())
     if attempt is None:
         return False
-    with attempt:
+    with attempt, machine.prepared():
         try:
             observer.on_claim(attempt)
             folder.clear_error()
@@ -185,7 +188,6 @@ def finish_attempt(
 ) -> None:
     """Load, fit, score, write."""
     began = time.perf_counter()
-    machine.prepare()
     device = machine.torch_device()
 
     # the images, and those of the labelled source where the trial has one
@@ -251,7 +253,7 @@ def fit(
     needed: Sequence[Result] = (),
     source: Dataset | None = None,
 ) -> Fitted:
-    """Fit the trial's method to images (N, C, H, W) uint8, seeded; the caller's random state is left as it was.
+    """Fit the trial's method to images (N, C, H, W) uint8, seeded; what the process has set does not matter, and stays.
 
     Raises StdacError where the method does not keep its contract, see `Fitted` and `phase`.
     """
@@ -260,9 +262,13 @@ def fit(
         raise StdacError(f"got {k} clusters for {count_noun(n, 'image')}: expected at most one cluster an image")
     method, device = METHODS[trial.method], machine.torch_device()
     shape = (images.shape[1], images.shape[2], images.shape[3])
-    compiles = machine.compiles(device, count_main_macs(trial, shape, n))
     precision = getattr(trial.params, "precision", "float32")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())), set_precision(precision):
+    with ExitStack() as stack:
+        for context in (fix_state(), borrow_generators(cuda=True), set_precision(precision)):
+            stack.enter_context(context)
+        compiles = machine.compiles(device, count_main_macs(trial, shape, n))
+        if compiles:
+            stack.enter_context(set_compiler())
         seed_everything(trial.seed)
         trainer = Trainer(trial.seed, trial.epochs, scorer, device, compiles, machine.graphs(device), saved, needed)
         trainer.source = None if source is None else _to_source(source, device)

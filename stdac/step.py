@@ -1,16 +1,15 @@
 """One training step: loss, gradient and optimiser, compiled once a process and replayed as one CUDA graph on a GPU."""
 
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from stdac.compiling import Compiled, take_first_line
 from stdac.errors import StdacError
 
 Loss = Callable[..., tuple[Tensor, dict[str, Tensor]]]
@@ -23,32 +22,8 @@ inputs to 10 bits (the same as float32 on a CPU). bfloat16: autocast of the netw
 rest. What places pixels (augmentation, the transformers' grids) and what compares images (cosines) is float32 in all.
 """
 
-ARCHITECTURES = 64  # a process compiles a function for so many architectures; further ones run uncompiled
 WARM_UP = 3  # steps of a shape before it is captured: compilation, cuDNN's search, the optimiser's state
 SHAPES = 4  # so many mini-batch shapes have a graph each; steps of other shapes run without a graph
-
-
-def compile_function(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, or functools.partial of one, under torch.compile.
-
-    Compiled once for each architecture that it meets in this process, whichever trial's network comes with it: the
-    function is module-level and networks are arguments, so that nothing of one trial is baked in.
-    """
-    if isinstance(function, partial):
-        return partial(compile_function(function.func), *function.args, **function.keywords)
-    return compile_once(function)
-
-
-@cache
-def compile_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile of a module-level function."""
-    import torch._dynamo.config as dynamo
-    import torch._inductor.config as inductor
-
-    dynamo.recompile_limit = ARCHITECTURES
-    inductor.fallback_random = True  # the same random stream as without compilation
-    warnings.filterwarnings("ignore", module=r"torch\._inductor")  # its own deprecations, not the user's
-    return torch.compile(function, dynamic=False)
 
 
 def check_precision(precision: str) -> None:
@@ -64,14 +39,33 @@ def autocast(precision: str, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def set_precision(precision: str) -> Iterator[None]:
-    """Let the GPU round float32 products to TF32 or not, as one of PRECISIONS says; afterwards all is as it was."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    matmul.allow_tf32 = cudnn.allow_tf32 = precision != "float32"
+    """Let the GPU round float32 products to TF32 or not, as one of PRECISIONS says, and a CPU never; afterwards all is
+    as it was."""
+    matmul: Any = torch.backends.cuda.matmul
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    of_cpu = [part for part in (mkldnn.matmul, mkldnn.conv) if part.fp32_precision not in ("none", "ieee")]
+    rounded = [(part, part.fp32_precision) for part in (matmul, cudnn.conv, cudnn.rnn, *of_cpu)]
+    flags = [(part, _read_flag(part)) for part in (matmul, cudnn)]
+    for part, _ in flags:
+        part.allow_tf32 = precision != "float32"
+    for part in of_cpu:
+        part.fp32_precision = "ieee"
     try:
         yield
     finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
+        for part, allowed in flags:
+            part.allow_tf32 = allowed
+        for part, before in rounded:
+            part.fp32_precision = before
+
+
+def _read_flag(part: Any) -> bool:
+    """allow_tf32 of a part of torch.backends, which torch tells only where nothing has set its fp32_precision."""
+    try:
+        return bool(part.allow_tf32)
+    except RuntimeError:
+        return bool(part.fp32_precision == "tf32")
 
 
 class TrainingStep:
@@ -92,9 +86,14 @@ class TrainingStep:
 
     def step(self, *batch: Tensor) -> None:
         """Gradient, update and sums."""
-        self.optimizer.zero_grad()
-        value, log = self.loss(*batch)
-        value.backward()
+
+        def differentiate(loss: Loss) -> tuple[Tensor, dict[str, Tensor]]:
+            self.optimizer.zero_grad()
+            value, log = loss(*batch)
+            value.backward()
+            return value, log
+
+        value, log = self.loss.use(differentiate) if isinstance(self.loss, Compiled) else differentiate(self.loss)
         self.optimizer.step()
         for key, term in {"loss": value, **log}.items():
             if key not in self.sums:
@@ -162,7 +161,7 @@ class ReplayedStep(TrainingStep):
         try:
             self.replays[key] = Replay(buffers, self.capture(lambda: self.step(*buffers)))
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = take_first_line(error)
             print(f"this step cannot be captured as a CUDA graph ({reason}): training without", file=sys.stderr)
             self.capturable = False
             return None

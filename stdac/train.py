@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stdac.compiling import Compiled
 from stdac.errors import StdacError
-from stdac.step import Loss, ReplayedStep, TrainingStep, compile_function
+from stdac.step import Loss, ReplayedStep, TrainingStep
+from stdac.torch_state import read_generators, write_generators
 
 
 class Assignment(NamedTuple):
@@ -89,7 +91,7 @@ class Trainer:
 
     def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The module-level function, or partial of one, under torch.compile where this trial compiles, else itself."""
-        return compile_function(function) if self.compile else function
+        return Compiled(function) if self.compile else function
 
     def training_step(self, loss: Loss, optimizer: torch.optim.Optimizer) -> TrainingStep:
         """The step that this trial takes; see `stdac.step`."""
@@ -204,7 +206,7 @@ def capture(state: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[s
     return {
         "state": state.state_dict(),
         "optimizer": optimizer.state_dict() if optimizer is not None else None,
-        "generators": [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])],
+        "generators": read_generators(),
     }
 
 
@@ -217,6 +219,4 @@ def restore(saved: dict[str, Any], state: nn.Module, optimizer: torch.optim.Opti
             for group, ours in zip(saved["optimizer"]["param_groups"], optimizer.param_groups, strict=True)
         ]
         optimizer.load_state_dict(saved["optimizer"] | {"param_groups": groups})
-    torch.set_rng_state(saved["generators"][0])
-    if len(saved["generators"]) > 1 and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(saved["generators"][1:])
+    write_generators(saved["generators"])

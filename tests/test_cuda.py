@@ -16,6 +16,13 @@ from tests.conftest import Watch
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
+
+@pytest.fixture(autouse=True)
+def graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps are captured only where that is asked for."""
+    monkeypatch.setenv("STDAC_CUDA_GRAPHS", "1")
+
+
 METHODS = ["st-dac", "dac-star", "dec"]
 
 

@@ -1,16 +1,23 @@
 """STDAC keeps scikit-learn's contract, and its answers do not depend on how the images are handed over."""
 
 import io
+import multiprocessing
 import os
 import pickle
+import random
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import joblib
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -21,7 +28,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from stdac import STDAC
+from stdac.cost import _count_forward
 from stdac.data import load
+from stdac.estimator import predict_scores
+from stdac.methods import resolve
+from stdac.model_file import ModelConfig, load_model, save_model
+from stdac.torch_state import fix_state
 
 ONE_CLUSTER = "it asks for one cluster, which is refused: there is nothing to learn from pairs that are all alike"
 NOT_FOR_IMAGES = {
@@ -210,22 +222,157 @@ def test_fewer_images_than_a_batch_or_one_too_many_are_trained_on(x: NDArray[np.
     np.testing.assert_array_equal(estimator.predict(x[:n]), estimator.labels_)
 
 
-@pytest.fixture
-def torch_state() -> Iterator[None]:
-    """Fails where torch's random state or number of threads is another afterwards."""
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
-    yield
-    assert torch.equal(torch.get_rng_state(), state) and torch.get_num_threads() == threads
+@contextmanager
+def set_for(write: Callable[[Any], object], value: Any, back: Any) -> Iterator[None]:
+    """Something of torch's that a function sets, for the length of a block."""
+    write(value)
+    try:
+        yield
+    finally:
+        write(back)
 
 
-@pytest.mark.usefixtures("torch_state")
-def test_fit_and_predict_leave_torch_and_the_images_alone(x: NDArray[np.uint8]) -> None:
-    images = x.copy()
+AMBIENT: dict[str, Callable[[], AbstractContextManager[object]]] = {
+    "nothing": ExitStack,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": partial(torch.autocast, "cpu", torch.bfloat16),
+    "a block on another device": partial(torch.device, "meta"),
+    "another default device": lambda: set_for(torch.set_default_device, "meta", None),
+    "float64": lambda: set_for(torch.set_default_dtype, torch.float64, torch.float32),
+    "float16": lambda: set_for(torch.set_default_dtype, torch.float16, torch.float32),
+    "deterministic": lambda: set_for(torch.set_deterministic_debug_mode, 2, 0),
+    "coarse products": lambda: set_for(torch.set_float32_matmul_precision, "medium", "highest"),
+    "coarse products, newly": lambda: set_for(partial(setattr, torch.backends, "fp32_precision"), "tf32", "none"),
+    "no oneDNN": lambda: set_for(partial(setattr, torch.backends.mkldnn, "enabled"), False, True),
+    "anomaly": lambda: set_for(torch.autograd.set_detect_anomaly, True, False),
+}
+
+
+def read_state() -> dict[str, Any]:
+    """What fits and predictions must leave alone."""
+    parts = torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.mkldnn.matmul, torch.backends.cudnn
+    return {
+        "generators": (torch.get_rng_state().tolist(), np.random.get_state()[1].tolist(), random.getstate()),
+        "threads": torch.get_num_threads(),
+        "default": (torch.get_default_dtype(), torch.get_default_device()),
+        "modes": (torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")),
+        "checks": (torch.get_deterministic_debug_mode(), torch.is_anomaly_enabled()),
+        "precision": [part.fp32_precision for part in parts],
+        "backends": (torch.backends.mkldnn.enabled, torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark),
+        "warnings": list(warnings.filters),
+    }
+
+
+@pytest.mark.parametrize("ambient", AMBIENT)
+def test_fit_and_predict_neither_heed_nor_change_what_the_process_has_set(
+    x: NDArray[np.uint8], fitted: STDAC, ambient: str
+) -> None:
+    _count_forward.cache_clear()  # the first fit of an architecture builds one network more
+    expected, images = fitted.transform(x), x.copy()
     images.setflags(write=False)
-    with warnings.catch_warnings():
+    with AMBIENT[ambient](), warnings.catch_warnings():
         warnings.simplefilter("error")
-        small().fit(images).predict(images)
+        before = read_state()
+        estimator = small().fit(images)
+        scores, of_fitted = estimator.transform(images), fitted.transform(images)
+        assert read_state() == before
+    np.testing.assert_array_equal(scores, expected)
+    np.testing.assert_array_equal(of_fitted, expected)
     np.testing.assert_array_equal(images, x)
+
+
+def test_fits_of_several_threads_give_what_one_after_the_other_gives(x: NDArray[np.uint8], fitted: STDAC) -> None:
+    state = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as pool:
+        estimators = list(pool.map(lambda _: small().fit(x), range(3)))
+    for estimator in estimators:
+        np.testing.assert_array_equal(estimator.transform(x), fitted.transform(x))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_prediction_beside_a_fit_puts_nothing_back_that_the_fit_still_needs() -> None:
+    """Whoever leaves first, of two that overlap, what the process had set is there again after the last."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def stay() -> None:
+        with fix_state():
+            inside.set()
+            leave.wait(30)
+
+    torch.set_default_dtype(torch.float64)
+    try:
+        other = threading.Thread(target=stay)
+        with fix_state():
+            other.start()
+            assert inside.wait(30)
+        assert torch.get_default_dtype() == torch.float32
+        leave.set()
+        other.join()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_child_predicts_and_fits_where_its_parent_has_started_threads(x: NDArray[np.uint8]) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        estimator = small(epochs=1).fit(x[:40])
+        expected = estimator.transform(x)
+        receive, send = multiprocessing.Pipe(duplex=False)
+
+        def answer() -> None:
+            send.send((estimator.transform(x), small(epochs=1).fit(x[:40]).labels_, torch.get_num_threads()))
+
+        child = multiprocessing.get_context("fork").Process(target=answer)
+        child.start()
+        try:
+            assert receive.poll(60), "it hangs"
+            scores, labels, threads_there = receive.recv()
+        finally:
+            child.kill()
+            child.join()
+    finally:
+        torch.set_num_threads(threads)
+    np.testing.assert_allclose(scores, expected, atol=1e-5)
+    np.testing.assert_array_equal(labels, estimator.labels_)
+    assert threads_there == 2
+
+
+def test_a_model_file_is_read_the_same_whatever_the_process_has_set(x: NDArray[np.uint8], tmp_path: Path) -> None:
+    trial = resolve({"dataset": "digits", "params": {"stn": 1, "width": 0.05}})
+    config = ModelConfig(trial, (1, 28, 28))
+    save_model(tmp_path / "model.pt", config.build(), config)
+    expected = predict_scores(load_model(tmp_path / "model.pt")[0], x[:, None], torch.device("cpu"))
+    with AMBIENT["float64"](), torch.inference_mode(), torch.device("meta"):
+        before = read_state()
+        model, _ = load_model(tmp_path / "model.pt")
+        assert read_state() == before
+    assert {p.dtype for p in model.parameters()} == {torch.float32} and all(p.requires_grad for p in model.parameters())
+    np.testing.assert_array_equal(predict_scores(model, x[:, None], torch.device("cpu")), expected)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in reduce:RuntimeWarning")  # scikit-learn's own sum
+@pytest.mark.parametrize(
+    "kind", ["float16", "tiny float16", "float32", "wide float32", "bfloat16", "tensor", "gradient"]
+)
+def test_numbers_of_every_type_and_range_are_scaled_alike(x: NDArray[np.uint8], kind: str) -> None:
+    digits = np.where(x > 127, 255, 0).astype(np.float64)  # two values, which every type tells apart
+    images: Any = {
+        "float16": lambda: (digits / 255000).astype(np.float16),
+        "tiny float16": lambda: (digits / 255 * 6e-8).astype(np.float16),
+        "float32": lambda: (digits / 255).astype(np.float32),
+        "wide float32": lambda: ((digits / 255 * 2 - 1) * 3e38).astype(np.float32),
+        "bfloat16": lambda: (digits / 255).astype(ml_dtypes.bfloat16),
+        "tensor": lambda: torch.from_numpy(digits / 255).bfloat16(),
+        "gradient": lambda: torch.from_numpy(digits / 255).requires_grad_(),
+    }[kind]()
+    estimator = small(epochs=1).fit(images)
+    expected = small(epochs=1).fit(digits)
+    np.testing.assert_array_equal(estimator.transform(images), expected.transform(digits))
 
 
 def test_ground_truth_changes_nothing(x: NDArray[np.uint8], fitted: STDAC) -> None:

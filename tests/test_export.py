@@ -7,7 +7,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +18,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from onnx import TensorProto, helper
+from onnxruntime.quantization import quantize_dynamic
 
 from export.cli import export_command
 from export.convert import to_onnx
@@ -27,10 +30,12 @@ from export.convert.verify import (
     LEAST_AGREEMENT,
     TOLERANCE,
     TOLERANCES,
+    Agreement,
     Real,
     check_graph,
     describe_disagreement,
     list_cases,
+    measure_agreement,
     stress_model,
     verify,
     verify_reduced,
@@ -44,7 +49,6 @@ from stdac.methods import METHODS, resolve
 from stdac.metrics import accuracy
 from stdac.model_file import ModelConfig, load_model, save_model
 from stdac.run import run_trial
-from tests.conftest import CPU, small
 
 STN = (0, 2, 3)
 NewFolder = Callable[[str], TrialFolder]
@@ -105,10 +109,16 @@ def untrained(tmp_path: Path) -> Path:
     return save_untrained(tmp_path / "untrained.pt", "pca-kmeans", {})
 
 
-def save_untrained(path: Path, method: str, params: dict[str, float], dataset: str = "digits") -> Path:
+def save_untrained(
+    path: Path,
+    method: str,
+    params: dict[str, Any],
+    dataset: str = "digits",
+    shape: tuple[int, int, int] = (1, 28, 28),
+) -> Path:
     torch.manual_seed(0)
     trial = resolve({"method": method, "dataset": dataset, "n_clusters": 10, "params": params})
-    config = ModelConfig(trial, (1, 28, 28))
+    config = ModelConfig(trial, shape)
     save_model(path, config.build(), config)
     return path
 
@@ -131,37 +141,103 @@ def test_onnx_gives_what_torch_gives_at_any_batch_size(
     assert describe_disagreement(expected, scores, cluster, confidence) <= TOLERANCE
 
 
-@pytest.mark.parametrize("method", sorted(name for name, method in METHODS.items() if method.build))
-def test_the_model_of_every_method_exports_with_its_embedding(method: str, tmp_path: Path) -> None:
-    params = {"width": 0.25} if hasattr(METHODS[method].params(), "width") else {}
-    path = save_untrained(tmp_path / "model.pt", method, params)
+WITH_MODEL = sorted(name for name, method in METHODS.items() if method.build)
+SMALLER = [name for name in WITH_MODEL if name not in ("kmeans", "pca-kmeans")]
+PARAMS: dict[str, dict[str, Any]] = {
+    "dec": {"width": 0.1},
+    "dac-star": {"width": 0.05},
+    "st-dac": {"width": 0.05, "stn": 1},
+    "pca-kmeans": {"components": 5},
+}
+"""What makes a method's network small; its weights are as they are drawn."""
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, bool], tuple[Graph, onnx.ModelProto]]:
+    """By method and whether with its embedding: a small model of images of 22x22, and its graph in fp32."""
+    folder = tmp_path_factory.mktemp("converted")
+
+    @cache
+    def convert(method: str, with_embedding: bool) -> tuple[Graph, onnx.ModelProto]:
+        path = save_untrained(folder / f"{method}.pt", method, PARAMS.get(method, {}), shape=(1, 22, 22))
+        model, config = load_model(path)
+        graph = Graph(model, with_embedding).eval()
+        return graph, to_onnx.convert(graph, config)
+
+    return convert
+
+
+@pytest.mark.parametrize("with_embedding", [False, True])
+@pytest.mark.parametrize(
+    ("method", "precision"),
+    [(method, "fp32") for method in WITH_MODEL] + [(m, precision) for m in SMALLER for precision in ("fp16", "int8")],
+)
+def test_the_file_of_every_method_and_precision_is_one_that_other_programs_read(
+    converted: Callable[[str, bool], tuple[Graph, onnx.ModelProto]],
+    method: str,
+    precision: str,
+    with_embedding: bool,
+    tmp_path: Path,
+) -> None:
+    images = load("digits", limit=20, image_size=22).images
+    graph, proto = converted(method, with_embedding)
+    if precision != "fp32":
+        proto = to_onnx.reduce_precision(proto, precision, Real(images))
+    onnx.save(proto, tmp_path / "m.onnx")
+
+    # what stops other runtimes and tools
+    onnx.checker.check_model(proto, full_check=True)
+    constants = {tensor.name for tensor in proto.graph.initializer}
+    assert proto.ir_version == 8
+    assert not constants & {value.name for value in (*proto.graph.value_info, *proto.graph.input)}
+    assert not [node.name for node in proto.graph.node if any(a.name == "allowzero" and a.i for a in node.attribute)]
+    if precision == "fp32":
+        quantize_dynamic(tmp_path / "m.onnx", tmp_path / "dynamic.onnx")
+        assert len(answers(tmp_path / "dynamic.onnx", images[:3])) == 3 + with_embedding
+
+    # and it gives what torch gives
+    for n in (0, 1, 7):
+        with torch.no_grad():
+            expected = [y.numpy() for y in graph(torch.from_numpy(images[:n]))]
+        found = answers(tmp_path / "m.onnx", images[:n])
+        assert [(y.shape, y.dtype) for y in found] == [(y.shape, y.dtype) for y in expected]
+        for ours, theirs in zip(found[2:], expected[2:], strict=True):
+            scale = max(1.0, float(np.abs(theirs).max(initial=0)))
+            np.testing.assert_allclose(ours, theirs, atol=TOLERANCES[precision] * scale)
+        assert (found[0] == found[2].argmax(1)).all()
+
+
+def test_the_embedding_of_an_exported_model_has_the_size_that_is_said(tmp_path: Path) -> None:
+    path = save_untrained(tmp_path / "model.pt", "dec", {"width": 0.1})
     report = export_model(path, tmp_path / "model.onnx", with_embedding=True)
     assert report.agreement.max_difference <= TOLERANCE
-    images = load("digits").images[:7]
-    cluster, _, scores, embedding = answers(tmp_path / "model.onnx", images)
-    model, _ = load_model(path)
-    with torch.no_grad():
-        z = model.embed(torch.from_numpy(images).float() / 255)
-        torch.testing.assert_close(model.classify(z), model(torch.from_numpy(images).float() / 255), rtol=0, atol=0)
-    assert embedding.shape == (7, report.info.embedding) == z.shape
-    assert embedding.dtype == np.float32
-    np.testing.assert_allclose(embedding, z.numpy(), atol=TOLERANCE * max(1, float(z.abs().max())))
-    assert (cluster == scores.argmax(1)).all()
+    assert answers(tmp_path / "model.onnx", load("digits").images[:7])[3].shape == (7, report.info.embedding)
 
 
-SMALLER = [m for m in sorted(METHODS) if METHODS[m].build and m not in ("kmeans", "pca-kmeans")]
+def test_images_to_calibrate_on_are_not_those_to_measure_on_where_there_are_enough() -> None:
+    for n, calibrated, measured in ((1, 1, 1), (200, 200, 200), (300, 100, 200), (1536, 512, 1024), (1200, 400, 800)):
+        real = Real(np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1))
+        assert (to_onnx.count_calibration(n), len(to_onnx.list_measured(real).images)) == (calibrated, measured)
+        assert n < 300 or calibrated + measured <= n
 
 
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
-@pytest.mark.parametrize("method", SMALLER)
-def test_every_network_exports_in_every_precision(method: str, precision: str, new_folder: NewFolder) -> None:
-    folder = new_folder(method)
-    run_trial(resolve(small(method)), folder, machine=CPU)
-    model = next(folder.path.rglob("model.pt"))
-    report = export_model(model, model.with_suffix(".onnx"), precision=precision)
-    assert report.agreement.same_cluster is not None
-    assert report.agreement.same_cluster >= LEAST_AGREEMENT[precision]
-    assert report.bytes < export_model(model, model.with_suffix(".fp32.onnx")).bytes
+def test_a_model_that_keeps_the_clusters_of_its_images_but_not_of_moved_ones_is_refused(
+    converted: Callable[[str, bool], tuple[Graph, onnx.ModelProto]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calibrated on gratings of a line a pixel, which look like nothing of that once they are turned."""
+    graph, proto = converted("dac-star", False)
+    lines = np.indices((1, 22, 22))[1] % 2 * np.ones((100, 1, 1, 1), np.int64)
+    real = Real((lines * np.arange(150, 250)[:, None, None, None]).astype(np.uint8))
+    reduced = to_onnx.reduce_precision(proto, "int8", real)
+    agreement = measure_agreement(Agreement(0.0, 0, 0), graph, reduced, "int8", real)
+    assert agreement.same_cluster == 1
+    assert agreement.same_moved is not None and 0.7 < agreement.same_moved < 0.95
+    monkeypatch.setitem(LEAST_AGREEMENT, "int8", 0.95)
+    with pytest.raises(
+        StdacError, match=r"^only .* of 100 real images, moved a little, keep their cluster in int8, at"
+    ):
+        measure_agreement(Agreement(0.0, 0, 0), graph, reduced, "int8", real)
+    assert np.array_equal(verify_module.move(real.images), verify_module.move(real.images))
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

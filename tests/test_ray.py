@@ -291,6 +291,6 @@ def test_trials_at_once_count_those_that_share_a_gpu(
 ) -> None:
     monkeypatch.setattr(local, "uses_gpu", lambda _device: gpus > 0)
     monkeypatch.setattr(local, "count_places", lambda _device: gpus or 8)
-    monkeypatch.setattr(local, "count_cores", lambda: 8)
+    monkeypatch.setattr(backends, "count_cores", lambda: 8)
     backend = backends.use_ray("", replace(Request(tmp_path, Options(), nodes=4), **changes))
     assert backend.at_once == expected and backend.gpu == (gpus > 0 and "simulate" not in changes)

@@ -1,5 +1,8 @@
 """The training step: compiled once an architecture, captured once a shape, and the same numbers either way."""
 
+import re
+import warnings
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
 from types import ModuleType
@@ -7,10 +10,14 @@ from types import ModuleType
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from stdac import compiling
+from stdac import machine as machine_module
 from stdac import step as step_module
+from stdac.compiling import compile_once
 from stdac.data import Dataset, load
 from stdac.dense import apply_dense
 from stdac.errors import StdacError
@@ -132,8 +139,9 @@ def test_trials_of_one_architecture_are_compiled_once(monkeypatch: pytest.Monkey
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
-    step_module.compile_once.cache_clear()
-    monkeypatch.setattr(step_module.torch, "compile", partial(torch.compile, backend="eager"))
+    compile_once.cache_clear()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(machine_module, "find_fault", lambda _kind: None)
     frames = []
     try:
         for spec in (
@@ -146,7 +154,7 @@ def test_trials_of_one_architecture_are_compiled_once(monkeypatch: pytest.Monkey
             losses(spec, Machine("cpu", "on", 1))
             frames.append(counters["frames"]["total"])
     finally:
-        step_module.compile_once.cache_clear()
+        compile_once.cache_clear()
         torch._dynamo.reset()
     assert frames[0] > 0 and frames[0] == frames[1] == frames[2]
     assert frames[3] == 2 * frames[0] == frames[4]
@@ -241,3 +249,116 @@ def test_onednns_products_are_those_of_a_linear_layer(compiles: bool) -> None:
         found.append([x.grad.clone(), layer.weight.grad.clone(), layer.bias.grad.clone()])
     for ours, theirs in zip(*found, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+# --- torch.compile is tried, and done without where it fails
+
+
+@pytest.fixture
+def fresh_compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a process that has not compiled anything; and again afterwards."""
+    monkeypatch.setattr(compiling, "_faults", [])
+    _forget_compiled()
+    yield
+    _forget_compiled()
+
+
+def _forget_compiled() -> None:
+    torch._dynamo.reset()
+    compile_once.cache_clear()
+    compiling._try_compiling.cache_clear()
+
+
+def break_compiler(monkeypatch: pytest.MonkeyPatch, *, backward: bool) -> None:
+    """A torch.compile that fails at the first gradient, or at once."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("C++ compile error\nand more")
+
+    backend = aot_autograd(fw_compiler=lambda graph, _inputs: graph, bw_compiler=fail) if backward else fail
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_compiler_that_fails_when_it_is_tried_is_done_without(
+    backward: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    break_compiler(monkeypatch, backward=backward)
+    assert not Machine("cpu", "on").compiles(torch.device("cpu"), 0)
+    assert not Machine("cpu", "auto").compiles(torch.device("cpu"), 1e15)
+    assert not Machine("cpu", "auto").compiles(torch.device("cpu"), 0)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2
+    sentence = re.compile(r"torch.compile does not work here \(.*C\+\+ compile error\): training without torch.compile")
+    assert all(map(sentence.fullmatch, said))
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_step_that_does_not_compile_is_taken_all_the_same_with_the_same_random_numbers(
+    backward: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = losses(small(), Machine("cpu", "off", 1))
+    break_compiler(monkeypatch, backward=backward)
+    monkeypatch.setattr(machine_module, "find_fault", lambda _kind: None)
+    assert losses(small(), Machine("cpu", "on", 1)) == expected
+    assert capsys.readouterr().err.count("training without torch.compile") == 1
+    assert "C++ compile error" in compiling.find_fault("cpu")
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_an_error_of_the_loss_is_no_fault_of_the_compiler(capsys: pytest.CaptureFixture[str]) -> None:
+    net, optimizer = network_and_optimizer("sgd")
+    step = TrainingStep(compiling.Compiled(partial(noisy_loss, net)), optimizer)
+    with pytest.raises(RuntimeError, match=r"shape|size"):
+        step(torch.rand(8, 5), torch.zeros(1, 2))
+    assert compiling._faults == [] and capsys.readouterr().err == ""
+
+
+def test_compiling_leaves_the_settings_of_torchs_compiler_alone() -> None:
+    import torch._dynamo.config as dynamo
+    import torch._inductor.config as inductor
+
+    before = dynamo.recompile_limit, inductor.fallback_random, list(warnings.filters)
+    with compiling.set_compiler():
+        assert (dynamo.recompile_limit, inductor.fallback_random) == (compiling.ARCHITECTURES, True)
+    assert (dynamo.recompile_limit, inductor.fallback_random, list(warnings.filters)) == before
+
+
+# --- devices are tried as well
+
+
+def test_cuda_graphs_are_off_unless_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STDAC_CUDA_GRAPHS", raising=False)
+    gpu = torch.device("cuda")
+    assert not Machine("cuda", "on").graphs(gpu) and not Machine("cuda", "auto").graphs(gpu)
+    monkeypatch.setenv("STDAC_CUDA_GRAPHS", "1")
+    assert Machine("cuda", "auto").graphs(gpu)
+    assert not Machine("cuda", "off").graphs(gpu) and not Machine("cpu", "on").graphs(torch.device("cpu"))
+
+
+def test_a_gpu_that_torch_sees_and_cannot_use_is_said_and_done_without(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(machine_module, "find_device_fault", lambda name, _process: f"no kernel image for {name}")
+    assert Machine("auto").torch_device() == torch.device("cpu")
+    assert "cannot compute on it (no kernel image for cuda): going on on the CPU" in capsys.readouterr().err
+    with pytest.raises(StdacError, match=r"'cuda:1', but torch cannot compute on it \(no kernel .*--device cpu"):
+        Machine("cuda:1").torch_device()
+
+
+@pytest.mark.parametrize("device", ["mps", "xpu", "meta"])
+def test_a_device_that_is_not_here_is_one_sentence(device: str) -> None:
+    if getattr(torch, device, None) is not None and getattr(torch, device).is_available():
+        pytest.skip(f"there is {device} here")
+    with pytest.raises(StdacError, match=f"^got device '{device}', but torch cannot compute on it"):
+        Machine(device).torch_device()
+
+
+def test_a_trial_leaves_threads_and_cudnn_as_they_were() -> None:
+    before = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    with Machine("cpu", threads=before[0] + 1).prepared():
+        assert (torch.get_num_threads(), torch.backends.cudnn.benchmark) == (before[0] + 1, True)
+    assert (torch.get_num_threads(), torch.backends.cudnn.benchmark) == before

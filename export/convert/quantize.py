@@ -1,8 +1,6 @@
 """float32 graph -> int8 graph for CPUs: static quantisation, its ranges taken from images and never from labels."""
 
 import math
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -10,6 +8,7 @@ import numpy as np
 from export.convert.half import WEIGHTED, list_float_nodes
 from export.runtime import import_onnxruntime
 from stdac.pictures.pixels import Pixels
+from stdac.scratch import open_scratch
 
 CALIBRATION_BATCH = 64
 QUANTIZED = ["Conv", "Gemm", "MaxPool", "Relu"]
@@ -33,8 +32,8 @@ def quantize(proto: Any, images: Pixels) -> Any:
 
     original = onnx.ModelProto()
     original.CopyFrom(proto)  # the quantiser changes what it is given
-    with TemporaryDirectory(prefix="stdac-") as folder:
-        path = Path(folder) / "int8.onnx"
+    with open_scratch() as folder:
+        path = folder / "int8.onnx"
         quantize_static(
             original,
             path,
@@ -58,11 +57,11 @@ def _find_light_nodes(proto: Any) -> set[str]:
 
     graph = shape_inference.infer_shapes(proto).graph
     weights = {tensor.name: math.prod(tensor.dims) for tensor in graph.initializer}
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
     macs = {
         node.name: weights[node.input[1]] * math.prod(d.dim_value for d in shapes[node.output[0]][2:])
         for node in graph.node
-        if node.op_type in WEIGHTED
+        if node.op_type in WEIGHTED and node.input[1] in weights
     }
     return {name for name, count in macs.items() if count < LIGHT * sum(macs.values())}
 

@@ -24,12 +24,17 @@ from stdac.files import atomic_write, sweep_temporary
 from stdac.machine import read_version
 from stdac.model_file import ModelConfig, load_model
 from stdac.pictures.pixels import conform, to_pixels
+from stdac.torch_state import fix_state
+
+IR_VERSION = 8
+"""Of the file format: a later one brings us nothing and shuts out older runtimes (10 those before onnxruntime 1.18)."""
 
 OPSET = 18
 """At 22 and above MaxPool has no CUDA kernel; TensorRT reads the "linear" GridSample of 20 and above as nearest."""
 
 VERIFIED_IMAGES = 256
 CALIBRATION_IMAGES = 512
+LEAST_CALIBRATION = 100
 MEASURED_IMAGES = 1024
 
 
@@ -43,6 +48,7 @@ class ExportReport(NamedTuple):
     operators: tuple[str, ...]
 
 
+@fix_state()
 def export_model(
     model_path: Path,
     onnx_path: Path,
@@ -58,7 +64,7 @@ def export_model(
 
     Input `images` (N, C, H, W) uint8; outputs `cluster` (N,) int64, `confidence` (N,) float32, `scores` (N, K) float32
     and, with_embedding, `embedding` (N, D) float32: what enters the last dense layer (codes, components, pixels).
-    precision: "fp32"; "fp16" for GPUs; "int8" for CPUs, whose ranges are calibrated on 512 real images.
+    precision: "fp32"; "fp16" for GPUs; "int8" for CPUs, whose ranges are calibrated on 512 real images at most.
     images: real ones to calibrate and verify on, (N, H, W), (N, H, W, C) or (N, C, H, W) uint8 of any size, at random
     1,536 at most; by default the trial's own data set, where it is at hand (data_dir: where, see `stdac.data.load`).
     labels: (N,) int64 ground truth of these, to score with and nothing else. names: K cluster names to store, or none.
@@ -85,7 +91,7 @@ def export_model(
         agreement = verify(graph, proto, config.shape, None if real is None else real.images[:VERIFIED_IMAGES])
         if precision != "fp32":
             proto = reduce_precision(proto, precision, real)
-            agreement = verify_reduced(graph, proto, precision, config.shape, real and real.last(MEASURED_IMAGES))
+            agreement = verify_reduced(graph, proto, precision, config.shape, real and list_measured(real))
         info = info._replace(precision=precision, embedding=find_embedding_size(proto), model_id=hash_model(model))
         _set_metadata(proto, info)
         content = proto.SerializeToString(deterministic=True)
@@ -146,6 +152,16 @@ def choose_images(real: Real, shape: tuple[int, int, int]) -> Real:
     return Real(conform(images[index], shape), None if real.labels is None else real.labels[index])
 
 
+def count_calibration(n: int) -> int:
+    """How many of n images the ranges are taken from: a third, where enough are left to measure on, 512 at most."""
+    return min(CALIBRATION_IMAGES, n // 3 if n >= 3 * LEAST_CALIBRATION else n)
+
+
+def list_measured(real: Real) -> Real:
+    """The images that a precision is measured on: those that it is not calibrated on, or all where they are few."""
+    return real.last(min(MEASURED_IMAGES, len(real.images) - count_calibration(len(real.images)) or len(real.images)))
+
+
 def reduce_precision(proto: Any, precision: str, real: Real | None) -> Any:
     """The graph in fewer bits, valid and without anything local. Raises StdacError where that does not suit it."""
     if precision == "fp16":
@@ -153,8 +169,9 @@ def reduce_precision(proto: Any, precision: str, real: Real | None) -> Any:
     else:
         assert real is not None, "own_images finds some or raises"
         with silence():
-            proto = quantize(proto, real.images[:CALIBRATION_IMAGES])
+            proto = quantize(proto, real.images[: count_calibration(len(real.images))])
     strip(proto)
+    simplify(proto)
     check_graph(proto, for_gpu=precision != "int8")
     return proto
 
@@ -243,6 +260,7 @@ def convert(graph: Graph, config: ModelConfig) -> Any:
     assert program is not None
     proto = program.model_proto
     strip(proto)
+    simplify(proto)
     check_graph(proto)
     return proto
 
@@ -270,6 +288,26 @@ def strip(message: Any) -> None:
             continue
         for part in value if field.is_repeated else [value]:
             strip(part)
+
+
+def simplify(proto: Any) -> None:
+    """Leave out what no runtime needs and some cannot read: a late format version, the shapes of what is computed
+    (among them those of constants, which onnxruntime's quantiser refuses), and `allowzero` where no dimension is 0."""
+    proto.ir_version = IR_VERSION
+    del proto.graph.value_info[:]
+    shapes = {tensor.name: tensor for tensor in proto.graph.initializer}
+    for node in proto.graph.node:
+        if node.op_type == "Reshape" and node.input[1] in shapes and _has_no_zero(shapes[node.input[1]]):
+            kept = [attribute for attribute in node.attribute if attribute.name != "allowzero"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+
+def _has_no_zero(tensor: Any) -> bool:
+    """Whether a constant holds no 0."""
+    from onnx import numpy_helper
+
+    return bool(numpy_helper.to_array(tensor).all())
 
 
 def _set_metadata(proto: Any, info: ModelInfo) -> None:

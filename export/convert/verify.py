@@ -12,10 +12,12 @@ from torch import nn
 
 from export.convert.kernels import find_without_kernel
 from export.runtime import open_session
+from stdac.augment import AUGMENTATIONS, draw_affine, sample_nearest
 from stdac.errors import StdacError
 from stdac.metrics import accuracy
 from stdac.pictures.pixels import Pixels
 from stdac.stn import LocalisationNet
+from stdac.torch_state import borrow_generators
 
 TOLERANCE = 1e-4
 """Largest difference of a score between torch and ONNX Runtime; clusters may differ where the top two are closer."""
@@ -49,7 +51,8 @@ class Agreement(NamedTuple):
 
     max_difference: the largest of any score. images: how many were compared. cases: how many kinds of input.
     measured: how many real images same_cluster and accuracy are about, 0 for fp32 or without any. same_cluster: the
-    share that keeps its cluster. accuracy: ACC of torch and of the graph on them; None without ground truth.
+    share that keeps its cluster; same_moved: of copies of them that are turned, shifted and zoomed a little, which the
+    model was not calibrated on. accuracy: ACC of torch and of the graph on them; None without ground truth.
     """
 
     max_difference: float
@@ -57,6 +60,7 @@ class Agreement(NamedTuple):
     cases: int
     measured: int = 0
     same_cluster: float | None = None
+    same_moved: float | None = None
     accuracy: tuple[float, float] | None = None
 
 
@@ -149,21 +153,42 @@ def verify_reduced(
 
 def measure_agreement(agreement: Agreement, graph: nn.Module, proto: Any, precision: str, real: Real) -> Agreement:
     """The agreement with what was measured on real images added. Raises StdacError where too few keep their cluster."""
-    scores = np.concatenate([_run_torch(graph)(x).scores for x in make_batches(real.images)])
-    session = _open_proto(proto)
-    found = np.concatenate([_run_session(session)(x).scores for x in make_batches(real.images)])
-    expected, clusters = scores.argmax(1), found.argmax(1)
-    same = float((expected == clusters).mean())
+    runs = _run_torch(graph), _run_session(_open_proto(proto))
+    expected, found = (_score(run, real.images) for run in runs)
+    same = _count_same(expected, found, "real images", precision)
+    moved, moved_found = (_score(run, move(real.images)) for run in runs)
+    same_moved = _count_same(moved, moved_found, "real images, moved a little,", precision)
+    accuracies = None
+    if real.labels is not None:
+        accuracies = accuracy(real.labels, expected.argmax(1)), accuracy(real.labels, found.argmax(1))
+    difference = max(agreement.max_difference, float(np.abs(found - expected).max()))
+    return Agreement(difference, agreement.images, agreement.cases, len(found), same, same_moved, accuracies)
+
+
+def _count_same(expected: NDArray[np.float32], found: NDArray[np.float32], what: str, precision: str) -> float:
+    """The share of images with the same cluster in scores (N, K). Raises StdacError where it is too low."""
+    same = float((expected.argmax(1) == found.argmax(1)).mean())
     if same < LEAST_AGREEMENT[precision]:
         raise StdacError(
-            f"only {same:.1%} of {len(clusters)} real images keep their cluster in {precision}, at least "
+            f"only {same:.1%} of {len(found)} {what} keep their cluster in {precision}, at least "
             f"{LEAST_AGREEMENT[precision]:.1%} is required; nothing was written: export this model as fp32"
         )
-    accuracy_of_both = None
-    if real.labels is not None:
-        accuracy_of_both = accuracy(real.labels, expected), accuracy(real.labels, clusters)
-    difference = max(agreement.max_difference, float(np.abs(found - scores).max()))
-    return Agreement(difference, agreement.images, agreement.cases, len(clusters), same, accuracy_of_both)
+    return same
+
+
+def _score(run: Reference, images: Pixels) -> NDArray[np.float32]:
+    """Scores (N, K) of images, a batch at a time."""
+    return np.concatenate([run(x).scores for x in make_batches(images)])
+
+
+def move(images: Pixels) -> Pixels:
+    """Copies of images (N, C, H, W), each turned, shifted and zoomed a little at random, the same every time."""
+    ranges = AUGMENTATIONS["dac-mnist"]  # 10 degrees, a tenth of the side, a twentieth
+    with borrow_generators():
+        torch.default_generator.manual_seed(0)
+        affine = draw_affine(len(images), ranges, images.shape[2], images.shape[3])
+    parts = zip(make_batches(images), affine.split(BATCH), strict=True)
+    return np.concatenate([sample_nearest(torch.from_numpy(x), maps).numpy() for x, maps in parts])
 
 
 def make_batches(images: Pixels) -> Iterator[Pixels]:

@@ -1,6 +1,5 @@
 """A pool of child processes: what hostile files do to decoders stays in there, and all CPUs decode."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
 
+from stdac.cores import count_threads
 from stdac.pictures.child import Child
 
 MEMORY_BYTES = 1 << 30
@@ -44,7 +44,7 @@ class Decoders:
 @contextmanager
 def open_decoders(function: str, workers: int | None = None) -> Iterator[Decoders]:
     """Child processes, each started when it is first needed, that run "package.module:name"; None: one a CPU."""
-    workers = workers or count_cpus()
+    workers = workers or count_threads()
     with ExitStack() as stack:
         children = [stack.enter_context(Child(function, MEMORY_BYTES)) for _ in range(workers)]
         pool = stack.enter_context(ThreadPoolExecutor(workers))
@@ -83,11 +83,3 @@ def _map_ahead(
             yield future.result()
     while waiting:
         yield waiting.popleft()[0].result()
-
-
-def count_cpus() -> int:
-    """Threads to use: $OMP_NUM_THREADS, as batch systems set it, else the CPUs that this process may run on."""
-    wish = os.environ.get("OMP_NUM_THREADS", "")
-    if wish.isdecimal() and int(wish) > 0:
-        return int(wish)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
