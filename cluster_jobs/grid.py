@@ -30,8 +30,8 @@ def list_presets() -> list[str]:
     return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
-def load_grid(name: str) -> Grid:
-    """Read a preset or a TOML file and expand it.
+def load_grid(name: str, without: Path | None = None) -> Grid:
+    """Read a preset or a TOML file and expand it, without the trials that are finished in a table of rows.
 
     The file has `[defaults]`, perhaps `[slurm]` (see `cluster_jobs.slurm`), and any number of `[[trials]]`
     blocks with the keys of a Trial; `params` is a table of the method's hyperparameters. A list is an axis: a block is
@@ -63,7 +63,18 @@ def load_grid(name: str) -> Grid:
         except StdacError as error:
             where = "[defaults]" if _is_of_defaults(defaults, block, str(error)) else f"block {number} of [[trials]]"
             raise StdacError(f"{path}, {where}: {error}") from error
-    return Grid(name, add_needs(trials), text, spec.get("slurm", {}))
+    finished = set() if without is None else _list_finished(without)
+    left = [trial for trial in trials if trial.id not in finished]
+    if not left:
+        raise StdacError(f"all {len(trials)} trials of {path} are finished in {without}: nothing is left")
+    return Grid(name, add_needs(left), text, spec.get("slurm", {}))
+
+
+def _list_finished(path: Path) -> set[str]:
+    """The ids of the finished trials of a run, or of a table of rows."""
+    from analysis.runs import read_metrics
+
+    return set(read_metrics(path)["trial_id"].to_pylist())
 
 
 def check_keys(path: Path, spec: Mapping[str, Any]) -> None:

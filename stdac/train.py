@@ -196,7 +196,9 @@ def _train_epoch(
         images += len(batch[0])
         tick(number, images)
     if not images:
-        raise StdacError("an epoch has no mini-batch: there are fewer images than a mini-batch takes")
+        raise StdacError(
+            "an epoch has no mini-batch, which takes more images than there are: add images, or set a smaller batch"
+        )
     steps = step.steps
     return step.means(), steps, images
 

@@ -200,7 +200,7 @@ def _to_toml(value: Any) -> str:
 def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Backend", yes: bool) -> None:
     """Say what will be run and roughly how long it takes; ask where that is hours. Raises StdacError for images that
     the method's network does not take."""
-    from cluster_jobs.commands.grid import HOURS_TO_CONFIRM
+    from cluster_jobs.commands.launch import HOURS_TO_CONFIRM
     from cluster_jobs.ledger import Ledger
     from stdac.words import format_duration
 
