@@ -165,7 +165,7 @@ def flipped_part(scene: Scene) -> str | None:
     status = scene.chance.choice(done)
     folder = scene.ledger.folder(status.trial_id).attempt_path(status.detail["attempt"])
     path = scene.chance.choice(sorted(path for path in folder.iterdir() if path.name in status.detail["sha256"]))
-    scene.spoiled.add(status.trial_id)
+    scene.spoiled[status.trial_id] = scene.ledger.folder(status.trial_id).done_path.read_bytes()
     return f"bit {flip_bit(path, scene.chance)} of {path.relative_to(scene.run)}"
 
 
