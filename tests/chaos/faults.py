@@ -100,7 +100,7 @@ def keep_old(folder: TrialFolder, number: int) -> None:
     """Make a lease look old, again and again, until it is given back, a later attempt exists or a while has passed."""
     lease, deadline = folder.lease_path(number), time.monotonic() + 5 * LEASE_S
     with suppress(OSError):
-        while folder.leases()[-1] == number and lease.stat().st_mtime > 0 and time.monotonic() < deadline:
+        while (folder.leases() or [0])[-1] == number and lease.stat().st_mtime > 0 and time.monotonic() < deadline:
             os.utime(lease, (1, 1))
             time.sleep(0.01)
 
