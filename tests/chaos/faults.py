@@ -100,7 +100,7 @@ def keep_old(folder: TrialFolder, number: int) -> None:
     """Make a lease look old, again and again, until it is given back, a later attempt exists or a while has passed."""
     lease, deadline = folder.lease_path(number), time.monotonic() + 5 * LEASE_S
     with suppress(OSError):
-        while folder.leases()[-1] == number and lease.stat().st_mtime > 0 and time.monotonic() < deadline:
+        while (folder.leases() or [0])[-1] == number and lease.stat().st_mtime > 0 and time.monotonic() < deadline:
             os.utime(lease, (1, 1))
             time.sleep(0.01)
 
@@ -165,7 +165,7 @@ def flipped_part(scene: Scene) -> str | None:
     status = scene.chance.choice(done)
     folder = scene.ledger.folder(status.trial_id).attempt_path(status.detail["attempt"])
     path = scene.chance.choice(sorted(path for path in folder.iterdir() if path.name in status.detail["sha256"]))
-    scene.spoiled.add(status.trial_id)
+    scene.spoiled[status.trial_id] = scene.ledger.folder(status.trial_id).done_path.read_bytes()
     return f"bit {flip_bit(path, scene.chance)} of {path.relative_to(scene.run)}"
 
 
@@ -216,7 +216,7 @@ def moved_lease(scene: Scene, ahead_s: float = 0.0) -> str | None:
 
 def read_only(scene: Scene) -> str | None:
     """The run folder is remounted read-only for a while, by a mount over it; open files stay writable."""
-    if not scene.volume.small or scene.run.is_mount() or not scene.run.exists():
+    if not scene.volume.small or not os.access(scene.run, os.W_OK):
         return None
     run, seconds = str(scene.run), scene.chance.uniform(1, 8)
     words = [["mount", "--bind", run, run], ["mount", "-o", "remount,bind,ro", run]]

@@ -44,7 +44,7 @@ class Oracle:
     spoiled: done trials whose results a fault has damaged, which are nobody's results until `heal`.
     """
 
-    def __init__(self, run: Path, expected: Mapping[str, Outcome], spoiled: set[str]) -> None:
+    def __init__(self, run: Path, expected: Mapping[str, Outcome], spoiled: dict[str, bytes]) -> None:
         self.run, self.expected, self.spoiled = run, expected, spoiled
         self.ledger = Ledger(run)
         self.done: dict[str, bytes] = {}  # the done.json of each trial, as it was first seen
@@ -54,15 +54,15 @@ class Oracle:
         """Raise Violation where a result is wrong, has changed or is gone."""
         self.outside |= {link.resolve() for link in self.run.glob(".ray-*/tmp")}
         for trial_id in self.expected:
-            folder = self.ledger.folder(trial_id)
+            content = self._read_done(trial_id)
             if trial_id in self.spoiled:
                 self.done.pop(trial_id, None)
-                continue
-            try:
-                content = folder.done_path.read_bytes()
-            except FileNotFoundError:
+                if content == self.spoiled[trial_id]:
+                    continue
+                del self.spoiled[trial_id]  # it was put aside
+            if content is None:
                 if trial_id in self.done:
-                    raise Violation(f"trial {trial_id} was done, and is so no more") from None
+                    raise Violation(f"trial {trial_id} was done, and is so no more")
                 continue
             if trial_id not in self.done:
                 self.done[trial_id] = content
@@ -82,17 +82,25 @@ class Oracle:
         """Let the doctor put aside the spoiled results; what they were. Raise Violation where it overlooks one."""
         healed = sorted(self.spoiled)
         deadline = time.monotonic() + 3 * LEASE_S
-        while self.spoiled:
-            found = {finding.path.name: finding for finding in examine(self.ledger)}
-            for trial_id in sorted(self.spoiled):
-                if self.ledger.folder(trial_id).done_path.exists() and trial_id in found:
-                    with suppress(StdacError):
-                        mend(found[trial_id])
-                if not self.ledger.folder(trial_id).done_path.exists():  # if only by a doctor who called before
-                    self.spoiled.remove(trial_id)
+        while left := [trial_id for trial_id in healed if self._is_spoiled(trial_id)]:
             if time.monotonic() > deadline:
-                raise Violation(f"the doctor overlooks the damaged results of {' '.join(sorted(self.spoiled))}")
+                raise Violation(f"the doctor overlooks the damaged results of {' '.join(left)}")
+            for finding in examine(self.ledger):
+                if finding.path.name in left:
+                    with suppress(StdacError):
+                        mend(finding)
+        self.look()
         return healed
+
+    def _is_spoiled(self, trial_id: str) -> bool:
+        """Whether a damaged result is still a trial's: no doctor has put it aside yet, and none was made anew."""
+        return trial_id in self.spoiled and self._read_done(trial_id) == self.spoiled[trial_id]
+
+    def _read_done(self, trial_id: str) -> bytes | None:
+        """A trial's done.json as it is, or None."""
+        with suppress(FileNotFoundError):
+            return self.ledger.folder(trial_id).done_path.read_bytes()
+        return None
 
     def judge(self) -> None:
         """Raise Violation where a finished run is not complete, unique and equal to the undisturbed one."""

@@ -71,7 +71,7 @@ class Command(NamedTuple):
 @dataclass
 class Scene:
     """One round's run. words: how to launch it. environment: of its processes, besides ours. said: where they speak.
-    spoiled: the done trials whose results were damaged, and that the doctor has not mended yet."""
+    spoiled: the done trials whose results were damaged, with their done.json; until the doctor has put them aside."""
 
     run: Path
     grid: Path
@@ -82,7 +82,7 @@ class Scene:
     said: Path
     commands: list[Command] = field(default_factory=list)
     later: list[tuple[float, str, Callable[[], object]]] = field(default_factory=list)
-    spoiled: set[str] = field(default_factory=set)
+    spoiled: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def ledger(self) -> Ledger:
