@@ -87,7 +87,7 @@ def _read_assignments(attempt: Path, n: int) -> Assigned:
     """The clusters of a finished trial's deployed model, and its confidence by the training protocol."""
     path = attempt / "assignments.parquet"
     try:
-        table = pq.read_table(path, columns=["cluster", "protocol_confidence"])
+        table = pq.read_table(path.open("rb"), columns=["cluster", "protocol_confidence"], use_threads=False)
     except (OSError, pa.ArrowException) as error:
         raise StdacError(f"cannot read {path}: take that trial's folder away and launch the study again") from error
     if len(table) != n:

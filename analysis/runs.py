@@ -110,7 +110,8 @@ def read_rows(path: Path) -> pa.Table:
     another schema version.
     """
     try:
-        table = pq.ParquetFile(path).read()
+        with path.open("rb") as file:  # a name that is not UTF-8 is nothing for Arrow
+            table = pq.ParquetFile(file).read(use_threads=False)
     except (OSError, pa.ArrowInvalid) as error:
         reason = str(error).splitlines()[0]
         raise StdacError(

@@ -320,7 +320,7 @@ def encode_trials(trials: Iterable[tuple[str, Mapping[str, Any]]]) -> bytes:
 def _read_part(path: Path, *columns: str) -> list[list[str]]:
     """Columns of a TRIALS file. Raises StdacError where it is damaged or of another schema version."""
     try:
-        table = pq.read_table(path, columns=[*columns, "schema_version"])
+        table = pq.read_table(path.open("rb"), columns=[*columns, "schema_version"], use_threads=False)
     except (pa.ArrowInvalid, OSError) as error:
         raise StdacError(f"{path} is damaged ({error}): move it away and launch its grid again") from error
     versions = set(table["schema_version"].unique().to_pylist()) - {SCHEMA_VERSION}

@@ -44,7 +44,7 @@ class Result:
     def _read_column(self, name: str) -> NDArray[Any]:
         path = self.path / "assignments.parquet"
         try:
-            column: NDArray[Any] = pq.read_table(path, columns=[name])[name].to_numpy()
+            column: NDArray[Any] = pq.read_table(path.open("rb"), columns=[name], use_threads=False)[name].to_numpy()
         except (OSError, pa.ArrowException) as error:
             raise StdacError(
                 f"a needed trial has no {path} that can be read: delete its folder and launch again"
