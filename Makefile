@@ -6,7 +6,7 @@ RUN := runs/quick
 # its fixtures: there can be one SLURM at a time. (Under pytest 9.2, pytest-xdist 3.8 overlooks its own mark xdist_group.)
 TESTERS ?= 5
 
-.PHONY: demo test test-slow test-cluster chaos web graph lint lint-pages lock clean
+.PHONY: demo test test-slow test-cluster chaos campaign publish web graph lint lint-pages lock clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -29,6 +29,18 @@ test-slow: .venv/installed
 # A real SLURM and a real Ray of four nodes each, on this machine, the long tests too.
 test-cluster: .venv/installed
 	$(BIN)/python -m pytest -m cluster
+
+# The hours that nobody waits for: what is not finished in results/, at the lowest priority, one thread a trial, until it
+# is stopped; it goes on from the last epochs. make publish writes what there is to results/, unfinished trials marked.
+CAMPAIGN ?= paper-narrow
+DATA ?= $(if $(STDAC_DATA),$(STDAC_DATA),$(wildcard ../shared/data))
+campaign: .venv/installed
+	-echo 19 > /proc/$$$$/autogroup 2> /dev/null; \
+	nice -n 19 $(BIN)/stdac-grid work runs/campaign --grid $(CAMPAIGN) --without results/$(CAMPAIGN) \
+	    --workers $(shell nproc) --threads 1 $(if $(DATA),--data-dir $(DATA))
+
+publish: .venv/installed
+	$(BIN)/python -m analysis.publish runs/campaign results/$(CAMPAIGN)
 
 # Kill what can be killed while a grid runs, then compare with an undisturbed one: make chaos BACKEND=ray N=50 SEED=1
 # LIGHT=1: with trials that only pretend to train, many more faults in the same time

@@ -5,13 +5,16 @@ grid.toml. Models stay where they are, and no file names a host.
 """
 
 from pathlib import Path
+from typing import Any
 
 import click
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from analysis.provenance import describe_environment, list_commands, read_grids
 from analysis.report import make_page
-from analysis.runs import read_metrics
+from analysis.runs import ROWS, concat_rows, read_metrics
 from stdac.errors import StdacError
 from stdac.files import atomic_write, encode_json
 
@@ -19,14 +22,21 @@ from stdac.files import atomic_write, encode_json
 def publish(run: Path, out: Path) -> list[Path]:
     """Write what is to be published of a run, unfinished trials included, to the folder `out`; returns the paths.
 
-    run: see `analysis.runs.read_metrics`. Raises StdacError as that does, or where `out` cannot be written.
+    run: see `analysis.runs.read_metrics`. What `out` has of finished trials that the run has not finished stays: a long
+    grid may be run in pieces, on one machine after another. Raises StdacError as that does, or where `out` cannot be
+    written.
     """
+    kept = _read_kept_rows(out)
     rows = read_metrics(run, unfinished=True)
+    finished = rows.filter(rows["finished"])["trial_id"]
+    kept = kept.filter(pc.invert(pc.is_in(kept["trial_id"], finished)))
+    rows = rows.filter(pc.invert(pc.is_in(rows["trial_id"], kept["trial_id"])))
+    rows = concat_rows([kept, rows]).combine_chunks()
     files, name = read_grids(run, rows), out.resolve().name
     told = f"{list_commands(name, list(files))}python -m analysis.publish runs/{name} results/{name}\n"
     contents = {
         "report.html": make_page(run, rows, name, hosts=False).encode(),
-        "environment.json": encode_json(describe_environment(run, rows, hosts=False)),
+        "environment.json": encode_json(_describe_all(run, out, rows)),
         "commands.txt": told.encode(),
         **{name: text.encode() for name, text in files.items()},
     }
@@ -40,6 +50,18 @@ def publish(run: Path, out: Path) -> list[Path]:
         with atomic_write(out / name) as file:
             file.write(content)
     return [out / name for name in ("metrics.parquet", *contents)]
+
+
+def _read_kept_rows(out: Path) -> pa.Table:
+    """The rows of the finished trials that a folder has published, a ROWS table; empty where there are none yet."""
+    return read_metrics(out) if (out / "metrics.parquet").exists() else ROWS.empty_table()
+
+
+def _describe_all(run: Path, out: Path, rows: pa.Table) -> list[dict[str, Any]]:
+    """`describe_environment` of each trial, from the run, or from what `out` has of it where the run has nothing."""
+    of_run = describe_environment(run, rows, hosts=False)
+    of_out = {trial["trial_id"]: trial for trial in describe_environment(out, rows, hosts=False)}
+    return [trial if trial["attempts"] else of_out[trial["trial_id"]] for trial in of_run]
 
 
 @click.command()

@@ -270,12 +270,13 @@ def _show_gallery(
 
     from export.gallery.gallery import describe_gallery, write_gallery
     from stdac.pictures.thumbnails import read_thumbnails
+    from stdac.text import escape_name
 
     written = write_gallery(
         path,
         table,
         partial(read_thumbnails, summary.sources, workers=workers, reading=summary.reading),
-        title=", ".join(Path(text).name or text for text in inputs),
+        title=", ".join(escape_name(Path(text).name or text) for text in inputs),
         names=summary.names,
         model_id=summary.model_id,
         k=len(summary.sizes),

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
@@ -20,7 +21,9 @@ from analysis.runs import ROWS, read_metrics
 from cluster_jobs.commands import grid
 from cluster_jobs.grid import load_grid
 from stdac.errors import StdacError
+from stdac.folder import TrialFolder
 from stdac.methods import resolve
+from stdac.run import run_trial
 from tests.test_analysis import digits, write_trace, write_trial, write_unfinished
 from tests.test_gallery import CHROMIUM, FLAGS
 
@@ -156,6 +159,28 @@ def test_a_published_folder_is_published_as_it_is(run: Path, tmp_path: Path) -> 
     for path in (tmp_path / "name").iterdir():
         if path.suffix != ".html":  # the pictures' data is in the run folder only
             assert path.read_bytes() == (tmp_path / "copy" / "name" / path.name).read_bytes()
+
+
+def test_a_grid_is_published_in_pieces_and_the_next_leaves_out_what_is_finished(run: Path, tmp_path: Path) -> None:
+    publish(run, tmp_path / "name")
+    before = read_metrics(tmp_path / "name")
+    more = {"dataset": "digits", "method": "kmeans", "seed": 7, "params": {"restarts": 1}}
+    trial = resolve(more)
+    run_trial(trial, TrialFolder(tmp_path / "piece" / "trials" / trial.id))
+    publish(tmp_path / "piece", tmp_path / "name")
+    after = read_metrics(tmp_path / "name")
+    assert set(after["trial_id"].to_pylist()) == {*before["trial_id"].to_pylist(), trial.id}
+    kept = after.filter(pc.not_equal(after["trial_id"], trial.id))
+    assert kept.to_pylist() == before.to_pylist()
+    told = {each["trial_id"]: each for each in json.loads((tmp_path / "name" / "environment.json").read_text())}
+    assert all(told[name]["attempts"] for name in set(after["trial_id"].to_pylist()))
+    text = '[[trials]]\ndataset = "digits"\nmethod = "kmeans"\nseed = [7, 8]\nparams = { restarts = 1 }\n'
+    (tmp_path / "grid.toml").write_text(text)
+    left = load_grid(str(tmp_path / "grid.toml"), tmp_path / "name").trials
+    assert [each.seed for each in left] == [8]
+    (tmp_path / "grid.toml").write_text(text.replace("[7, 8]", "7"))
+    with pytest.raises(StdacError, match="all 1 trials of .* are finished in .*name: nothing is left"):
+        load_grid(str(tmp_path / "grid.toml"), tmp_path / "name")
 
 
 def test_a_grid_that_was_written_down_is_published_word_for_word(run: Path, tmp_path: Path) -> None:

@@ -917,6 +917,14 @@ def test_pictures_are_what_values_can_be(tmp_path: Path, kind: str) -> None:
     assert len(got) == 3 and all(np.array_equal(a[2], b[2]) for a, b in zip(got, expected, strict=True))
 
 
+def test_parquet_files_whose_names_are_not_utf_8_are_read(tmp_path: Path) -> None:
+    name = os.fsdecode(b"a\xef.parquet")
+    assert [row[3] for row in rows(opened(tmp_path, name, hugging_face(3)))] == [f"class {i}" for i in LABELS[:3]]
+    pq.write_table(pa.table({"file": ["a.png"], "label": ["x"]}), tmp_path / "l.parquet")
+    (tmp_path / "l.parquet").rename(tmp_path / name)
+    assert of(read_labels(tmp_path / name), "a.png") == ["x"]
+
+
 def test_hugging_face_says_which_column_is_which() -> None:
     features = {"a": {"_type": "Image"}, "fine": {"_type": "ClassLabel", "names": ["x", "y"]}}
     metadata = {"huggingface": json.dumps({"info": {"features": features}})}

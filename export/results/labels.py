@@ -237,7 +237,7 @@ def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
     """What `_read_parquet` gives, in lists; for a process of its own. Raises whatever pyarrow does."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with open(path, "rb") as opened, pq.ParquetFile(opened) as file:  # a name that is not UTF-8 is nothing for Arrow
         schema = file.schema_arrow
         features = read_features(schema)
         columns = _choose_columns(schema)
@@ -252,7 +252,7 @@ def read_rows(path: str) -> Iterator[list[Sequence[str | None]]]:
             raise refuse_label(label, kind, value)
         yield [columns]
         classes = [tuple(map(str, features.get(column, {}).get("names") or ())) for column in columns]
-        for batch in file.iter_batches(columns=columns):
+        for batch in file.iter_batches(columns=columns, use_threads=False):
             values = [
                 [read_label_text(v, names) for v in batch.column(c).to_pylist()]
                 for c, names in zip(columns, classes, strict=True)

@@ -88,7 +88,7 @@ def _describe_parquet(path: str) -> Iterator[tuple[int, Columns | str]]:
     """How many rows a Parquet file has, and its columns, or what is wrong with them; once."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with open(path, "rb") as opened, pq.ParquetFile(opened) as file:  # a name that is not UTF-8 is nothing for Arrow
         try:
             columns = find_columns(file.schema_arrow)
             if columns.label is not None and (value := find_fraction(file, columns.label)) is not None:
@@ -137,7 +137,8 @@ def _read_items(path: str, columns: Columns | None) -> Iterator[Item]:
     """The pictures of a Parquet file with their labels."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path, pre_buffer=False, buffer_size=BUFFER_BYTES, page_checksum_verification=True) as file:
+    options = {"pre_buffer": False, "buffer_size": BUFFER_BYTES, "page_checksum_verification": True}
+    with open(path, "rb") as opened, pq.ParquetFile(opened, **options) as file:
         columns = columns or find_columns(file.schema_arrow)
         struct = not is_bytes(file.schema_arrow.field(columns.image).type)
         wanted = [f"{columns.image}.bytes" if struct else columns.image, columns.label or columns.image]
