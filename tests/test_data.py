@@ -315,11 +315,12 @@ def test_idx_finds_its_labels_beside_it(tmp_path: Path, suffix: str) -> None:
     assert dataset.labels is not None and dataset.labels.tolist() == LABELS.tolist()
 
 
-def test_idx_labels_of_another_length_are_an_error(tmp_path: Path) -> None:
+def test_idx_labels_of_another_length_are_left_out_and_told(tmp_path: Path) -> None:
     (tmp_path / "a-images-idx3-ubyte").write_bytes(idx(IMAGES))
     (tmp_path / "a-labels-idx1-ubyte").write_bytes(idx(LABELS[:4]))
-    with pytest.raises(StdacError, match="-ubyte has 5 images but 4 labels: expected one label an image"):
-        load(str(tmp_path / "a-images-idx3-ubyte"))
+    dataset = load(str(tmp_path / "a-images-idx3-ubyte"))
+    assert dataset.labels is None
+    assert dataset.notes[0].endswith("-ubyte is read without labels: it has 5 images but 4 labels")
 
 
 def flipped(data: bytes, position: int) -> bytes:
@@ -352,10 +353,7 @@ BAD_FILES = {
     "empty.npz": b"",
     "objects.npz": npz(images=OBJECTS),
     "pickle.npy": pickle.dumps(IMAGES),
-    "other-names.npz": npz(pictures=IMAGES),
-    "fewer-labels.npz": npz(images=IMAGES, labels=LABELS[:4]),
-    "wide-labels.npz": npz(images=IMAGES, labels=np.eye(5, dtype=int)),
-    "float-labels.npz": npz(images=IMAGES, labels=LABELS / 2),
+    "other-names.npz": npz(pictures=IMAGES, more=IMAGES),
     "cut.npy": npy(IMAGES)[:-5],
     "huge.npy": npy(IMAGES).replace(b"(5, 8, 6), }        ", b"(5000000000000,8,6)}"),
     "beyond-64-bits.npy": npy(IMAGES).replace(b"(5, 8, 6), }" + b" " * 14, b"(%d,8,6)}" % 2**61),
@@ -461,9 +459,9 @@ def test_colour_that_comes_late_makes_all_rgb(tmp_path: Path, kind: str) -> None
     np.testing.assert_array_equal(images[301], np.stack([IMAGES[0]] * 3))
 
 
-def test_pictures_of_mixed_sizes_in_an_archive_are_told_by_number(tmp_path: Path) -> None:
+def test_pictures_of_mixed_sizes_in_an_archive_are_told_by_name(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(tar({"a.png": PNGS[0], "b.png": PNGS[1], "c.png": png(IMAGES[0, :5])}))
-    with pytest.raises(StdacError, match=r"a\.tar .*mixed sizes, image 0 has 8x6 pixels and image 2 5x6.*--image"):
+    with pytest.raises(StdacError, match=r"a\.tar .*mixed sizes, a.png has 8x6 pixels and c.png 5x6.*--image"):
         load(str(tmp_path / "a.tar"))
     assert load(str(tmp_path / "a.tar"), image_size=5).images.shape == (3, 1, 5, 5)
 

@@ -19,8 +19,10 @@ def choose_arrays(names: Sequence[str]) -> list[tuple[str, str | None]]:
     whole = _choose_pair(names, "")
     if whole is not None:
         return [whole]
-    parts = [_choose_pair(names, split) for splits in SPLITS for split in splits]
-    return [part for part in parts if part is not None] or ([(names[0], None)] if len(names) == 1 else [])
+    pairs = [_choose_pair(names, split) for splits in SPLITS for split in splits]
+    parts = [pair for pair in pairs if pair is not None]
+    alone = [(name, None) for name in names if name.lower() not in LABEL_STEMS] if len(names) == 1 else []
+    return parts or alone
 
 
 def _choose_pair(names: Sequence[str], split: str) -> tuple[str, str | None] | None:
