@@ -19,6 +19,7 @@ from stdac.command import require
 from stdac.cores import count_cores
 from stdac.errors import StdacError
 from stdac.processes import make_python_environment
+from stdac.words import count_noun
 
 CANCEL_S = 30.0
 MODULES: dict[str, tuple[str, ...]] = {"local": (), "ray": ("ray",), "slurm": ("submitit",)}
@@ -177,7 +178,7 @@ def cancel(ledger: Ledger) -> str:
     while (running := ledger.count("running")) and time.monotonic() < deadline:
         time.sleep(0.5)
     open_trials = ledger.count(*LEFT)
-    words = [f"{jobs} SLURM jobs cancelled"] if jobs else []
-    words += [f"{running} trials still run and will stop at their next step"] if running else []
-    words += [f"{open_trials} trials are left: stdac-grid launch goes on with them"]
+    words = [f"{count_noun(jobs, 'SLURM job')} cancelled"] if jobs else []
+    words += [f"{count_noun(running, 'trial')} still to stop, at the next step"] if running else []
+    words += [f"{count_noun(open_trials, 'trial')} left: stdac-grid launch goes on with them"]
     return "; ".join(words)

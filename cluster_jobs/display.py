@@ -15,7 +15,7 @@ from cluster_jobs.pace import Pace, measure_elapsed, read_costs
 from stdac.errors import StdacError
 from stdac.leases import RENEW_S
 from stdac.trial import choose_telling, count_distinct, write_canonical
-from stdac.words import escape_line, format_duration, shorten_paths
+from stdac.words import count_noun, escape_line, format_duration, shorten_paths
 
 PLAIN_EVERY_S = 60.0
 WATCH_EVERY_S = 2.0
@@ -115,7 +115,7 @@ def report(ledger: Ledger, show_all: bool = False) -> str:
     shown = [s for s in statuses if show_all or len(statuses) <= LISTED or s.state in ("running", "failed")]
     lines = [f"{s.trial_id}  {s.state:<8} {label(trials[s.trial_id]):<42} {describe_place(s)}".rstrip() for s in shown]
     if len(shown) < len(statuses):
-        lines.append(f"({len(statuses) - len(shown)} trials that are done or waiting are not listed: --all)")
+        lines.append(f"({count_noun(len(statuses) - len(shown), 'trial')} done or waiting, not listed: --all)")
     lines.append(summarize((status.state for status in statuses), pace, running))
     queue = describe_jobs(ledger.path)
     if queue:

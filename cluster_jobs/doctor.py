@@ -35,7 +35,7 @@ from stdac.errors import StdacError
 from stdac.files import encode_json, is_real_folder, link_once, read_file_time
 from stdac.layout import ATTEMPT, CHECKPOINT, DONE_JSON, ERROR_TXT, LEASE, PROGRESS, TRIAL_JSON
 from stdac.leases import LEASE_S, give_back
-from stdac.words import escape_line, format_duration, format_time
+from stdac.words import count_noun, escape_line, format_duration, format_time
 
 TEMPORARY = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp|\.now-.+", re.DOTALL)
 SLURM_FILE = re.compile(r".*_submitted\..*|.*_result\.pkl.*|.*\.save_tmp|probe-.*", re.DOTALL)
@@ -290,7 +290,7 @@ class Examination:
         found = [path for path in list_folder(folder) if SLURM_FILE.fullmatch(path.name)]
         paths = [path for path in found if self._measure_age(path) > LEASE_S]
         if paths:
-            what = f"holds {len(paths)} files of SLURM jobs that are over"
+            what = f"holds {count_noun(len(paths), 'file')} of SLURM jobs that are over"
             why = "their driver was killed or detached; what is done is never read from them"
             yield Finding(folder, what, why, "delete them; the logs stay", partial(remove, *paths))
 

@@ -197,7 +197,7 @@ def test_a_pause_survives_a_kill_leaves_paused_trials_alone_and_is_ended_by_the_
     leases = [json.loads(p.read_text()) for p in tmp_path.glob("run/trials/*/lease-*.json")]
     os.kill(leases[-1]["pid"], signal.SIGKILL)
     _, said = driver.communicate(timeout=200)
-    assert driver.returncode == 0 and b"4 trials are paused" in said
+    assert driver.returncode == 0 and b"paused: 4 trials" in said
     again = run("stdac-grid", "work", "run", "--workers", "2", "--pause-after", "1", cwd=tmp_path)
     assert again.returncode == 0 and "0 trials done here, 0 failed" in again.stdout
     statuses = Ledger(tmp_path / "run").statuses()
@@ -220,7 +220,7 @@ def test_a_failing_trial_does_not_stop_the_grid(tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text(GRID + '[[trials]]\ndataset = "nowhere.npy"\nn_clusters = 3\n')
     done = run("stdac-grid", "launch", "grid.toml", "--out", "run", "--backend", "local", cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    assert "1 trials failed" in done.stderr and "nowhere.npy" in done.stderr
+    assert "1 trial failed" in done.stderr and "nowhere.npy" in done.stderr
     states = [s.state for s in Ledger(tmp_path / "run").statuses()]
     assert states.count("done") == 5 and states.count("failed") == 1
     assert "FAILED" in done.stderr

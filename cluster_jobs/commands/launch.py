@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stdac.errors import StdacError
+from stdac.words import count_noun, format_duration
 
 if TYPE_CHECKING:
     from cluster_jobs.grid import Grid
@@ -35,7 +36,6 @@ def plan(grid: str, device: str) -> None:
     from cluster_jobs.display import Labels
     from cluster_jobs.grid import load_grid
     from cluster_jobs.local import count_places, uses_gpu
-    from stdac.words import format_duration
 
     loaded = load_grid(grid)
     gpu, workers = uses_gpu(device), count_places(device)
@@ -44,7 +44,7 @@ def plan(grid: str, device: str) -> None:
         click.echo(f"{trial.id}  {label(trial.to_json()):<44} {format_duration(estimate(trial, gpu)):>14}")
     total = _estimate_grid(loaded, gpu, workers)
     click.echo(
-        f"{len(loaded.trials)} trials, roughly {format_duration(total)}, {workers} at a time on {_name_device(gpu)}"
+        f"{count_noun(len(loaded.trials), 'trial')}, roughly {format_duration(total)}, {workers} at a time on {_name_device(gpu)}"
     )
 
 
@@ -132,7 +132,6 @@ def launch(
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.pace import write_costs
     from cluster_jobs.request import Options, Request
-    from stdac.words import format_duration
 
     # what is asked for, who runs it, and what that will take
     loaded = load_grid(grid, without)
@@ -144,7 +143,7 @@ def launch(
     if hours > HOURS_TO_CONFIRM and not yes:
         took, device = format_duration(3600 * hours), _name_device(chosen.gpu)
         click.echo(
-            f"{len(loaded.trials)} trials will take roughly {took}, {chosen.at_once} at a time on {device}; "
+            f"{count_noun(len(loaded.trials), 'trial')} will take roughly {took}, {chosen.at_once} at a time on {device}; "
             "`stdac-grid launch quick` makes a real table on two cores in a few minutes.",
             err=True,
         )
@@ -157,11 +156,14 @@ def launch(
     write_costs(ledger.path, loaded.trials, gpu=chosen.gpu)
     ledger.resume()
     if vanished:
-        click.echo(f"{len(vanished)} earlier trials are not in this grid; they stay: {' '.join(vanished)}", err=True)
+        click.echo(
+            f"not in this grid, and they stay: {count_noun(len(vanished), 'earlier trial')}: {' '.join(vanished)}",
+            err=True,
+        )
     for trial_id in ledger.retry():
         click.echo(f"trying {trial_id} again, which had failed", err=True)
     who = f"backend {chosen.name} ({chosen.why}), {chosen.at_once} at a time"
-    click.echo(f"{len(loaded.trials)} trials in {ledger.path}, {who}", err=True)
+    click.echo(f"{count_noun(len(loaded.trials), 'trial')} in {ledger.path}, {who}", err=True)
 
     # run it
     del loaded  # of thousands of trials the driver needs no more than the ledger's ids
@@ -188,12 +190,14 @@ def finish(ledger: Any) -> None:
     left = sum(state in LEFT for state in states.values())
     click.echo(f"results: stdac-grid results {ledger.path}", err=True)
     if ledger.cancelled():
-        raise StdacError(f"the run was cancelled, {left} trials did not end: launch again to go on")
+        raise StdacError(f"the run was cancelled, {count_noun(left, 'trial')} did not end: launch again to go on")
     if paused := sum(state == "paused" for state in states.values()):
-        click.echo(f"{paused} trials are paused: launch without --pause-after to go on", err=True)
+        click.echo(f"paused: {count_noun(paused, 'trial')}; launch without --pause-after to go on", err=True)
     if failed or left:
         first = f"; the first: {failed[0].detail['reason']} ({failed[0].detail['log']})" if failed else ""
-        raise StdacError(f"{len(failed)} trials failed and {left} did not end{first}; launch again to retry")
+        raise StdacError(
+            f"{count_noun(len(failed), 'trial')} failed and {left} did not end{first}; launch again to retry"
+        )
 
 
 @click.command()
@@ -241,6 +245,6 @@ def work(
     done, failed = work_here(ledger, workers, options, grace)
     if not ledger.count(*LEFT):
         ledger.collect()
-    click.echo(f"{done} trials done here, {failed} failed")
+    click.echo(f"{count_noun(done, 'trial')} done here, {failed} failed")
     if failed:
         raise click.exceptions.Exit(1)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from stdac.errors import StdacError
+from stdac.words import count_noun, escape_line, format_duration
 
 if TYPE_CHECKING:
     import numpy as np
@@ -132,7 +133,6 @@ def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "tuple[NDArr
     from stdac.data import NAMES, load
     from stdac.files import read_json
     from stdac.trial_data import hash_files
-    from stdac.words import escape_line
 
     about, path, files = run / "study.json", run / "images.npz", run / "files.json"
     if about.exists() and read_json(about) != asked._asdict():
@@ -202,7 +202,6 @@ def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Back
     the method's network does not take."""
     from cluster_jobs.commands.launch import HOURS_TO_CONFIRM
     from cluster_jobs.ledger import Ledger
-    from stdac.words import format_duration
 
     ledger = Ledger(run)
     left = [trial for trial in grid.trials if ledger.folder(trial.id).done() is None]  # planned or not yet
@@ -226,7 +225,7 @@ def launch(grid: "Grid", run: Path, backend: "Backend") -> None:
     write_costs(run, grid.trials, gpu=backend.gpu)
     earlier = [trial_id for trial_id in vanished if ledger.status(trial_id).state != "done"]
     if earlier:
-        click.echo(f"and {len(earlier)} trials that were asked for in this folder before and are not done", err=True)
+        click.echo(f"and {count_noun(len(earlier), 'trial')} asked for in this folder before, not done yet", err=True)
     ledger.resume()
     ledger.retry()
     try:
@@ -244,7 +243,7 @@ def _plan_text(grid: "Grid", images: "NDArray[np.uint8]", run: Path) -> str:
     seeds = len(grid.trials) // len(numbers)
     size = f", width {trial.params.width:g}" if hasattr(trial.params, "width") else ""
     return (
-        f"{len(grid.trials)} trials: {trial.method}{size}, {trial.epochs} epochs, at {len(numbers)} numbers of "
+        f"{len(grid.trials)} trials: {trial.method}{size}, {count_noun(trial.epochs, 'epoch')}, at {len(numbers)} numbers of "
         f"clusters from {numbers[0]} to {numbers[-1]}, {seeds} seeds each\n"
         f"on {n:,} images of {width}x{height} pixels, without labels, in {run}\n"
         "stopped or killed, the same command goes on"
@@ -281,4 +280,4 @@ def _check_finished(ledger: "Ledger", grid: "Grid") -> None:
     if sum(done.count(k) > 1 for k in set(done)) < 2:
         raise StdacError(f"{len(done)} of {len(statuses)} trials ended well, too few for a curve{first}")
     if failed:
-        click.echo(f"{len(failed)} trials failed and are left out{first}; launch again to retry", err=True)
+        click.echo(f"left out: {count_noun(len(failed), 'trial')} that failed{first}; launch again to retry", err=True)

@@ -13,6 +13,7 @@ import click
 
 from stdac.errors import StdacError
 from stdac.files import atomic_write, explain_refusal
+from stdac.words import count_noun
 
 if TYPE_CHECKING:
     from export.clusterer import Clusterer
@@ -55,7 +56,7 @@ def page_command(model: Path, output: Path, names: Path | None) -> None:
     known = None if names is None else read_names(names)
     summary = write_page(model, output, known, lambda line: click.echo(line, err=True))
     click.echo(
-        f"wrote {summary.path}: {summary.files} files, {summary.bytes / 1e6:.1f} MB; open it in a browser, "
+        f"wrote {summary.path}: {count_noun(summary.files, 'file')}, {summary.bytes / 1e6:.1f} MB; open it in a browser, "
         f"or serve it with python -m http.server -d {output}"
     )
 
