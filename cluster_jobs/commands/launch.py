@@ -44,7 +44,8 @@ def plan(grid: str, device: str) -> None:
         click.echo(f"{trial.id}  {label(trial.to_json()):<44} {format_duration(estimate(trial, gpu)):>14}")
     total = _estimate_grid(loaded, gpu, workers)
     click.echo(
-        f"{count_noun(len(loaded.trials), 'trial')}, roughly {format_duration(total)}, {workers} at a time on {_name_device(gpu)}"
+        f"{count_noun(len(loaded.trials), 'trial')}, roughly {format_duration(total)}, "
+        f"{workers} at a time on {_name_device(gpu)}"
     )
 
 
@@ -143,7 +144,8 @@ def launch(
     if hours > HOURS_TO_CONFIRM and not yes:
         took, device = format_duration(3600 * hours), _name_device(chosen.gpu)
         click.echo(
-            f"{count_noun(len(loaded.trials), 'trial')} will take roughly {took}, {chosen.at_once} at a time on {device}; "
+            f"{count_noun(len(loaded.trials), 'trial')} will take roughly {took}, "
+            f"{chosen.at_once} at a time on {device}; "
             "`stdac-grid launch quick` makes a real table on two cores in a few minutes.",
             err=True,
         )

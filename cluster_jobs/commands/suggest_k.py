@@ -243,8 +243,8 @@ def _plan_text(grid: "Grid", images: "NDArray[np.uint8]", run: Path) -> str:
     seeds = len(grid.trials) // len(numbers)
     size = f", width {trial.params.width:g}" if hasattr(trial.params, "width") else ""
     return (
-        f"{len(grid.trials)} trials: {trial.method}{size}, {count_noun(trial.epochs, 'epoch')}, at {len(numbers)} numbers of "
-        f"clusters from {numbers[0]} to {numbers[-1]}, {seeds} seeds each\n"
+        f"{len(grid.trials)} trials: {trial.method}{size}, {count_noun(trial.epochs, 'epoch')}, "
+        f"at {len(numbers)} numbers of clusters from {numbers[0]} to {numbers[-1]}, {seeds} seeds each\n"
         f"on {n:,} images of {width}x{height} pixels, without labels, in {run}\n"
         "stopped or killed, the same command goes on"
     )

@@ -56,8 +56,8 @@ def page_command(model: Path, output: Path, names: Path | None) -> None:
     known = None if names is None else read_names(names)
     summary = write_page(model, output, known, lambda line: click.echo(line, err=True))
     click.echo(
-        f"wrote {summary.path}: {count_noun(summary.files, 'file')}, {summary.bytes / 1e6:.1f} MB; open it in a browser, "
-        f"or serve it with python -m http.server -d {output}"
+        f"wrote {summary.path}: {count_noun(summary.files, 'file')}, {summary.bytes / 1e6:.1f} MB; "
+        f"open it in a browser, or serve it with python -m http.server -d {output}"
     )
 
 

@@ -21,7 +21,9 @@ def choose_arrays(names: Sequence[str]) -> list[tuple[str, str | None]]:
         return [whole]
     pairs = [_choose_pair(names, split) for splits in SPLITS for split in splits]
     parts = [pair for pair in pairs if pair is not None]
-    alone = [(name, None) for name in names if name.lower() not in LABEL_STEMS] if len(names) == 1 else []
+    alone: list[tuple[str, str | None]] = (
+        [(name, None) for name in names if name.lower() not in LABEL_STEMS] if len(names) == 1 else []
+    )
     return parts or alone
 
 
