@@ -15,7 +15,7 @@ UNFINISHED = click.option("--unfinished", is_flag=True, help="Also the epochs so
 def main() -> None:
     """Run a grid of clustering trials, lose nothing, and print the table.
 
-    GRID is a preset (quick, paper) or a TOML file; RUN is the folder of a launched grid.
+    GRID is a preset (quick, paper, paper-narrow) or a TOML file; RUN is the folder of a launched grid.
     """
 
 
