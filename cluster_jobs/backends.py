@@ -14,6 +14,7 @@ import click
 from cluster_jobs import local, ray_tune, slurm
 from cluster_jobs.display import Display
 from cluster_jobs.ledger import LEFT, Ledger
+from cluster_jobs.logs import open_log
 from cluster_jobs.request import Request
 from stdac.command import require
 from stdac.cores import count_cores
@@ -154,9 +155,8 @@ def drive(ledger: Ledger, backend: Backend, display: Display) -> None:
 def detach(run: Path) -> None:
     """Launch again in a session of its own, which goes on when this terminal is closed."""
     words = [word for word in sys.argv[1:] if word != "--detach"]
-    (run / "logs").mkdir(exist_ok=True)
     path = run / "logs" / f"launch-{os.getpid()}.log"
-    with open(path, "ab") as log:
+    with open_log(path) as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cluster_jobs.commands.grid", *words, "--yes"],
             stdin=subprocess.DEVNULL,

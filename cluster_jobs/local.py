@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cluster_jobs.ledger import LEFT, Ledger
+from cluster_jobs.logs import open_log
 from cluster_jobs.request import Options, Request
 from cluster_jobs.worker import interrupt
 from stdac.cores import count_cores
@@ -59,8 +60,7 @@ class Workers:
         words = [str(self.run), json.dumps(options.to_json())]
         path = self.run / self.name_log(slot)
         try:
-            path.parent.mkdir(exist_ok=True)
-            with open(path, "ab") as log:
+            with open_log(path) as log:
                 self.processes[slot] = subprocess.Popen(
                     [sys.executable, "-m", "cluster_jobs.worker", *words],
                     stdin=subprocess.DEVNULL,
@@ -213,7 +213,11 @@ def uses_gpu(device: str) -> bool:
     """Whether trials on `device` run on a GPU of this machine."""
     import torch
 
-    return device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    from stdac.machine import find_device_fault
+
+    if device == "auto":
+        return torch.cuda.is_available() and find_device_fault("cuda", os.getpid()) is None
+    return device.startswith("cuda")
 
 
 def count_places(device: str) -> int:

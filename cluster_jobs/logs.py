@@ -4,15 +4,17 @@ A worker's log has many trials in it. The section of an attempt begins with the 
 TIME: …" and ends with "trial ID attempt N done …" (or failed, stopped, superseded), or where the next one begins.
 """
 
+import os
 import re
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from cluster_jobs.ledger import Ledger, Status
 from stdac.errors import StdacError
-from stdac.files import open_plain
+from stdac.files import explain_refusal, is_real_folder, open_plain
 from stdac.folder import TrialFolder
 from stdac.words import escape_line
 
@@ -22,6 +24,18 @@ NAMED = 8
 
 LOG = re.compile(r"logs/[^/]+")  # as a lease names it
 MARK = re.compile(rb"trial ([0-9a-f]{16}) attempt ([0-9]+) (.*)", re.DOTALL)
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """A log to append to, in a folder of the run that is made if missing; no link is followed. Raises StdacError."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        if not is_real_folder(path.parent):
+            raise StdacError(f"{path.parent} is a link, which is not followed: move it away, or choose another --out")
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return open(os.open(path, flags, 0o666), "ab")
+    except OSError as error:
+        raise explain_refusal(error, path) from error
 
 
 def resolve(ledger: Ledger, prefix: str) -> str:

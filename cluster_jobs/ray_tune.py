@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from cluster_jobs.logs import open_log
 from cluster_jobs.request import Request, check_keys, to_plain
 from stdac.errors import StdacError
 from stdac.files import (
@@ -119,7 +120,6 @@ def run_workers(request: Request, tick: Callable[[], None], say: Callable[[str],
     require_links(request.run)
     sweep(request.run)
     with make_scratch(request.run) as scratch:
-        log.parent.mkdir(exist_ok=True)
         job = Job(request, os.getpid(), scratch, Path.cwd(), log, address)
         with _start_driver(job) as process:
             _listen(process, job, tick, say)
@@ -173,7 +173,7 @@ def _listen(process: "subprocess.Popen[str]", job: Job, tick: Callable[[], None]
 def _start_driver(job: Job) -> Iterator["subprocess.Popen[str]"]:
     """The process that talks to Ray, in a session of its own so that Ctrl-C leaves it to us; ended on any exit."""
     words = [sys.executable, "-c", "from cluster_jobs.ray_driver import main; main()", json.dumps(job.to_json())]
-    with open(job.log, "ab") as log:
+    with open_log(job.log) as log:
         process = subprocess.Popen(
             words,
             stdin=subprocess.DEVNULL,

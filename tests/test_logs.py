@@ -215,3 +215,20 @@ def test_a_follower_ends_where_the_run_is_cancelled(ledger: Ledger, monkeypatch:
     ledger.cancel()
     give_back(attempt)
     assert "waits for a worker" in follower.ends()[-1]
+
+
+def test_a_log_is_not_written_where_a_link_leads(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "logs").symlink_to(outside)
+    with pytest.raises(StdacError, match="logs is a link, which is not followed"):
+        logs.open_log(run / "logs" / "1-host-0.log")
+    (run / "logs").unlink()
+    with logs.open_log(run / "logs" / "1-host-0.log") as log:
+        log.write(b"one\n")
+    (run / "logs" / "2-host-0.log").symlink_to(outside / "file")
+    with pytest.raises(StdacError, match="cannot write"):
+        logs.open_log(run / "logs" / "2-host-0.log")
+    assert not list(outside.iterdir())
