@@ -250,7 +250,7 @@ def _conform(table: pa.Table) -> pa.Table:
     versions = set(table["schema_version"].unique().to_pylist()) if "schema_version" in names else {None}
     if versions - {SCHEMA_VERSION}:
         got = ", ".join(sorted(map(str, versions)))
-        raise StdacError(f"it has rows of schema version {got}, not {SCHEMA_VERSION}: use the stdac that wrote it")
+        raise StdacError(f"it has schema version {got}, expected {SCHEMA_VERSION}: use the stdac that wrote it")
     rows = conform_metrics(table)
     try:
         for field in ROWS:

@@ -83,7 +83,11 @@ def resolve_name(text: str, base: Path | None = None) -> str:
     if text in NAMES or text == IN_MEMORY:
         return text
     path = os.path.join(base or "", os.path.expanduser(text))  # noqa: PTH111,PTH118  # Path.expanduser raises for ~$x
-    return escape_name(os.path.realpath(find_path(path)))
+    path = find_path(path)
+    try:
+        return escape_name(os.path.realpath(path))
+    except ValueError:  # a name that the locale's encoding does not have
+        return escape_name(os.path.abspath(path))  # noqa: PTH100
 
 
 def load(
