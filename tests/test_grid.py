@@ -27,6 +27,7 @@ from stdac.files import write_json
 from stdac.folder import TrialFolder
 from stdac.methods import resolve
 from stdac.record import TIMINGS
+from stdac.run import run_trial
 from stdac.train import Progress
 from stdac.trial import Trial, make_id, write_canonical
 from tests.conftest import CPU, small
@@ -412,10 +413,7 @@ def test_one_hostile_trial_folder_stops_no_command_for_the_others(kind: str, tmp
 
 @pytest.fixture
 def as_nobody() -> Iterator[None]:
-    """Another user than root, who may not read everything, nor import it."""
-    import sklearn.cluster  # noqa: F401
-    import sklearn.metrics  # noqa: F401
-
+    """Another user than root, who may not read everything."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -437,6 +435,7 @@ def test_a_trial_folder_without_rights_is_a_failure_with_a_reason(
         path.chmod(0o777)
     bad = Ledger(run).folder(trials[0].id).path
     bad.mkdir(mode)
+    run_trial(trials[1], TrialFolder(run.parent / "one"), machine=CPU)  # imports what nobody may not read
     request.getfixturevalue("as_nobody")
     Worker(run, Options("cpu", 1)).work()
     first, second = Ledger(run).statuses()
