@@ -131,6 +131,10 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
+DRAWN = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+"""Waits for a frame: of what was never drawn, being out of sight, there is no inner text."""
+
+
 @pytest.fixture
 def show(browser: Any) -> Iterator[Callable[..., Any]]:
     """Opens a page; at the end nothing was requested, logged as an error, or shown as a dialog."""
@@ -150,6 +154,7 @@ def show(browser: Any) -> Iterator[Callable[..., Any]]:
             page.add_init_script(script)
         page.goto(address)
         page.wait_for_selector("html[data-ready=yes]")
+        page.evaluate(DRAWN)
         return page
 
     yield open_page
