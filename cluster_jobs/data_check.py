@@ -18,11 +18,16 @@ def check_data(ledger: Ledger, trials: Sequence[Trial], data_dir: Path | None) -
 
     It is looked at once, before anything is begun or submitted.
     """
-    planned = {trial.id: trial.to_json() for trial in trials}
     states = ledger.states() if ledger.exists() else {}
-    find_data((planned[name] for name in planned if states.get(name) != "done"), data_dir)
-    done = [name for name in planned if states.get(name) == "done" and list_paths(planned[name])]
-    refuse_changes(((planned[name], ledger.folder(name).done() or {}) for name in done), data_dir)
+    find_data((trial.to_json() for trial in trials if states.get(trial.id) != "done"), data_dir)
+    refuse_other_data(ledger, trials, data_dir)
+
+
+def refuse_other_data(ledger: Ledger, trials: Sequence[Trial], data_dir: Path | None) -> None:
+    """Raise StdacError where those of the trials that are done were trained on other data than there are now."""
+    planned = {trial.id: trial.to_json() for trial in trials}
+    found = ((planned[name], ledger.folder(name).done()) for name in planned if list_paths(planned[name]))
+    refuse_changes(((trial, done) for trial, done in found if done is not None), data_dir)
 
 
 def warn_of_changes(run: Path) -> None:

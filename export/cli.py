@@ -316,20 +316,22 @@ def _show_progress(quiet: bool) -> Iterator["Callable[[Progress], None] | None"]
 def _print_progress() -> "Callable[[Progress], None]":
     """A function that tells the progress as a line on stderr, at most one in LINE_EVERY_S."""
     began = last = time.monotonic()
+    before: int | None = None  # images that were sorted when the first were told: starting takes a while
 
     def show(progress: "Progress") -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < LINE_EVERY_S:
+        nonlocal began, before, last
+        now, new = time.monotonic(), progress.done - progress.known
+        if before is None:
+            began, before = now, new
+        if now - last < LINE_EVERY_S or now == began:
             return
         last = now
-        rate = (progress.done - progress.known) / (now - began)
+        rate = (new - before) / (now - began)
         text = f"{count_noun(progress.done, 'image')}, {rate:,.0f} images/s"
         if progress.total is not None:
             total = max(progress.total, progress.done)  # an archive that breaks has a row more than it says
-            left = (total - progress.done) / max(rate, 1e-9)
             text = f"{progress.done:,} of {count_noun(total, 'image')}, {rate:,.0f} images/s"
-            text += f", {format_duration(left)} left"
+            text += f", {format_duration((total - progress.done) / rate)} left" if rate else ""
         click.echo(text, err=True)
 
     return show

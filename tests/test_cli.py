@@ -14,6 +14,8 @@ from PIL import Image
 
 from cluster_jobs.commands.grid import main as grid_main
 from cluster_jobs.commands.stdac import main as stdac_main
+from export.cli import _print_progress
+from export.cluster import Progress
 from stdac.data import load
 from stdac.methods.st_dac import STDACParams
 from stdac.pictures.formats import SUFFIXES
@@ -227,3 +229,16 @@ def test_labels_that_training_does_not_use_do_not_block_it(tmp_path: Path) -> No
     assert "it has 5 images but 4 labels" in load(str(tmp_path / "lengths.npz")).notes[0]
     np.savez(tmp_path / "floats.npz", images=images, labels=np.array([1.0, 2, 10, 2, 1]))
     assert load(str(tmp_path / "floats.npz")).labels.tolist() == [1, 2, 10, 2, 1]  # type: ignore[union-attr]
+
+
+def test_the_rate_of_sorting_is_not_that_of_starting(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter([0.0, 30.0, 35.0, 50.0])  # half a minute until the first images
+    monkeypatch.setattr("export.cli.time.monotonic", lambda: next(clock))
+    show = _print_progress()
+    for done in (10, 20, 210):
+        show(Progress(done, 0, 0, 1210))
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "20 of 1,210 images, 2 images/s, 9 min 55 s left"
+    assert second == "210 of 1,210 images, 10 images/s, 1 min 40 s left"

@@ -230,6 +230,7 @@ def work(
     Any number may work at one run, on any machine that sees the folder. SIGTERM ends it at once; SIGUSR2 lets every
     trial reach its next checkpoint first and, inside a SLURM job, requeues the job.
     """
+    from cluster_jobs.data_check import refuse_other_data
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import LEFT, Ledger
     from cluster_jobs.local import uses_gpu, work_here
@@ -239,6 +240,7 @@ def work(
     ledger = Ledger(run.resolve(), pause_after)
     if grid is not None:
         loaded = load_grid(grid, without)
+        refuse_other_data(ledger, loaded.trials, _resolve_path(data_dir))
         ledger.plan(loaded.trials, loaded.text)
         write_costs(ledger.path, loaded.trials, gpu=uses_gpu(device))
     if ledger.cancelled():
