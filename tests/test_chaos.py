@@ -38,6 +38,7 @@ def chaos(keep: Path, *words: str, seconds: int) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_few_faults_on_this_machine(tmp_path: Path) -> None:
     (tmp_path / "grid.toml").write_text(GRID)
     words = ("--faults", "3", "--seed", "7", "--pause", "1.5", "--grid", str(tmp_path / "grid.toml"))
