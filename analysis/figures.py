@@ -4,6 +4,7 @@ import io
 import os
 import re
 import sys
+import warnings
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -252,7 +253,8 @@ def open_figure(path: Path, size_inches: tuple[float, float]) -> Iterator["Figur
 
     kind = path.suffix[1:]
     dated = {"svg": "Date", "pdf": "CreationDate"}  # left out, so that equal figures are equal files
-    with matplotlib.rc_context():
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # of a name in letters that the font lacks
         texts = matplotlib.rcParams["svg.fonttype"]
         matplotlib.rcdefaults()  # a matplotlibrc of the user's, or of the current folder, changes no figure
         matplotlib.rcParams.update(STYLE | {"svg.fonttype": texts})

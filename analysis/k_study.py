@@ -89,7 +89,7 @@ def _read_assignments(attempt: Path, n: int) -> Assigned:
     path = attempt / "assignments.parquet"
     try:
         content = pa.BufferReader(read_part(path))
-        table = pq.read_table(content, columns=["cluster", "protocol_confidence"])
+        table = pq.ParquetFile(content).read(["cluster", "protocol_confidence"], use_threads=False)
     except (OSError, KeyError, pa.ArrowException) as error:
         raise StdacError(f"cannot read {path}: take that trial's folder away and launch the study again") from error
     if len(table) != n:

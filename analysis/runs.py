@@ -1,7 +1,9 @@
 """The rows of a run: from a run folder, one trial's folder or a collected metrics.parquet to one table."""
 
+import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 
 from stdac.checkpoints import load_checkpoint
 from stdac.errors import StdacError
-from stdac.files import read_json, read_plain
+from stdac.files import atomic_write, read_plain, read_record, write_json
 from stdac.layout import TRIAL_ID, TRIAL_JSON, TrialFiles
 from stdac.record import METRICS, conform_metrics, make_metrics
 from stdac.results import read_part
@@ -42,8 +44,8 @@ the row's trial is finished, TEXT_SETTINGS, the number of its images, and what t
 their fingerprint, a slash and those of their labels' SHA-256, as far as known. A table has the further terms of its
 methods after them."""
 
-DIGESTS = b"stdac.digests"
-"""In the metadata of a collected file: JSON, by finished trial the first 16 digits of the SHA-256 of its rows' file."""
+COLLECTED = "collected.json"
+"""Beside a collected metrics.parquet: the SHA-256 of that, and of the file that each finished trial's rows are from."""
 
 AT_ONCE = 500  # trials whose files are in memory at the same time
 
@@ -64,7 +66,7 @@ def read_metrics(path: Path, *, unfinished: bool = False) -> pa.Table:
     collected = path if path.is_file() else path / "metrics.parquet"
     folders = [] if path.is_file() else list_trial_folders(path)
     if folders:
-        table = gather_rows(folders, read_collected(path), unfinished=unfinished)
+        table = gather_rows(folders, read_collected(path), unfinished=unfinished).rows
     elif collected.is_file():
         table = _read_collected(collected)
         table = table if unfinished else table.filter(table["finished"])
@@ -97,13 +99,17 @@ def list_finished(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
             yield folder.trial(), result
 
 
-def can_look_at(folder: TrialFiles) -> bool:
-    """Whether a trial's folder can be looked at. One that cannot is said on stderr, and left out as one that failed."""
+def can_look_at(folder: TrialFiles, *, with_trial: bool = True) -> bool:
+    """Whether a trial's folder can be looked at. One that cannot is said on stderr, and left out as one that failed.
+
+    with_trial: whether its trial.json is needed, too.
+    """
     try:
-        if folder.done() is None:
+        done = folder.done()
+        if done is None:
             folder.leases()
-            if os.path.lexists(folder.trial_path):
-                read_json(folder.trial_path)
+        if with_trial and (done is not None or os.path.lexists(folder.trial_path)):
+            folder.trial()
         return True
     except StdacError as error:
         reason = str(error)
@@ -114,22 +120,32 @@ def can_look_at(folder: TrialFiles) -> bool:
 
 
 class Collected(NamedTuple):
-    """What was collected of a run before: a ROWS table, and by trial the beginning of the SHA-256 of its rows' file."""
+    """What was collected of a run before: a ROWS table, and by trial the SHA-256 of its rows' file."""
 
     rows: pa.Table
     digests: dict[str, str]
 
 
 def read_collected(run: Path) -> Collected:
-    """RUN/metrics.parquet, which saves reading thousands of small files; empty where it is of no use."""
-    with suppress(StdacError, OSError, ValueError, TypeError, KeyError, AttributeError, pa.ArrowException):
-        content = pa.BufferReader(read_plain(run / "metrics.parquet"))
-        file = pq.ParquetFile(content, page_checksum_verification=True)
-        digests = json.loads((file.schema_arrow.metadata or {})[DIGESTS])
-        table = file.read()
-        if table.schema.names[: len(ROWS)] == ROWS.names:
-            return Collected(table.replace_schema_metadata(None), dict(digests))
+    """RUN/metrics.parquet, which saves reading thousands of small files; empty where it is not as it was written."""
+    with suppress(StdacError, OSError, ValueError, TypeError, pa.ArrowException):
+        about = read_record(run / COLLECTED, {"sha256": str, "trials": dict}, {})
+        content = read_plain(run / "metrics.parquet")
+        if hashlib.sha256(content).hexdigest() == about["sha256"]:
+            return Collected(pq.ParquetFile(pa.BufferReader(content)).read(use_threads=False), about["trials"])
     return Collected(ROWS.empty_table(), {})
+
+
+def write_collected(run: Path, collected: Collected) -> Path:
+    """Write RUN/metrics.parquet, and what it is known by. Raises StdacError as `atomic_write` does."""
+    out = run / "metrics.parquet"
+    buffer = pa.BufferOutputStream()
+    pq.write_table(collected.rows, buffer, compression="zstd", write_page_checksum=True)
+    content = buffer.getvalue().to_pybytes()
+    with atomic_write(out) as file:
+        file.write(content)
+    write_json(run / COLLECTED, {"sha256": hashlib.sha256(content).hexdigest(), "trials": collected.digests})
+    return out
 
 
 def gather_rows(
@@ -138,8 +154,8 @@ def gather_rows(
     plan: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     unfinished: bool = False,
-) -> pa.Table:
-    """The rows of trials by id, then as they were written, a ROWS table whose metadata has DIGESTS.
+) -> Collected:
+    """The rows of trials by id, then as they were written.
 
     known: what need not be read again. plan: the trials by id; what their folders say if not given. unfinished: also
     the rows so far of trials that are not finished. A folder that cannot be looked at is said on stderr. Raises
@@ -149,13 +165,13 @@ def gather_rows(
     taken: list[str] = []
     tables: list[pa.Table] = []
     fresh: list[Finished] = []
-    for folder in filter(can_look_at, folders):
+    for folder in (folder for folder in folders if can_look_at(folder, with_trial=plan is None)):
         trial_id = folder.path.name
         rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else None
         done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
         if done is not None:
             path = folder.attempt_path(done["attempt"]) / "metrics.parquet"
-            digests[trial_id] = str(done.get("sha256", {}).get(path.name, ""))[:16]
+            digests[trial_id] = str(done.get("sha256", {}).get(path.name, ""))
             if digests[trial_id] and known.digests.get(trial_id) == digests[trial_id]:
                 read_part(path, done)
                 taken.append(trial_id)
@@ -170,7 +186,7 @@ def gather_rows(
     chosen = known.rows.filter(pc.is_in(known.rows["trial_id"], pa.array(taken, pa.string())))
     table = concat_rows([chosen.filter(chosen["finished"]), *tables]).combine_chunks()
     order = pc.sort_indices(table, [("trial_id", "ascending")])  # which leaves equal ones in their order
-    return table.take(order).replace_schema_metadata({DIGESTS: json.dumps(digests)})
+    return Collected(table.take(order), digests)
 
 
 class Finished(NamedTuple):
@@ -323,6 +339,7 @@ def _add_settings(
 
 def _name_data(done: Mapping[str, Any]) -> str | None:
     """What a finished trial's data are known by, see ROWS; of an earlier stdac's without their labels."""
-    if not done.get("fingerprint"):
+    digests = [done.get("fingerprint", ""), done.get("labels") or "0" * 64]
+    if not all(re.fullmatch("[0-9a-f]{64}", digest) for digest in digests):
         return None
     return f"{done['fingerprint'][:16]}" + (f"/{str(done['labels'] or '')[:16]}" if "labels" in done else "")

@@ -98,7 +98,7 @@ def read_plan(data: bytes) -> dict[str, dict[str, Any]]:
 
 def read_table(data: bytes) -> pa.Table:
     """A Parquet file, every page of it checked."""
-    table = pq.read_table(pa.BufferReader(data), use_threads=False, page_checksum_verification=True)
+    table = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read(use_threads=False)
     table.validate(full=True)
     return table
 

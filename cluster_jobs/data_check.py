@@ -20,12 +20,14 @@ def check_data(ledger: Ledger, trials: Sequence[Trial], data_dir: Path | None) -
     """
     states = ledger.states() if ledger.exists() else {}
     find_data((trial.to_json() for trial in trials if states.get(trial.id) != "done"), data_dir)
-    refuse_other_data(ledger, trials, data_dir)
+    refuse_other_data(ledger, {trial.id: trial.to_json() for trial in trials}, data_dir)
 
 
-def refuse_other_data(ledger: Ledger, trials: Sequence[Trial], data_dir: Path | None) -> None:
-    """Raise StdacError where those of the trials that are done were trained on other data than there are now."""
-    planned = {trial.id: trial.to_json() for trial in trials}
+def refuse_other_data(ledger: Ledger, planned: Mapping[str, Mapping[str, Any]], data_dir: Path | None) -> None:
+    """Raise StdacError where those of the planned trials that are done were trained on other data than there are now.
+
+    planned: their JSON by id.
+    """
     found = ((planned[name], ledger.folder(name).done()) for name in planned if list_paths(planned[name]))
     refuse_changes(((trial, done) for trial, done in found if done is not None), data_dir)
 

@@ -120,7 +120,10 @@ class Examination:
             else:
                 remedy = "put it aside and make it anew from the trials that were begun; then launch the grid once more"
                 replan = guard_change(path, partial(self._replan, path, begun))
-                yield Finding(path, str(damage), CUT_SHORT, remedy, replan)
+                why = (
+                    CUT_SHORT if path.exists() else "it was deleted, or this is a folder of stdac train, which has none"
+                )
+                yield Finding(path, str(damage), why, remedy, replan)
         self.plan = begun | self.plan
 
     def _read_begun(self) -> dict[str, dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -13,6 +14,8 @@ from stdac.text import read_text
 from stdac.trial import Trial
 
 NAME = re.compile(r"[^./\\][^/\\]{0,99}")
+MOST_TRIALS = 1_000_000  # of a block: a number with a few digits too many would take all memory
+
 PRESETS = Path(__file__).parent / "grids"
 
 
@@ -51,7 +54,7 @@ def load_grid(name: str, without: Path | None = None) -> Grid:
     text = read_text(path)
     try:
         spec = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and brackets as deep, too
         raise StdacError(f"{path} is not TOML: {error}") from error
     check_keys(path, spec)
     name = _read_name(path, spec)
@@ -65,6 +68,8 @@ def load_grid(name: str, without: Path | None = None) -> Grid:
             raise StdacError(f"{path}, {where}: {error}") from error
     finished = set() if without is None else _list_finished(without)
     left = [trial for trial in trials if trial.id not in finished]
+    if not trials:
+        raise StdacError(f"{path} has no trials: expected no empty list among its axes")
     if not left:
         raise StdacError(f"all {len(trials)} trials of {path} are finished in {without}: nothing is left")
     return Grid(name, add_needs(left), text, spec.get("slurm", {}))
@@ -84,6 +89,10 @@ def check_keys(path: Path, spec: Mapping[str, Any]) -> None:
         raise StdacError(
             f"{path} has an unknown key {min(extra)!r}: expected name, about, [defaults], [slurm] and [[trials]]"
         )
+    tables = {"defaults": spec.get("defaults", {}), "slurm": spec.get("slurm", {})}
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise StdacError(f"{path} has {name} = {str(table)[:80]}, expected a table [{name}]")
     blocks = spec.get("trials")
     if not isinstance(blocks, list) or not blocks or not all(isinstance(b, dict) for b in blocks):
         raise StdacError(f"{path} has no trials: expected at least one [[trials]] block")
@@ -115,14 +124,19 @@ def _is_of_defaults(defaults: Mapping[str, Any], block: Mapping[str, Any], error
 
 def merge(defaults: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
     """The block over the defaults, parameter by parameter."""
+    for table in (defaults, block):
+        if not isinstance(table.get("params", {}), Mapping):
+            raise StdacError(f"got params = {str(table['params'])[:80]}, expected a table of the method's parameters")
     params = {**defaults.get("params", {}), **block.get("params", {})}
     return {**defaults, **block, **({"params": params} if params else {})}
 
 
 def _read_tuples(method: Any, params: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters of a block, lists that are one value of a tuple turned into tuples: all other lists are axes."""
-    from stdac.methods import list_tuple_params
+    from stdac.methods import METHODS, check_names, list_tuple_params
 
+    for name in method if isinstance(method, list) else [method or "st-dac"]:
+        check_names({str(name)}, METHODS, "method")
     names = list_tuple_params(method if isinstance(method, list) else [method or "st-dac"])
     wrapped: dict[str, Any] = {n: value for n, value in params.items() if n in names and isinstance(value, list)}
     for name, value in wrapped.items():
@@ -138,12 +152,17 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         count = block.pop("seeds")
         if not isinstance(count, int) or isinstance(count, bool) or count < 1 or "seed" in block:
             raise StdacError(f"got seeds = {count!r}, expected a whole number of at least 1, and no seed beside it")
+        if count > MOST_TRIALS:
+            raise StdacError(f"got seeds = {count}, expected at most {MOST_TRIALS:,} trials in a block")
         block["seed"] = list(range(count))
     params = block.pop("params", {})
     axes: dict[tuple[str, ...], Any] = {("seed",): block.pop("seed", 0)}
     axes |= {(key,): value for key, value in block.items()}
     axes |= {("params", key): value for key, value in _read_tuples(block.get("method"), params).items()}
-    for values in itertools.product(*(v if isinstance(v, list) else [v] for v in axes.values())):
+    values_of = [value if isinstance(value, list) else [value] for value in axes.values()]
+    if math.prod(map(len, values_of)) > MOST_TRIALS:
+        raise StdacError(f"got a block of {math.prod(map(len, values_of)):,} trials, expected at most {MOST_TRIALS:,}")
+    for values in itertools.product(*values_of):
         cell: dict[str, Any] = {"params": {}}
         for key, value in zip(axes, values, strict=True):
             (cell["params"] if len(key) == 2 else cell)[key[-1]] = value

@@ -12,12 +12,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-import pyarrow.parquet as pq
-
-from analysis.runs import can_look_at, gather_rows, read_collected, read_main_rows
+from analysis.runs import can_look_at, gather_rows, read_collected, read_main_rows, write_collected
 from cluster_jobs.plan import PART, Planned, encode_trials, read_trials
 from stdac.errors import StdacError
-from stdac.files import atomic_write, explain_refusal, link_once, read_file_time
+from stdac.files import explain_refusal, link_once, read_file_time
 from stdac.folder import TrialFolder
 from stdac.layout import ATTEMPT
 from stdac.leases import measure_ahead
@@ -31,7 +29,6 @@ LEFT: tuple[State, ...] = ("waiting", "blocked", "running")
 """The states of a trial that is not over."""
 
 AT_ONCE = 500  # trials whose rows are in memory at the same time
-COLLECTED: dict[str, Any] = {"compression": "zstd", "write_page_checksum": True}  # of the collected file
 
 
 class Status(NamedTuple):
@@ -268,11 +265,8 @@ class Ledger:
         """
         plan = self.trials()
         folders = map(self.folder, sorted(plan))
-        rows = gather_rows(folders, read_collected(self.path), plan, unfinished=unfinished)
-        out = self.path / "metrics.parquet"
-        with atomic_write(out) as file:
-            pq.write_table(rows, file, **COLLECTED)
-        return out
+        found = gather_rows(folders, read_collected(self.path), plan, unfinished=unfinished)
+        return write_collected(self.path, found)
 
 
 def _read_saved_epoch(folder: TrialFolder) -> dict[str, Any]:

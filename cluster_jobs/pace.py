@@ -18,6 +18,7 @@ from stdac.files import read_json, write_json
 from stdac.trial import Trial, write_canonical
 
 COSTS = "costs.json"
+MOST_S = 1e10  # of a trial: what is more is no estimate of ours
 LEAST_SHARE = 0.05  # of a trial that has taken longer than it was guessed to take: what is still left of it
 
 
@@ -36,7 +37,7 @@ def read_costs(run: Path) -> dict[str, float]:
     with suppress(StdacError, OSError):
         found = read_json(run / COSTS)
         if isinstance(found, dict):
-            return {str(key): float(value) for key, value in found.items() if isinstance(value, int | float)}
+            return {str(k): float(v) for k, v in found.items() if isinstance(v, int | float) and 0 <= v < MOST_S}
     return {}
 
 
@@ -127,5 +128,6 @@ def _measure_left(status: Status, whole: float | None) -> float | None:
     of_phase = float(_count_epochs_left(progress) * progress["epoch_s"]) if progress else None
     if of_phase is not None and progress is not None and progress["main"]:
         return of_phase
-    rest = None if whole is None else max(whole - measure_elapsed(status), LEAST_SHARE * whole)
+    elapsed = measure_elapsed(status)
+    rest = None if whole is None else max(whole - elapsed, LEAST_SHARE * max(whole, elapsed))
     return max((value for value in (of_phase, rest) if value is not None), default=None)

@@ -73,7 +73,7 @@ def read_trials(path: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
     """
     columns = ["trial_id", "trial", "schema_version"]
     try:
-        table = pq.read_table(pa.BufferReader(read_plain(path)), columns=columns)
+        table = pq.ParquetFile(pa.BufferReader(read_plain(path))).read(columns, use_threads=False)
         ids, texts, versions = (table[name].to_pylist() for name in columns)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [""])[0]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple
 
@@ -21,12 +21,15 @@ ENVIRONMENT = {
 }
 """Where sbatch itself looks for a setting."""
 
-OURS = {"array", "error", "job-name", "open-mode", "output", "requeue", "signal"}
+OURS = {"array", "error", "job-name", "no-requeue", "open-mode", "output", "requeue", "signal"}
 """Options of sbatch that the backend needs as it sets them."""
 
 FROM_OUTSIDE = {"bb", "bbf", "chdir", "export", "export-file", "get-user-env", "gid", "prolog", "uid", "wrap"}
 """Options of sbatch that choose what runs, as whom or where: not for a grid's file, which may be a stranger's. Nor are
 those of containers."""
+
+WHOLE = {"mem"}
+"""Options of sbatch with whose names others begin that are ours."""
 
 OPTION = re.compile(r"[a-z][a-z0-9-]*")
 UNSAFE = re.compile(r"""[\x00-\x1f\x7f-\x9f\u2028\u2029'"\\#]""")
@@ -81,7 +84,7 @@ def choose_settings(flags: Mapping[str, Any], table: Mapping[str, Any], environm
     given |= {key: value for key, value in flags.items() if value not in (None, ())}
     of_grid, given["extra"] = _read_extra(table.get("extra", {})), _read_extra(flags.get("extra") or {})
     for name in of_grid:
-        if name in FROM_OUTSIDE or name.startswith("container"):
+        if _abbreviates(name, {*FROM_OUTSIDE, "container"}) or name.startswith("container"):
             raise StdacError(f"got {name!r} in [slurm.extra], expected it as --sbatch {name}=... on the command line")
     given["extra"] = of_grid | given["extra"]
     for key, value in given.items():
@@ -105,16 +108,21 @@ def _read_extra(extra: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:
     for name in options:
         if not OPTION.fullmatch(name):
             raise StdacError(f"got an option of sbatch named {name!r}, expected small letters, digits and -")
-        if name.replace("-", "_") in {f.name for f in fields(Settings)}:
+        if _abbreviates(name, {f.name.replace("_", "-") for f in fields(Settings)}):
             raise StdacError(f"got {name!r} among the further options of sbatch: it has a key and a flag of its own")
-        if name in OURS:
+        if _abbreviates(name, OURS):
             raise StdacError(f"got {name!r} among the further options of sbatch: stdac has to set it itself")
     return options
 
 
+def _abbreviates(name: str, options: Iterable[str]) -> bool:
+    """Whether sbatch may take a name for one of the options: it knows them by their beginnings, too."""
+    return name not in WHOLE and any(option.startswith(name) for option in options)
+
+
 def _check_value(key: str, value: Any) -> str:
     """A setting as text. Raises StdacError for what would not stay one value in a batch script."""
-    if not isinstance(value, str | int | float):
+    if not isinstance(value, str | int | float) or isinstance(value, bool):
         raise StdacError(f"got {key} = {value!r} as a setting of SLURM, expected one text or number")
     if found := UNSAFE.search(str(value)):
         raise StdacError(f"got {key} = {value!r} as a setting of SLURM, expected it without {found[0]!r}")

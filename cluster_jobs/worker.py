@@ -19,6 +19,7 @@ from cluster_jobs.request import Options
 from stdac.errors import MachineError, StdacError
 from stdac.leases import RENEW_S
 from stdac.observer import Observer
+from stdac.trial import write_canonical
 
 if TYPE_CHECKING:
     from stdac.folder import Attempt
@@ -48,6 +49,7 @@ class Worker(Observer):
         self._section = ""  # of the log: the attempt that runs
         self._attempt: Attempt | None = None
         self._label = Labels(())
+        self._trained: dict[str, tuple[Mapping[str, Any], dict[str, Any]]] = {}  # by their data, one done trial
         self._looked = time.monotonic()
 
     def work(self) -> None:
@@ -98,6 +100,7 @@ class Worker(Observer):
         from stdac.run import run_trial
 
         # `on_claim` begins a section of the log; without one the trial was another worker's
+        self._refuse_other_data(trial)
         folder, options, began = self.ledger.folder(trial_id), self.options, time.monotonic()
         ending = "stopped: its worker was told to leave"
         self._section = ""
@@ -112,6 +115,8 @@ class Worker(Observer):
                 observer=self,
             )
             done = folder.done() is not None
+            if done:
+                self._trained[self._name_data(trial)] = trial, folder.done() or {}
             ending = f"done in {time.monotonic() - began:.1f} s" if done else "superseded: another attempt took over"
         except MachineError as error:
             ending = f"given back: {error}"
@@ -132,6 +137,19 @@ class Worker(Observer):
             if self._section:
                 say(f"{self._section} {ending}")
         return bool(self._section)
+
+    def _refuse_other_data(self, trial: Mapping[str, Any]) -> None:
+        """Raise StdacError where a trial's data have changed since this worker has trained one on them."""
+        from stdac.trial_data import refuse_changes
+
+        if (earlier := self._trained.get(self._name_data(trial))) is not None:
+            refuse_changes([earlier], self.options.data_dir)
+
+    def _name_data(self, trial: Mapping[str, Any]) -> str:
+        """What trials of the same data have in common."""
+        from stdac.trial_data import DATA
+
+        return write_canonical([trial.get(name) for name in DATA])
 
     def on_claim(self, attempt: "Attempt") -> None:
         """Begin the attempt's section of the log."""

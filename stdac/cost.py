@@ -2,6 +2,7 @@
 
 from functools import cache
 
+from stdac.errors import StdacError
 from stdac.methods import METHODS
 from stdac.methods.method import Cost, Shape, Task, count_forward
 from stdac.torch_state import borrow_generators, fix_state
@@ -40,7 +41,11 @@ def _count_forward(method: str, k: int, shape: Shape, params: Params) -> int:
 @cache
 def _count_cost(method: str, k: int, shape: Shape, n: int, params: Params, epochs: int) -> Cost:
     with fix_state(), borrow_generators():
-        return METHODS[method].estimate(Task(k, shape, n, params, epochs))
+        try:
+            return METHODS[method].estimate(Task(k, shape, n, params, epochs))
+        except (RuntimeError, OverflowError, MemoryError, TypeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise StdacError(f"the network of {method} cannot be built with these parameters ({reason})") from error
 
 
 def estimate_seconds(trial: Trial, *, gpu: bool) -> float:

@@ -27,6 +27,7 @@ from stdac.torch_state import fix_state
 from stdac.trial import Trial
 
 PREDICT_BATCH = 1000
+MOST_EXACT = 2**53  # of whole numbers in float64
 SCALED_BATCH = 1000
 SMALLEST_SIDE = 8
 """What st-dac with up to two spatial transformers needs, in pixels."""
@@ -98,7 +99,7 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
         other. In a child that was forked, fit and predict run on one thread.
         """
         array = self._checked(X, reset=True)
-        self.value_range_ = None if array.dtype == np.uint8 else (float(array.min()), float(array.max()))
+        self.value_range_ = None if array.dtype == np.uint8 else (array.min().item(), array.max().item())
         images = self._pixels(array, _find_row_shape(array.shape[1], self.image_shape) if array.ndim == 2 else None)
         try:
             trial, machine = self._trial(), Machine(device=self.device)
@@ -219,12 +220,20 @@ def _to_numpy(values: Any) -> Any:
 
 
 def scale(array: NDArray[Any], low: float, high: float) -> Pixels:
-    """[low, high] -> 0..255 uint8, rounded, values outside clipped; in float64, as shorter types overflow."""
-    factor = 255 / (high - low) if high > low else 0.0
+    """[low, high] -> 0..255 uint8, rounded, values outside clipped; in float64, as shorter types overflow.
+
+    Where float64 does not hold the range, its reciprocal or the values, in long doubles.
+    """
+    kind: Any = np.float64
+    with np.errstate(all="ignore"):
+        factor = kind(255) / (kind(high) - kind(low)) if high > low else kind(0)
+    if (high > low and not 0 < factor < np.inf) or (isinstance(low, int) and max(-low, high) > MOST_EXACT):
+        kind = np.longdouble
+        factor = kind(255) / (kind(high) - kind(low)) if high > low else kind(0)
     pixels = np.empty(array.shape, np.uint8)
     for i in range(0, len(array), SCALED_BATCH):
-        part = array[i : i + SCALED_BATCH].astype(np.float64)
-        pixels[i : i + SCALED_BATCH] = np.rint((part.clip(low, high) - low) * factor)
+        part = array[i : i + SCALED_BATCH].astype(kind)
+        pixels[i : i + SCALED_BATCH] = np.rint((part.clip(kind(low), kind(high)) - kind(low)) * factor)
     return pixels
 
 

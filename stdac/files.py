@@ -200,6 +200,10 @@ def read_json(path: Path) -> Any:
         raise StdacError(f"{path} is not JSON ({error}): it was not written by stdac; move it away") from error
 
 
+MOST_NUMBER = 2**63
+"""Numbers in our records are smaller."""
+
+
 def read_record(path: Path, needed: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object, with values of these types under the needed names, and under the others where it has them.
 
@@ -211,6 +215,8 @@ def read_record(path: Path, needed: Mapping[str, Any], more: Mapping[str, Any]) 
     for name, kind in {**more, **needed}.items():
         value = record.get(name)
         of_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        if isinstance(value, int | float) and not abs(value) < MOST_NUMBER:  # NaN is not either
+            of_kind = False
         if not of_kind and (name in needed or name in record):
             raise StdacError(f"{path} does not say {name} as stdac writes it: it was changed outside; move it away")
     return record
@@ -255,11 +261,17 @@ def remove_folder(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _is_folder(member: zipfile.ZipInfo) -> bool:
+    """Whether a member is a folder, or has the mark of one, for which torch reads nothing."""
+    return member.is_dir() or bool(member.external_attr & 0x10)
+
+
 def check_archive(file: IO[bytes]) -> None:
     """Raise StdacError where a zip archive, as torch and numpy write them, is not whole: they would not notice."""
     try:
         with zipfile.ZipFile(file) as archive:
-            if archive.namelist() and archive.testzip() is None:
+            members = archive.infolist()
+            if members and not any(map(_is_folder, members)) and archive.testzip() is None:
                 return
     except Exception as error:  # a damaged archive makes zipfile stumble over anything
         raise StdacError("it is damaged or cut short") from error

@@ -14,7 +14,7 @@ from typing import Any
 from stdac.errors import StdacError
 from stdac.files import is_real_folder, open_plain, read_json, read_record
 from stdac.leases import LEASE_S, has_process, measure_silence, read_lease
-from stdac.trial import SCHEMA_VERSION
+from stdac.trial import SCHEMA_VERSION, make_id
 
 MOST_ERROR = 2**20  # bytes of error.txt that are read
 MOST_ATTEMPTS = 10**6  # at one trial: nobody makes as many
@@ -37,9 +37,15 @@ CHECKPOINTS = f"trials/*/attempt-*/{CHECKPOINT}"
 NUMBER = int | float
 DONE: dict[str, Any] = {"seconds": NUMBER, "device": str, "hosts": list, "attempts": int, "lost_seconds": NUMBER}
 DONE |= {"sha256": dict, "trial_id": str, "finished": str, "fingerprint": str, "pauses": int}
+DONE |= {"images": int, "labels": str | None, "files": str | None}
 WHERE: dict[str, Any] = {"phase": str, "epoch": int, "epochs": int, "images_per_s": NUMBER, "saved": int}
 WHERE |= {"paused": bool, "step": int, "steps": int, "main": bool, "epoch_s": NUMBER}
 """What done.json may say beside its attempt, and what progress.json may say."""
+
+TRIAL: dict[str, Any] = {"method": str, "dataset": str, "seed": int, "n_clusters": int, "epochs": int, "params": dict}
+TRIAL |= {"limit": int | None, "image_size": int | None, "schema_version": int}
+LATER: dict[str, Any] = {"source": str | None, "background": str, "needs": list}
+"""What trial.json says, and what it may say."""
 
 
 class TrialFiles:
@@ -99,7 +105,10 @@ class TrialFiles:
                 f"{path} has schema version {version}, this stdac reads {SCHEMA_VERSION}: "
                 "use the stdac that wrote it, or start a new run folder"
             )
-        return dict(trial)
+        trial = read_record(path, TRIAL, LATER)
+        if TRIAL_ID.fullmatch(self.path.name) and make_id(trial) != self.path.name:
+            raise StdacError(f"{path} is another trial's, or was changed: stdac-grid doctor RUN --mend writes it anew")
+        return trial
 
     def done(self) -> dict[str, Any] | None:
         """done.json, or None. Raises StdacError where it is not ours."""

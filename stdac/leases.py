@@ -18,13 +18,17 @@ from stdac.processes import read_namespace, read_process_start
 LEASE_S = float(os.environ.get("STDAC_LEASE_S", "60"))  # a lease not renewed for this long may be superseded
 RENEW_S = LEASE_S / 12
 
+MORE: dict[str, Any] = {"log": str | None, "job": str | None, "lost_before": int | float, "commit": str | None}
+MORE |= {"versions": dict, "python": str, "cpu": str, "cpus": int | None}
+"""What a lease may say beside who holds it."""
+
 _watched: dict[Path, tuple[float, float]] = {}  # leases ahead of time -> (mtime, when this process first saw it so)
 
 
 def read_lease(path: Path) -> dict[str, Any]:
     """Who made an attempt, and where. Raises FileNotFoundError, and StdacError where it does not say."""
     needed = {"host": str, "began": str, "pid": int, "process_start": int | None}
-    lease = read_record(path, needed, {"log": str | None, "job": str | None, "lost_before": int | float})
+    lease = read_record(path, needed, MORE)
     try:
         datetime.fromisoformat(lease["began"])
     except ValueError as error:

@@ -78,7 +78,7 @@ class Result:
         path = self.path / "assignments.parquet"
         try:
             content = pa.BufferReader(read_part(path))
-            column: NDArray[Any] = pq.read_table(content, columns=[name])[name].to_numpy()
+            column: NDArray[Any] = pq.ParquetFile(content).read([name], use_threads=False)[name].to_numpy()
         except (OSError, KeyError, pa.ArrowException) as error:
             raise StdacError(
                 f"a needed trial has no {path} that can be read: delete its folder and launch again"

@@ -13,8 +13,9 @@ from stdac.errors import StdacError
 LABEL_CHARS = 1 << 12
 """Of a longer label no more is kept."""
 
-MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
-"""Byte order marks: what Windows' programs begin a text file with."""
+MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}
+MARKS |= {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+"""Byte order marks: what Windows' programs begin a text file with. The longer ones come first."""
 
 
 def escape_name(name: str) -> str:
@@ -51,8 +52,12 @@ def find_path(text: str) -> str:
 
 
 def find_encoding(head: bytes) -> str:
-    """The encoding of a text by its first bytes: of its byte order mark, else UTF-8."""
-    return next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), "utf-8")
+    """The encoding of a text by its first bytes: of its byte order mark; UTF-16 where every other byte is 0, as in
+    Latin letters; else UTF-8."""
+    marked = next((encoding for mark, encoding in MARKS.items() if head.startswith(mark)), None)
+    if marked is None and len(head) >= 4 and head.count(0) == len(head) // 2:
+        return "utf-16-le" if not any(head[1::2]) else "utf-16-be" if not any(head[::2]) else "utf-8"
+    return marked or "utf-8"
 
 
 def read_text(path: Path) -> str:
@@ -72,10 +77,11 @@ def iterate_utf8(blocks: Iterator[bytes]) -> Iterator[bytes]:
     head = b""
     while len(head) < max(map(len, MARKS)) and (block := next(blocks, b"")):
         head += block
-    if find_encoding(head) != "utf-16":
+    encoding = find_encoding(head[:4])
+    if encoding.startswith("utf-8"):
         yield head.removeprefix(codecs.BOM_UTF8)
         yield from blocks
         return
-    decoder = codecs.getincrementaldecoder("utf-16")("replace")
+    decoder = codecs.getincrementaldecoder(encoding)("replace")
     for block in chain([head], blocks):
         yield decoder.decode(block).encode()

@@ -11,6 +11,7 @@ import numpy as np
 
 from stdac.data import NAMES, Dataset, load, open_data
 from stdac.errors import NotHere, StdacError
+from stdac.pictures.arrays import find_labels
 from stdac.text import find_path
 from stdac.trial import write_canonical
 
@@ -92,6 +93,8 @@ def _list_files(path: str) -> Iterator[bytes]:
     """A line for each file at or below a path: name, size, time. Links are followed, each folder entered once."""
     if not os.path.isdir(path):  # noqa: PTH112  # a path that is too long, or holds a NUL, is no folder
         yield from _describe_file(path, "")
+        if (labels := find_labels(path)) is not None:
+            yield from _describe_file(labels, "labels")
         return
     seen: set[tuple[int, int]] = set()
     for folder, folders, files in os.walk(path, followlinks=True):

@@ -136,7 +136,7 @@ def test_what_a_folder_holds_besides_is_said(model: Path, digits: Pixels, tmp_pa
     ran = CliRunner().invoke(cluster_command, command)
     assert ran.exit_code == 0, ran.output
     assert "3 images sorted" in ran.stdout
-    assert "6 left out: 2 .heic, 2 inputs that would come twice, 1 .txt, 1 hidden\n" in ran.stderr
+    assert "6 left out: 2 inputs that would come twice, 1 hidden file, 2 .heic, 1 .txt\n" in ran.stderr
 
 
 def test_what_is_drawn_on_transparency_is_seen_on_the_models_background(tmp_path: Path, digits: Pixels) -> None:

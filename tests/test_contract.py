@@ -96,7 +96,7 @@ def test_a_new_method_suggests_k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     run = tmp_path / "study"
     words = ("--k", "2,3", "--limit", 60, "--epochs", 1, "--method", "toy", "--device", "cpu", "--out", run)
     said = call(stdac, "suggest-k", "digits", *words)
-    assert "toy, 1 epochs, at 2 numbers of clusters from 2 to 3, 3 seeds each" in said
+    assert "toy, 1 epoch, at 2 numbers of clusters from 2 to 3, 3 seeds each" in said
     assert (run / "suggest-k.png").exists() and set(Ledger(run).states().values()) == {"done"}
 
 

@@ -248,7 +248,7 @@ def test_training_says_once_what_it_leaves_out(tmp_path: Path) -> None:
     command = f"--dataset {tmp_path}/in --method kmeans --clusters 2 --out {tmp_path}/run".split()
     ran = CliRunner().invoke(train_command, command)
     assert ran.exit_code == 0, ran.output
-    assert f"{tmp_path}/in: 3 left out: 2 .heic, 1 hidden\n" in ran.stderr
+    assert f"{tmp_path}/in: 3 left out: 1 hidden file, 2 .heic\n" in ran.stderr
     assert f"1 of 5 pictures left out: {tmp_path}/in/broken.png (not a readable image)\n" in ran.stderr
     assert "left out" not in CliRunner().invoke(train_command, command).output
 

@@ -30,7 +30,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from stdac import STDAC
 from stdac.cost import _count_forward
 from stdac.data import load
-from stdac.estimator import predict_scores
+from stdac.estimator import predict_scores, scale
 from stdac.methods import resolve
 from stdac.model_file import ModelConfig, load_model, save_model
 from stdac.torch_state import fix_state
@@ -414,6 +414,22 @@ def test_a_module_that_hides_a_package_is_named(tmp_path: Path) -> None:
     said = f"ImportError: {tmp_path}/export.py hides stdac's package export: rename it, or import stdac from elsewhere"
     assert ended.stderr.splitlines()[-1] == said
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x / 255 * 1e-310,
+        lambda x: (x / 255 * 2 - 1) * 1.7e308,
+        lambda x: x.astype(np.int64) + 2**60,
+        lambda x: x.astype(np.uint64) + np.uint64(2**63),
+    ],
+)
+def test_numbers_at_the_ends_of_their_type_are_scaled_like_others(change: Callable[[Any], Any]) -> None:
+    pixels = np.arange(256, dtype=np.uint8).reshape(4, 8, 8)
+    values = change(pixels)
+    scaled = scale(values, values.min().item(), values.max().item())
+    assert np.abs(scaled.astype(int) - pixels).max() <= (1 if values.dtype.kind == "f" else 0)
 
 
 def test_importing_stdac_does_not_import_torch() -> None:

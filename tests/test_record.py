@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from analysis.runs import read_metrics
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.local import Workers
 from cluster_jobs.request import Options
@@ -583,3 +585,52 @@ def test_a_probe_for_the_time_follows_no_link(
     monkeypatch.setattr(files, "_clocks", {})
     assert files.read_file_time(folder.path) == pytest.approx(time.time(), abs=5)
     assert is_untouched(outside) and (folder.path / name).is_symlink()
+
+
+def test_rows_that_were_collected_are_taken_only_as_they_were_written(tmp_path: Path) -> None:
+    trials = [resolve(small("kmeans", seed=seed, limit=60)) for seed in range(2)]
+    ledger = Ledger(tmp_path)
+    ledger.plan(trials, "")
+    for trial in trials:
+        run_trial(trial, ledger.folder(trial.id), machine=CPU)
+    path = ledger.collect()
+    rows = pq.read_table(path)
+    content = path.read_bytes()
+    assert ledger.collect().read_bytes() == content  # from what was collected
+    changed = rows.set_column(rows.schema.get_field_index("acc"), "acc", pa.array([0.999] * len(rows)))
+    for table in (changed, rows.slice(0, 1), pa.concat_tables([rows, rows])):
+        pq.write_table(table, path)
+        assert read_metrics(tmp_path).equals(rows)
+        assert ledger.collect().read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "change", [{"limit": "x"}, {"dataset": 5}, {"epochs": 10**400}, {"n_clusters": 7}, {"seed": None}]
+)
+def test_a_trial_that_was_changed_outside_is_left_out_and_stops_no_other(
+    change: dict[str, object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trials = [resolve(small("kmeans", seed=seed, limit=60)) for seed in range(2)]
+    folders = [TrialFolder(tmp_path / "trials" / trial.id) for trial in trials]
+    for trial, folder in zip(trials, folders, strict=True):
+        run_trial(trial, folder, machine=CPU)
+    folders[0].trial_path.write_text(json.dumps(trials[0].to_json() | change))
+    assert set(read_metrics(tmp_path)["trial_id"].to_pylist()) == {trials[1].id}
+    assert f"{folders[0].path} is left out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [10**400, float("nan"), -(2**63), "x"])
+def test_numbers_of_records_are_those_that_stdac_writes(value: object, tmp_path: Path) -> None:
+    (tmp_path / "done.json").write_text(json.dumps({"attempt": 1, "images": value}))
+    with pytest.raises(StdacError, match="does not say images as stdac writes it"):
+        TrialFolder(tmp_path).done()
+
+
+def test_a_member_that_is_marked_as_a_folder_is_damage(tmp_path: Path) -> None:
+    torch.save({"rows": [], "x": torch.ones(9)}, tmp_path / "checkpoint.pt")
+    data = bytearray((tmp_path / "checkpoint.pt").read_bytes())
+    entry = data.rindex(b"PK\x01\x02", 0, data.rindex(b"data/0"))
+    data[entry + 38] ^= 0x10
+    (tmp_path / "checkpoint.pt").write_bytes(data)
+    with pytest.raises(StdacError, match="damaged"):
+        load_checkpoint(tmp_path / "checkpoint.pt", ["rows"])

@@ -99,6 +99,13 @@ def test_flags_win_over_the_environment_over_the_table_over_the_defaults() -> No
         ({}, {"extra": {"export": "LD_PRELOAD=/tmp/x.so"}}, "'export'.*on the command line"),
         ({}, {"extra": {"container_image": "docker://x"}}, "'container-image'.*on the command line"),
         ({"extra": ("comment=a\nb",)}, {}, "expected it without"),
+        ({}, {"extra": {"export-f": "/x"}}, "'export-f'.*on the command line"),
+        ({}, {"extra": {"wra": "id"}}, "'wra'.*on the command line"),
+        ({}, {"extra": {"contain": "x"}}, "'contain'.*on the command line"),
+        ({}, {"extra": {"outp": "/x"}}, "'outp'.*set it itself"),
+        ({"extra": ("no-req",)}, {}, "'no-req'.*set it itself"),
+        ({}, {"extra": {"parti": "x"}}, "'parti'.*of its own"),
+        ({}, {"extra": {"exclusive": True}}, "one text or number"),
     ],
 )
 def test_bad_settings_are_told_in_a_sentence(flags: dict[str, object], table: dict[str, object], said: str) -> None:

@@ -44,3 +44,9 @@ def test_a_text_file_is_utf_8_or_has_a_mark(tmp_path: Path) -> None:
 def test_labels_that_read_alike_are_equal() -> None:
     assert escape_label("cafe\u0301") == escape_label("caf\xe9") == "café"
     assert escape_label("\udce9") == r"\udce9"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32", "utf-16-le", "utf-16-be"])
+def test_a_list_of_names_is_read_in_every_encoding_of_unicode(encoding: str) -> None:
+    data = "photos/a.png\r\nphotos/ü.png\r\n".encode(encoding)
+    assert b"".join(iterate_utf8(iter([data[:5], data[5:]]))).decode() == "photos/a.png\r\nphotos/ü.png\r\n"

@@ -18,12 +18,13 @@ from cluster_jobs.ledger import Ledger
 from cluster_jobs.request import Options
 from cluster_jobs.worker import Worker
 from stdac.data import resolve_name
-from stdac.errors import NotHere
+from stdac.errors import NotHere, StdacError
 from stdac.folder import TrialFolder
 from stdac.methods import resolve
 from stdac.run import run_trial
 from stdac.trial_data import find_changes, hash_files
 from stdac.words import shorten_paths
+from tests.conftest import CPU
 
 TRAIN = ("train", "--method", "kmeans", "--set", "restarts=1", "--clusters", "2", "--dataset")
 GRID = """
@@ -159,6 +160,37 @@ def test_a_launch_looks_at_the_data_before_anything_is_begun(photos: Path) -> No
     assert "holds other" not in stdac_grid("results", "run").output  # nothing there to compare with
     missing = stdac_grid("launch", "my.toml", "--out", "other")
     assert missing.exit_code == 1 and f"no data set {photos} here" in missing.output and not Path("other").exists()
+
+
+def test_work_is_refused_where_the_data_of_done_trials_have_changed(photos: Path) -> None:
+    Path("my.toml").write_text(GRID.replace("data/photos", "photos"))
+    loaded = load_grid("my.toml")
+    ledger = Ledger(Path("run").resolve())
+    ledger.plan(loaded.trials, loaded.text)
+    worker = Worker(ledger.path, Options("cpu", 1))
+    assert worker.run_next(CPU)
+    draw(photos, 50)
+    for words in (("work", "run"), ("work", "run", "--grid", "my.toml")):
+        refused = stdac_grid(*words)
+        assert refused.exit_code == 1 and "(40 then, 50 now)" in refused.output
+    with pytest.raises(StdacError, match=r"\(40 then, 50 now\)"):
+        worker.run_next(CPU)  # changed while it worked
+    assert sorted(ledger.states().values()) == ["done", "waiting"]
+
+
+def test_labels_in_a_file_beside_are_data_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a-images-idx3-ubyte").write_bytes(b"\0\0\x08\x03" + np.array([2, 1, 1], ">u4").tobytes() + b"\0\1")
+    about = {"dataset": str(tmp_path / "a-images-idx3-ubyte")}
+    before = hash_files(about)
+    (tmp_path / "a-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + np.array([2], ">u4").tobytes() + b"\0\1")
+    assert hash_files(about) != before
+
+
+def test_a_picture_beside_the_folders_of_classes_is_told(photos: Path) -> None:
+    Image.new("L", (8, 8)).save(photos / "stray.png")
+    done = stdac(*TRAIN, "photos")
+    assert done.exit_code == 0 and "read without labels, as pictures lie beside the sub-folders" in done.output
 
 
 def test_a_table_never_pools_different_data_in_one_cell(photos: Path) -> None:

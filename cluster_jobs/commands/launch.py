@@ -240,9 +240,12 @@ def work(
     ledger = Ledger(run.resolve(), pause_after)
     if grid is not None:
         loaded = load_grid(grid, without)
-        refuse_other_data(ledger, loaded.trials, _resolve_path(data_dir))
+        planned = {trial.id: trial.to_json() for trial in loaded.trials}
+        refuse_other_data(ledger, planned, _resolve_path(data_dir))
         ledger.plan(loaded.trials, loaded.text)
         write_costs(ledger.path, loaded.trials, gpu=uses_gpu(device))
+    else:
+        refuse_other_data(ledger, ledger.trials(), _resolve_path(data_dir))
     if ledger.cancelled():
         raise StdacError(f"{run} was cancelled: `stdac-grid retry {run}` lets workers take its trials again")
     options = Options(device, threads, _resolve_path(data_dir), keep, pause_after)

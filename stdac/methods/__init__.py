@@ -28,6 +28,7 @@ METHODS: dict[str, Method] = {
 """In the order of the tables: the floor first."""
 
 KEYS = ("method", "dataset", "seed", "n_clusters", "epochs", "params", "limit", "image_size", "source", "background")
+MOST = 2**63  # whole numbers are smaller: files have 64 bits for them
 STORED_KEYS = ("schema_version", "needs")
 """What a trial.json has besides."""
 
@@ -162,6 +163,8 @@ def _check_type(name: str, value: Any, hint: Any) -> Any:
     allowed = _list_types(hint)
     if value is None and types.NoneType in allowed:
         return None
+    if isinstance(value, int) and abs(value) >= MOST:
+        raise StdacError(f"got {name} = {repr(value)[:20]}…, expected a number below 2^63")
     if float in allowed and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     if type(value) in allowed:
@@ -195,7 +198,9 @@ def _describe_type(hint: Any) -> str:
 def _read_whole_number(name: str, value: Any, least: int) -> int:
     """An integer of at least `least`. Raises StdacError otherwise."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise StdacError(f"got {name} = {value!r}, expected a whole number of at least {least}")
+        raise StdacError(f"got {name} = {repr(value)[:80]}, expected a whole number of at least {least}")
+    if value >= MOST:
+        raise StdacError(f"got {name} = {repr(value)[:20]}…, expected a whole number below 2^63")
     return value
 
 

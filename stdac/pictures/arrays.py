@@ -242,7 +242,7 @@ def _open_pairs(path: str, stack: ExitStack) -> tuple[list[tuple[StoredArray, Op
     if head == b"\x93NUM":
         return [(open_npy(file), None)], []
     if head[:2] in (b"\x1f\x8b", b"\0\0"):
-        beside = _find_idx_labels(path)
+        beside = find_labels(path)
         return [(open_idx(path, stack), None if beside is None else partial(open_idx, beside, stack))], []
     raise StdacError(f"{path} is not a plain NumPy file, nor IDX: its first bytes are {head.hex()}")
 
@@ -311,7 +311,7 @@ def open_idx(path: str, stack: ExitStack) -> StoredArray:
     return StoredArray(file, tuple(np.frombuffer(sizes, ">u4").tolist()), np.dtype(IDX_TYPES[head[2]]))
 
 
-def _find_idx_labels(path: str) -> str | None:
+def find_labels(path: str) -> str | None:
     """The file of labels beside an IDX file named …images-idx3…, named …labels-idx1…; None where there is none."""
     name = Path(path).name
     beside = Path(path).with_name(name.replace("images-idx3", "labels-idx1"))

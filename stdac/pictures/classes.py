@@ -25,6 +25,7 @@ class Classes(NamedTuple):
 
     names: Set[str]
     parts: tuple[str, ...]
+    loose: bool = False  # whether folders are no classes because pictures lie beside them
 
     def label(self, below: str) -> str | None:
         """The class of a picture, by its path below the data set; None where there are none."""
@@ -32,6 +33,8 @@ class Classes(NamedTuple):
 
     def describe(self) -> str:
         """What a person should know of how the folders were understood, "" for nothing."""
+        if self.loose:
+            return "read without labels, as pictures lie beside the sub-folders: move them, and each folder is a class"
         if not self.parts:
             return ""
         what = f"the classes are the {len(self.names)} folders below" if self.names else "there are no classes"
@@ -44,4 +47,5 @@ def find_classes(places: Iterable[Place]) -> Classes:
     firsts = {first for first, _ in found}
     parts = tuple(sorted(firsts)) if all(first.lower() in PARTS for first in firsts) else ()
     names = {place[bool(parts)] for place in found}
-    return Classes(names if len(names) > 1 and "" not in names else frozenset(), parts)
+    loose = "" in names and len(names) > 2 and not parts
+    return Classes(names if len(names) > 1 and "" not in names else frozenset(), parts, loose)

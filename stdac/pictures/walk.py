@@ -141,7 +141,7 @@ class Walk:
     def _count_left_behind(self, entry: os.DirEntry[str]) -> None:
         """Count a hidden file or folder, or what is in one of LEFT_BEHIND."""
         if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):
-            self.left_out["hidden"] += 1
+            self.left_out["hidden folder{s}" if entry.is_dir(follow_symlinks=False) else "hidden file{s}"] += 1
         else:
             self.left_out[f"in {entry.name}"] += sum(len(files) for _, _, files in os.walk(entry.path))
 
@@ -163,7 +163,9 @@ def _lies_in(path: str, folder: str) -> bool:
 
 def describe_left_out(left_out: Mapping[str, int]) -> str:
     """What was left out, by reason, in a line: "5 left out: 3 .heic, 2 in @eaDir"; "" for nothing."""
-    reasons = sorted((why for why in left_out if left_out[why]), key=lambda why: (-left_out[why], why))
+    reasons = sorted(
+        (why for why in left_out if left_out[why]), key=lambda why: (why.startswith("."), -left_out[why], why)
+    )
     parts = [f"{left_out[why]:,} {pluralise(why, left_out[why])}" for why in reasons[:MOST_REASONS]]
     if rest := sum(left_out[why] for why in reasons[MOST_REASONS:]):
         parts.append(f"{rest:,} others")

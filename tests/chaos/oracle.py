@@ -24,7 +24,7 @@ Outcome = dict[str, str]
 """What a trial has come to: its rows as JSON, digests of its files. Equal outcomes are equal bit for bit."""
 
 KEPT = re.compile(
-    r"(grid|trials)(-\d+)?\.(toml|parquet)|metrics\.parquet|costs\.json|logs/.*|trials/\w+/(trial|done|lease-\d+)\.json"
+    r"(grid|trials)(-\d+)?\.(toml|parquet)|metrics\.parquet|costs\.json|collected\.json|logs/.*|trials/\w+/(trial|done|lease-\d+)\.json"
     r"|trials/\w+/attempt-\d+/((metrics|assignments)\.parquet|model\.pt|stn\.npz)"
     r"|damaged/.*checkpoint\.pt-\d+|damaged/[0-9a-f]{16}-\d+/.*"
 )
