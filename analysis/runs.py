@@ -165,8 +165,10 @@ def gather_rows(
     taken: list[str] = []
     tables: list[pa.Table] = []
     fresh: list[Finished] = []
-    for folder in (folder for folder in folders if can_look_at(folder, with_trial=plan is None)):
+    for folder in folders:
         trial_id = folder.path.name
+        if not can_look_at(folder, with_trial=plan is None and trial_id not in known.digests):
+            continue
         rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else None
         done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
         if done is not None:
