@@ -29,7 +29,8 @@ def write_costs(run: Path, trials: Iterable[Trial], *, gpu: bool) -> None:
     costs = read_costs(run)
     new = {trial.id: round(estimate_seconds(trial, gpu=gpu), 1) for trial in trials if trial.id not in costs}
     if new:
-        write_json(run / COSTS, costs | new)
+        with suppress(StdacError):
+            write_json(run / COSTS, costs | new)
 
 
 def read_costs(run: Path) -> dict[str, float]:

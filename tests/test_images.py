@@ -631,8 +631,8 @@ def test_a_walk_is_sorted_and_counts_what_it_leaves_out(tmp_path: Path) -> None:
     names, left_out = walk(tmp_path)
     assert names == ["B/c/6.Png", "a/2.jpg", "a b/3.png", "a.png", "b/1.png"]
     assert describe_left_out(left_out) == (
-        "8 left out: 2 broken links, 2 hidden, 1 .txt, "
-        "1 linked picture that would come twice, 1 link to a folder above, 1 special file"
+        "8 left out: 2 broken links, 1 hidden file, 1 hidden folder, "
+        "1 linked picture that would come twice, 1 link to a folder above, 1 special file, 1 .txt"
     )
 
 
@@ -686,7 +686,8 @@ def test_what_a_nas_a_bin_and_a_mac_leave_behind_is_left_out(tmp_path: Path) -> 
     )
     names, left_out = walk(tmp_path)
     assert names == ["a.png"]
-    assert sum(left_out.values()) == 9 and left_out["in @eaDir"] == 2 and left_out["hidden"] == 2
+    assert sum(left_out.values()) == 9 and left_out["in @eaDir"] == 2
+    assert left_out["hidden file{s}"] == left_out["hidden folder{s}"] == 1
 
 
 def test_links_are_followed_and_each_picture_comes_once(tmp_path: Path) -> None:

@@ -410,7 +410,7 @@ def test_a_picture_that_several_inputs_hold_comes_once(tmp_path: Path, monkeypat
 
     def names(*inputs: str) -> tuple[list[str], int]:
         sources, left_out = drop_repeated(map(open_input, inputs))
-        return [row[0] for source in sources for row in rows(source)], left_out.total() - left_out["hidden"]
+        return [row[0] for source in sources for row in rows(source)], left_out.total() - left_out["hidden file{s}"]
 
     both = ["ph/a.png", "ph/sub/b.png"]
     assert names("ph", "ph/", "./ph", "link", str(tmp_path / "ph")) == (both, 4)
