@@ -9,6 +9,7 @@ import click
 from analysis.runs import list_trial_folders
 from cluster_jobs.ledger import Ledger
 from stdac.errors import StdacError
+from stdac.layout import TrialFiles
 from stdac.trial import Trial
 from stdac.trial_data import find_changes, find_data, list_paths, refuse_changes
 
@@ -45,10 +46,20 @@ def list_changes(run: Path) -> list[str]:
 
 def _list_done(run: Path) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
     """(trial.json, done.json) of the done trials whose data are at a path."""
-    for folder in list_trial_folders(run):
+    for folder in _list_folders(run):
         try:
             trial, done = folder.trial(), folder.done()
         except (StdacError, OSError):  # the doctor's business
             continue
         if done is not None and list_paths(trial):
             yield trial, done
+
+
+def _list_folders(run: Path) -> Iterable[TrialFiles]:
+    """The folders of trials whose data may be at a path: where there is a plan, it tells without looking into them."""
+    ledger = Ledger(run)
+    try:
+        planned = ledger.trials()
+    except (StdacError, OSError):
+        return list_trial_folders(run)
+    return [ledger.folder(trial_id) for trial_id, trial in planned.items() if list_paths(trial)]

@@ -1,6 +1,6 @@
 """The commands that run a grid: `stdac-grid plan`, `launch` and `work`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ from stdac.errors import StdacError
 from stdac.words import count_noun, format_duration
 
 if TYPE_CHECKING:
-    from cluster_jobs.grid import Grid
+    from stdac.trial import Trial
 
 HOURS_TO_CONFIRM = 3.0
 RUN = click.argument("run", type=click.Path(path_type=Path))
@@ -42,7 +42,7 @@ def plan(grid: str, device: str) -> None:
     label = Labels(trial.to_json() for trial in loaded.trials)
     for trial in loaded.trials:
         click.echo(f"{trial.id}  {label(trial.to_json()):<44} {format_duration(estimate(trial, gpu)):>14}")
-    total = _estimate_grid(loaded, gpu, workers)
+    total = _estimate_all(loaded.trials, gpu, workers)
     click.echo(
         f"{count_noun(len(loaded.trials), 'trial')}, roughly {format_duration(total)}, "
         f"{workers} at a time on {_name_device(gpu)}"
@@ -61,9 +61,9 @@ def estimate(trial: Any, gpu: bool) -> float:
     return estimate_seconds(trial, gpu=gpu)
 
 
-def _estimate_grid(grid: "Grid", gpu: bool, workers: int) -> float:
-    """Seconds for the whole grid with `workers` trials at a time."""
-    return sum(estimate(trial, gpu) for trial in grid.trials) / min(workers, len(grid.trials))
+def _estimate_all(trials: "Sequence[Trial]", gpu: bool, workers: int) -> float:
+    """Seconds for the trials with `workers` of them at a time."""
+    return sum(estimate(trial, gpu) for trial in trials) / max(1, min(workers, len(trials)))
 
 
 def _add_slurm_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -140,11 +140,13 @@ def launch(
     options = Options(device, None, _resolve_path(data_dir), keep, pause_after)
     request = Request(ledger.path, options, nodes or 1, workers, trials_per_gpu, simulate)
     chosen = choose_backend(backend or ("auto" if nodes else None), request, slurm, loaded.slurm)
-    hours = _estimate_grid(loaded, chosen.gpu, chosen.at_once) / 3600
+    states = ledger.states() if ledger.exists() else {}
+    left = [trial for trial in loaded.trials if states.get(trial.id) != "done"]
+    hours = _estimate_all(left, chosen.gpu, chosen.at_once) / 3600
     if hours > HOURS_TO_CONFIRM and not yes:
         took, device = format_duration(3600 * hours), _name_device(chosen.gpu)
         click.echo(
-            f"{count_noun(len(loaded.trials), 'trial')} will take roughly {took}, "
+            f"{count_noun(len(left), 'trial')} will take roughly {took}, "
             f"{chosen.at_once} at a time on {device}; "
             "`stdac-grid launch quick` makes a real table on two cores in a few minutes.",
             err=True,
