@@ -208,7 +208,8 @@ def moved_lease(scene: Scene, ahead_s: float = 0.0) -> str | None:
             process.signal(signal.SIGKILL)
     lease = json.loads(path.read_bytes()) | {"host": "second-host", "namespace": "of another boot"}
     if path.stat().st_mtime:
-        write_json(path, lease)
+        with suppress(StdacError):  # another fault may have filled the disk
+            write_json(path, lease)
         now = time.time() + ahead_s
         os.utime(path, (now, now))
     return f"trial {status.trial_id} attempt {status.detail['attempt']}, its process {'gone' if gone else 'left alive'}"
