@@ -5,6 +5,7 @@ import os
 import pickle
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -235,7 +236,7 @@ def test_the_rate_of_sorting_is_not_that_of_starting(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter([0.0, 30.0, 35.0, 50.0])  # half a minute until the first images
-    monkeypatch.setattr("export.cli.time.monotonic", lambda: next(clock))
+    monkeypatch.setattr("export.cli.time", SimpleNamespace(monotonic=lambda: next(clock)))
     show = _print_progress()
     for done in (10, 20, 210):
         show(Progress(done, 0, 0, 1210))
