@@ -6,12 +6,10 @@ the CPU seconds and the most memory of each command, beside those of `find` list
 
 import hashlib
 import json
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,16 +62,25 @@ def _copy(folder: TrialFolder, target: Path, trial: Trial, rows: pa.Table) -> No
     (target / "done.json").write_text(json.dumps(done, indent=1, sort_keys=True))
 
 
+LAUNCH = """
+import json, resource, subprocess, sys, time
+began = time.perf_counter()
+done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+spent = [used.ru_utime + used.ru_stime, time.perf_counter() - began, used.ru_maxrss / 1024]
+print(json.dumps([done.returncode, done.stderr, *spent]))
+"""
+"""A small process between: the most memory of a child is at least that of the process which starts it."""
+
+
 def measure(words: list[str]) -> tuple[float, float, float]:
     """CPU seconds, seconds and MiB at most of a command, which has to end well."""
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = ["/usr/bin/env", "time", "-f", "%M", *words] if shutil.which("time") else words
-    done = subprocess.run(command, capture_output=True, text=True, env=make_python_environment(), check=False)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise click.ClickException(f"{' '.join(words)} failed: {done.stderr}")
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return cpu, time.perf_counter() - began, after.ru_maxrss / 1024
+    launched = [sys.executable, "-c", LAUNCH, *words]
+    told = subprocess.run(launched, capture_output=True, text=True, env=make_python_environment(), check=True)
+    code, said, cpu, seconds, mib = json.loads(told.stdout)
+    if code:
+        raise click.ClickException(f"{' '.join(words)} failed: {said}")
+    return cpu, seconds, mib
 
 
 @click.command()
@@ -96,7 +103,7 @@ def main(trials: int, left: int, only: str | None) -> None:
             words = [str(run) if w == "RUN" else str(grid) if w == "GRID" else w for w in command.split()]
             program = "from cluster_jobs.commands.grid import main; main()"
             cpu, seconds, mib = measure([sys.executable, "-c", program, *words])
-            click.echo(f"{command:<40} {cpu:6.2f} s of CPU  {seconds:6.2f} s  (most memory so far {mib:.0f} MiB)")
+            click.echo(f"{command:<40} {cpu:6.2f} s of CPU  {seconds:6.2f} s  {mib:.0f} MiB")
 
 
 if __name__ == "__main__":

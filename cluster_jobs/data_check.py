@@ -29,8 +29,8 @@ def refuse_other_data(ledger: Ledger, planned: Mapping[str, Mapping[str, Any]], 
 
     planned: their JSON by id.
     """
-    found = ((planned[name], ledger.folder(name).done()) for name in planned if list_paths(planned[name]))
-    refuse_changes(((trial, done) for trial, done in found if done is not None), data_dir)
+    folders = [ledger.folder(name) for name, trial in planned.items() if list_paths(trial)]
+    refuse_changes(_read_done(folders), data_dir)
 
 
 def warn_of_changes(run: Path) -> None:
@@ -41,17 +41,18 @@ def warn_of_changes(run: Path) -> None:
 
 def list_changes(run: Path) -> list[str]:
     """What `find_changes` says of the done trials of a run folder; nothing of what is no run folder, or damaged."""
-    return [] if run.is_file() else find_changes(_list_done(run))
+    return [] if run.is_file() else find_changes(_read_done(_list_folders(run)))
 
 
-def _list_done(run: Path) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """(trial.json, done.json) of the done trials whose data are at a path."""
-    for folder in _list_folders(run):
+def _read_done(folders: Iterable[TrialFiles]) -> Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """(trial.json, done.json) of the done trials among some; one that cannot be looked at stops no other."""
+    for folder in folders:
         try:
-            trial, done = folder.trial(), folder.done()
+            done = folder.done()
+            trial = {} if done is None else folder.trial()
         except (StdacError, OSError):  # the doctor's business
             continue
-        if done is not None and list_paths(trial):
+        if done is not None:
             yield trial, done
 
 
