@@ -320,7 +320,7 @@ def test_the_parameters_of_a_method_are_told_with_their_defaults(method: str) ->
         if isinstance(field.default, int | float) and not isinstance(field.default, bool):
             assert float(told[field.name]) == field.default, field.name
         elif isinstance(field.default, str):
-            assert told[field.name].strip("`") == field.default, field.name
+            assert told[field.name].strip("`–") == field.default, field.name
 
 
 def test_every_column_of_a_file_is_told() -> None:

@@ -14,6 +14,7 @@ from stdac.methods.dec import DEC
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
+from stdac.methods.student import STUDENT
 from stdac.pictures.colour import BACKGROUNDS
 from stdac.text import escape_name
 from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
@@ -24,6 +25,7 @@ METHODS: dict[str, Method] = {
     "dec": DEC,
     "dac-star": DAC_STAR,
     "st-dac": ST_DAC,
+    "student": STUDENT,
 }
 """In the order of the tables: the floor first."""
 
