@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from math import pi
 from typing import Self
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,11 +34,11 @@ class HOGParams(KMeansParams):
 
 
 class HOG(nn.Module):
-    """Histogram of oriented gradients: (B, C, H, W) float32 in [0, 1] -> (B, bins * cells * cells), each cell's block
-    of 3×3 cells of length 1.
+    """Histogram of oriented gradients, of each cell one after another: (B, C, H, W) float32 in [0, 1] -> (B, D).
 
-    paper: an image's gradient is a vote for the two orientations next to its own, linearly. here: for those, by a cosine,
-    because no angle is needed then, and what every runtime computes alike is enough.
+    An image's gradient votes with its size for the orientations next to its own, in its cell.
+    paper: by its distance to two of them; blocks of cells are scaled to length 1. here: by the cosine of twice the
+    angle between, as that needs no arc tangent; not scaled, as bare glyphs have no illumination to be made up for.
     """
 
     kernel: Tensor
@@ -56,7 +55,9 @@ class HOG(nn.Module):
         self.register_buffer("kernel", step[:, None] * gray[:, None, None], persistent=False)  # (2, C, 3, 3)
         angle = 2 * pi * torch.arange(bins) / bins  # of an orientation, doubled: opposite directions are one
         self.least = float(torch.cos(torch.tensor(2 * pi / bins)))  # a vote reaches as far as the next bin
-        self.register_buffer("directions", torch.stack([angle.cos(), angle.sin()], 1)[..., None, None], persistent=False)
+        self.register_buffer(
+            "directions", torch.stack([angle.cos(), angle.sin()], 1)[..., None, None], persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         more = [-length % side for length, side in zip((self.height, self.width), self.side, strict=True)]
@@ -65,9 +66,7 @@ class HOG(nn.Module):
         size = (gx.square() + gy.square()).sqrt()
         doubled = torch.cat([gx.square() - gy.square(), 2 * gx * gy], 1) / (size + EPSILON)
         votes = F.relu(F.conv2d(doubled, self.directions) - self.least * size)  # (B, bins, H, W)
-        histogram = F.avg_pool2d(votes, self.side)  # (B, bins, cells, cells)
-        energy = F.avg_pool2d(histogram.square().sum(1, keepdim=True), 3, 1, 1)
-        return (histogram / (energy + EPSILON).sqrt()).flatten(1)
+        return F.avg_pool2d(votes, self.side).flatten(1)  # (B, bins * rows * columns)
 
 
 class ColourHistogram(nn.Module):

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from stdac.errors import StdacError
 from stdac.methods.kmeans import BATCH
-from stdac.methods.method import Cost, Fitted, Method, Task, list_named_trials
+from stdac.methods.method import Cost, Fitted, Method, Task
 from stdac.train import Needed, Trainer
 from stdac.trial import Params, check_ranges, make_id, names_trials
 from stdac.words import count_noun
@@ -127,13 +127,20 @@ def cluster(z: Floats, k: int, params: UMAPParams, seed: int) -> Clustering:
 
 
 def fit_mixture(z: NDArray[np.float64], k: int, starts: int, seed: int) -> Clustering:
-    """A mixture of Gaussians with full covariances, the likeliest of several starts; confidence: the posterior."""
+    """A mixture of Gaussians with full covariances, the likeliest of several starts.
+
+    confidence: the posterior of an image's component, times 1 / (1 + m² / d), where m is its Mahalanobis distance from
+    the middle of it. In a layout clusters lie so far apart that the posterior alone is 1 for nearly all images.
+    """
     from sklearn.mixture import GaussianMixture
 
     mixture = GaussianMixture(k, n_init=starts, random_state=seed).fit(z)
     posterior = mixture.predict_proba(z)  # (N, K)
+    labels = posterior.argmax(1)
+    whitened = np.einsum("nd,nde->ne", z - mixture.means_[labels], mixture.precisions_cholesky_[labels])  # (N, d)
+    confidence = posterior.max(1) / (1 + np.square(whitened).mean(1))
     terms = {"term_likelihood": float(mixture.lower_bound_)}  # mean log-likelihood of an image
-    return Clustering(posterior.argmax(1), posterior.max(1).astype(np.float32), terms)
+    return Clustering(labels, confidence.astype(np.float32), terms)
 
 
 def fit_kmeans(z: NDArray[np.float64], k: int, starts: int, seed: int) -> Clustering:
@@ -152,6 +159,4 @@ def count_work(task: Task) -> Cost:
     raise NotImplementedError
 
 
-UMAP_GMM = Method(
-    title="UMAP + {clusterer}", params=UMAPParams, fit=fit, cost=count_work, needs=list_named_trials, small={}
-)
+UMAP_GMM = Method(title="UMAP + {clusterer}", params=UMAPParams, fit=fit, cost=count_work, small={})
