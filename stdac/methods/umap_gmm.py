@@ -16,12 +16,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stdac.errors import StdacError
-from stdac.methods.kmeans import BATCH
+from stdac.methods.kmeans import BATCH, ITERATIONS
 from stdac.methods.method import Cost, Fitted, Method, Task
 from stdac.train import Needed, Trainer
 from stdac.trial import Params, check_ranges, make_id, names_trials
 from stdac.words import count_noun
 
+SHOVES = 5  # of an image away from others, for each pull to a neighbour
+COMPILING = 1.2e10  # 15 s, as multiply-adds
+EFFICIENCY = 0.03  # placeholder
 CLUSTERERS = ("gmm", "kmeans")
 
 Floats = NDArray[np.float32]
@@ -79,7 +82,7 @@ def fit(images: Tensor, k: int, params: UMAPParams, trainer: Trainer) -> Fitted:
 def describe_images(images: Tensor, needed: Sequence[Needed]) -> Floats:
     """What is laid out, (N, D) float32: a needed trial's embedding, or pixels in [0, 1]."""
     if not needed:
-        return images.flatten(1).cpu().numpy().astype(np.float32) / 255
+        return images.flatten(1).cpu().numpy().astype(np.float32) / np.float32(255)
     model = needed[0].load_model().to(images.device).eval()
     encode = getattr(model, "embed", model)
     try:
@@ -155,8 +158,11 @@ def fit_kmeans(z: NDArray[np.float64], k: int, starts: int, seed: int) -> Cluste
 
 
 def count_work(task: Task) -> Cost:
-    """What a trial computes: the layout's steps, and the clusterer's; calibrated on MNIST's 70,000 images."""
-    raise NotImplementedError
+    """What a trial computes: the layout's steps along its edges, and the clusterer's; UMAP compiles itself first."""
+    rounds = 200 if task.n > 10_000 else 500  # UMAP's own
+    layout = rounds * task.params.neighbours * (1 + SHOVES) * task.params.dimensions
+    clusterer = task.params.starts * ITERATIONS * task.k * task.params.dimensions**2
+    return Cost(COMPILING + float(task.n) * (layout + clusterer), efficiency=EFFICIENCY)
 
 
 UMAP_GMM = Method(title="UMAP + {clusterer}", params=UMAPParams, fit=fit, cost=count_work, small={})
