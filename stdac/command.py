@@ -26,6 +26,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
+    "umap": "umap",
     "ray": "ray",
     "submitit": "slurm",
 }

@@ -29,6 +29,8 @@ CPU = Machine(device="cpu", compile="off", threads=1)
 
 SMALLER: dict[str, dict[str, Any]] = {
     "pca-kmeans": {"params": {"components": 10}},
+    "hog-kmeans": {"params": {"restarts": 2}},
+    "colour-kmeans": {"params": {"restarts": 2}},
     "dec": {"epochs": 3, "params": {"width": 0.05, "pretrain_epochs": 3, "update_interval": 4, "tolerance": 0.0}},
     "dac-star": {"params": {"width": 0.1, "macro_batch": 100, "passes": 1, "batch": 32}},
     "st-dac": {"params": {"stn": 2, "width": 0.1, "macro_batch": 100, "passes": 1, "lr": 1e-4}},

@@ -18,6 +18,7 @@ from cluster_jobs.commands.stdac import main as stdac_main
 from export.cli import _print_progress
 from export.cluster import Progress
 from stdac.data import load
+from stdac.methods import METHODS
 from stdac.methods.st_dac import STDACParams
 from stdac.pictures.formats import SUFFIXES
 from tests.test_launch import run
@@ -81,7 +82,7 @@ NO_GRID = "unknown grid 'papre': expected one of paper, paper-narrow, quick, or 
         ),
         (
             (*TRAIN, "digits", "--method", "dbc"),
-            "unknown method 'dbc': expected one of kmeans, pca-kmeans, dec, dac-star, st-dac",
+            f"unknown method 'dbc': expected one of {', '.join(METHODS)}",
         ),
         (
             (*TRAIN, "digits", "--set", "widht=2"),

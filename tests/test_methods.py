@@ -42,9 +42,14 @@ def test_a_trial_leaves_rows_assignments_and_a_model_that_agree(
     assert rows.schema.equals(METRICS)
     keys = list(zip(rows["phase"].to_pylist(), rows["epoch"].to_pylist(), strict=True))
     assert len(set(keys)) == len(keys)
-    assert keys[-1][0] == "deployed" and "cluster" in {phase for phase, _ in keys}
+    assert "cluster" in {phase for phase, _ in keys}
     assigned = pq.read_table(path / "assignments.parquet")
     assert assigned.schema.equals(ASSIGNMENTS) and assigned.num_rows == 200
+    if METHODS[method].build is None:
+        assert keys == [("cluster", 0)] and not (path / "model.pt").exists()
+        assert not assigned["protocol_confidence"].null_count and rows["mean_confidence"][0].as_py() > 0
+        return
+    assert keys[-1][0] == "deployed"
     model, config = load_model(path / "model.pt")
     images = torch.from_numpy(load("digits", limit=200).images)
     with torch.no_grad():
@@ -111,15 +116,15 @@ def digest(path) -> str:
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_ground_truth_changes_no_weight(method: str) -> None:
+def test_ground_truth_changes_no_weight_and_no_cluster(method: str) -> None:
     dataset, trial = load("digits", limit=200), resolve(small(method))
     permuted = Dataset(dataset.images, np.random.default_rng(0).permutation(dataset.labels))
-    models = []
+    kept = []
     for data in (dataset, permuted, Dataset(dataset.images, None)):
-        scorer = Scorer(trial, data, "cpu")
-        models.append(fit(trial, data.images, scorer, CPU, {}).model.state_dict())
-    for name, tensor in models[0].items():
-        assert torch.equal(tensor, models[1][name]) and torch.equal(tensor, models[2][name]), name
+        fitted = fit(trial, data.images, Scorer(trial, data, "cpu"), CPU, {})
+        kept.append({"labels": fitted.labels} | ({} if fitted.model is None else fitted.model.state_dict()))
+    for name, tensor in kept[0].items():
+        assert torch.equal(tensor, kept[1][name]) and torch.equal(tensor, kept[2][name]), name
 
 
 def test_seeds_differ() -> None:
