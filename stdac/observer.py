@@ -25,7 +25,7 @@ class Observer:
         """A step was taken."""
 
     def on_clusters(self, clusters: "NDArray[np.int64]") -> None:
-        """All images were clustered in the main phase, (N,) with -1 for noise; the row of that follows."""
+        """All images were clustered, (N,) with -1 for noise; the row of that follows."""
 
     def on_score(self, row: Mapping[str, Any]) -> None:
         """A row of METRICS was added."""

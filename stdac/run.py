@@ -68,7 +68,7 @@ class Scorer:
             if self.protocol is not None:
                 moved = {MOVED: float((clusters != self.protocol.clusters).double().mean())}
             self.protocol = Assignment(clusters, None if confidence is None else confidence.cpu())
-            self.observer.on_clusters(clusters.numpy())
+        self.observer.on_clusters(clusters.numpy())
         row = {
             "trial_id": self.trial.id,
             "method": self.trial.method,

@@ -7,6 +7,7 @@ the time of day has a part in it: the same command on the same pictures is the s
 
 import math
 from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,15 +18,13 @@ from stdac.methods.method import Method
 from stdac.pictures.batches import Batch, Source
 from stdac.pictures.child import Child
 from stdac.pictures.decode import measure_each_safely
+from stdac.presets import NATIVE, PRESETS
 from stdac.words import count_noun
 
 SIDE = 28  # pixels: what the networks were made for and measured on
 LARGEST_SIDE = 32  # up to it pictures of one size stay as they are
 MOST_EPOCHS = 400  # below 320 pictures fewer images are seen: the same few teach little more
 BATCHES, OF_EACH = 16, 16  # whose sizes are looked at
-
-NATIVE = "native"
-"""The image size of pictures that are to stay as they are."""
 
 
 class Survey(NamedTuple):
@@ -34,27 +33,6 @@ class Survey(NamedTuple):
 
     images: int
     sizes: frozenset[tuple[int, int]]
-
-
-class Preset(NamedTuple):
-    """What suits a kind of pictures. spec: keys of a trial; params: of its method."""
-
-    spec: Mapping[str, Any]
-    params: Mapping[str, Any]
-
-    @property
-    def flags(self) -> str:
-        """The flags of `stdac train` that it stands for."""
-        words = [f"--{name.replace('_', '-')} {value}" for name, value in self.spec.items()]
-        return " ".join(words + [f"--set {name}={value}" for name, value in self.params.items()])
-
-
-PRESETS: dict[str, Preset] = {
-    "glyphs": Preset({"image_size": SIDE, "background": "auto"}, {"stn": 0, "width": 0.25}),
-    "moved": Preset({"image_size": SIDE, "background": "auto"}, {"stn": 2, "width": 0.25}),
-}
-"""glyphs: letters, signs and drawings that stand upright and fill the picture alike. moved: such things anywhere in the
-picture, turned and of any size."""
 
 
 def is_own(dataset: str) -> bool:
@@ -81,6 +59,16 @@ def survey_source(source: Source) -> Survey:
 def _draw_evenly(batch: Batch) -> Batch:
     """OF_EACH images of a batch at most."""
     return batch.select(np.unique(np.linspace(0, len(batch) - 1, OF_EACH).round().astype(np.int64)))
+
+
+def fill_preset(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The specification of a trial with what it leaves out, or has None in, from a preset; of the parameters those that
+    its method has."""
+    preset, kind = PRESETS[name], METHODS[spec["method"]].params
+    known = {f.name for f in fields(kind)}
+    params = {key: value for key, value in preset.params.items() if key in known}
+    given = {key: value for key, value in spec.items() if value is not None}
+    return {**spec, **preset.spec, **given, "params": params | dict(spec.get("params") or {})}
 
 
 def choose_epochs(method: Method, images: int, passes: int = 1) -> int:
@@ -113,7 +101,10 @@ def fill_sizes(spec: Mapping[str, Any], found: Survey) -> tuple[dict[str, Any], 
         side = choose_side(found)
         lines += [explain_side(found, side)] if side else []
     narrow = {name: value for name, value in method.on_pictures.items() if name not in given}
-    lines += [f"{name} {value:g}, which costs little and is faster; --set {name}=1 is the full" for name, value in narrow.items()]
+    lines += [
+        f"{name} {value:g}, which loses little and is faster; --set {name}=1 for all of it"
+        for name, value in narrow.items()
+    ]
     epochs = spec.get("epochs")
     if epochs is None and method.epochs:
         images = min(found.images, spec.get("limit") or found.images)
