@@ -71,16 +71,16 @@ def fill_preset(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
     return {**spec, **preset.spec, **given, "params": params | dict(spec.get("params") or {})}
 
 
-def choose_epochs(method: Method, images: int, passes: int = 1) -> int:
-    """Epochs in which enough images are seen: Method.images_seen in all, at least the method's own number, at most
-    MOST_EPOCHS. passes: over the images in an epoch.
+def choose_epochs(method: Method, images: int, passes: int = 1, share: float = 1.0) -> int:
+    """Epochs in which enough images are seen: Method.images_seen in all, or a share of it, at least the method's own
+    number, at most MOST_EPOCHS. passes: over the images in an epoch.
 
     >>> choose_epochs(METHODS["st-dac"], 3200), choose_epochs(METHODS["st-dac"], 70_000)
     (40, 10)
     """
     if not method.images_seen:
         return method.epochs
-    wanted = math.ceil(method.images_seen / max(1, images * passes))
+    wanted = math.ceil(share * method.images_seen / max(1, images * passes))
     return max(method.epochs, min(MOST_EPOCHS, wanted))
 
 
