@@ -116,7 +116,7 @@ def suggest_k_command(
     backend = use_this_machine("as asked", Request(run, Options(device), workers=workers))
     confirm(grid, run, images, backend, yes)
     _keep_images(asked, run, images, files)
-    launch(grid, run, backend)
+    launch(grid, run, backend, len(images))
     curves = score_study(run, {trial.id for trial in grid.trials}, images)
     suggestion = suggest(curves)
     click.echo(describe_study(curves, suggestion))
@@ -251,8 +251,8 @@ def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Back
         click.confirm("Go on?", abort=True, err=True)
 
 
-def launch(grid: "Grid", run: Path, backend: "Backend") -> None:
-    """Run what is missing on this machine. Raises StdacError where it was stopped, or too few trials ended well."""
+def launch(grid: "Grid", run: Path, backend: "Backend", n: int) -> None:
+    """Run what is missing on this machine, on n images. Raises StdacError where it was stopped, or too few trials ended well."""
     from cluster_jobs.backends import drive
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.pace import write_costs
@@ -260,7 +260,7 @@ def launch(grid: "Grid", run: Path, backend: "Backend") -> None:
 
     ledger = Ledger(run)
     vanished = ledger.plan(add_needs(grid.trials), grid.text)
-    write_costs(run, grid.trials, gpu=backend.gpu)
+    write_costs(run, grid.trials, gpu=backend.gpu, images=n)
     earlier = [trial_id for trial_id in vanished if ledger.status(trial_id).state != "done"]
     if earlier:
         click.echo(f"and {count_noun(len(earlier), 'trial')} asked for in this folder before, not done yet", err=True)
