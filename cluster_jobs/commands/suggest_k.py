@@ -252,7 +252,8 @@ def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Back
 
 
 def launch(grid: "Grid", run: Path, backend: "Backend", n: int) -> None:
-    """Run what is missing on this machine, on n images. Raises StdacError where it was stopped, or too few trials ended well."""
+    """Run what is missing on this machine, on n images. Raises StdacError where it was stopped, or too few trials ended
+    well."""
     from cluster_jobs.backends import drive
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.pace import write_costs
