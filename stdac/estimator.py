@@ -48,11 +48,12 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
     so that uint8 images and the same divided by 255 are one thing. N >= 2, K <= N, H and W >= 8 (16 with stn=3).
 
     n_clusters: K >= 2. stn: number of spatial transformers, 0 to 3. epochs: over all images; the paper's 10 suit
-    tens of thousands, None takes as many as fewer images need, see `stdac.sizing`. width: factor on the layers' channels, below 1 for speed. preset: "code"
-    (released scripts) or "text" (the paper's words). augmentation: None for the preset's, or "none", "dac-mnist",
-    "dac-cifar" (mirrors images), "dec-da". macro_batch: images labelled at once; passes: over each macro-batch; batch:
-    images a step; lr: Adam's learning rate. image_shape: (H, W) or (H, W, C) of flattened images; None takes the
-    smallest square that holds a row. device: "auto", "cpu", "cuda", "cuda:1". random_state: int, RandomState or None.
+    tens of thousands, None takes as many as fewer images need, see `stdac.sizing`. width: factor on the layers'
+    channels, below 1 for speed. preset: "code" (released scripts) or "text" (the paper's words). augmentation: None for
+    the preset's, or "none", "dac-mnist", "dac-cifar" (mirrors images), "dec-da". macro_batch: images labelled at once;
+    passes: over each macro-batch; batch: images a step; lr: Adam's learning rate. image_shape: (H, W) or (H, W, C) of
+    flattened images; None takes the smallest square that holds a row. device: "auto", "cpu", "cuda", "cuda:1".
+    random_state: int, RandomState or None.
 
     After `fit`: labels_ (N,) int64 in [0, K), history_ (a dict for every epoch, epoch 0 untrained), n_iter_,
     n_features_in_ (H*W*C), image_shape_ (H, W, C), value_range_, model_ (torch module on the last device used).
