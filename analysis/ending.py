@@ -34,15 +34,16 @@ def describe_sizes(clusters: NDArray[np.int64], k: int) -> str:
 
 
 def describe_separation(fitted: Fitted, images: NDArray[np.uint8], k: int) -> str | None:
-    """The silhouettes of a trial's clusters and of k-means' in a sentence; None where there is no embedding, or but one
-    cluster."""
+    """The silhouettes of a trial's clusters and of k-means' in a sentence; None where there are none to compare."""
     index = np.sort(np.random.default_rng(0).permutation(len(images))[:SAMPLE])
     if fitted.model is None or k >= len(index):
         return None
     points = embed_images(fitted.model, images[index], fitted.labels.device)
+    if not np.isfinite(points).all():
+        return None
     own, other = compare_with_kmeans(points, fitted.labels.cpu().numpy()[index], k)
     if np.isnan(own):
-        return None
+        return "all images are in one cluster"
     return f"silhouette in the embedding {format_score(own)}, of k-means there {format_score(other)}"
 
 

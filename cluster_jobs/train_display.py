@@ -121,4 +121,5 @@ class TrainDisplay(Observer):
             click.echo(describe_settling(self.moved, self.trial.epochs), err=True)
         if self.trial.epochs and not self.has_labels:
             separation = describe_separation(fitted, images, self.trial.n_clusters)
-            click.echo(separation or "all images are in one cluster", err=True)
+            if separation is not None:
+                click.echo(separation, err=True)
