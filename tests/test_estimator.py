@@ -118,6 +118,11 @@ def test_attributes_after_fit(fitted: STDAC) -> None:
     assert not {"acc", "nmi", "ari", "purity"} & set(fitted.history_[-1])
 
 
+def test_few_images_get_more_epochs_where_the_number_is_left_open() -> None:
+    assert [STDAC(epochs=None)._trial(n).epochs for n in (3200, 70_000)] == [40, 10]
+    assert STDAC()._trial(3200).epochs == 10
+
+
 # --- ways to hand images over
 
 

@@ -12,7 +12,7 @@ from stdac.data import Dataset, load
 from stdac.folder import Attempt, TrialFolder
 from stdac.methods import METHODS, resolve
 from stdac.model_file import load_model
-from stdac.record import ASSIGNMENTS, METRICS
+from stdac.record import ASSIGNMENTS, METRICS, drop_terms
 from stdac.run import Scorer, fit, run_trial
 from stdac.train import Progress
 from tests.conftest import CPU, Watch, results_of, small
@@ -39,7 +39,9 @@ def test_a_trial_leaves_rows_assignments_and_a_model_that_agree(
 ) -> None:
     _, path = results_of(undisturbed[method])
     rows = pq.read_table(path / "metrics.parquet")
-    assert rows.schema.equals(METRICS)
+    assert drop_terms(rows.schema).equals(METRICS)
+    moved = rows.filter(rows["main"])["term_moved"].to_pylist() if METHODS[method].epochs else [None]
+    assert moved[0] is None and all(0 <= share <= 1 for share in moved[1:])
     keys = list(zip(rows["phase"].to_pylist(), rows["epoch"].to_pylist(), strict=True))
     assert len(set(keys)) == len(keys)
     assert "cluster" in {phase for phase, _ in keys}
