@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from cluster_jobs.request import Options, Request
 from stdac.errors import StdacError
 from stdac.record import TIMINGS
 from tests.traps import is_untouched, set_traps
+from tests.waiting import LONG_S, wait_for
 
 GRID = """
 [defaults]
@@ -42,8 +42,11 @@ def command(*words: object) -> list[str]:
 
 
 def run(*words: object, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of ours to its end."""
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), **environment}
-    return subprocess.run(command(*words), cwd=cwd, env=env, capture_output=True, text=True, timeout=400, check=False)
+    return subprocess.run(
+        command(*words), cwd=cwd, env=env, capture_output=True, text=True, timeout=LONG_S, check=False
+    )
 
 
 def launched(cwd: Path, *words: str) -> dict[str, object]:
@@ -60,14 +63,6 @@ def begin(cwd: Path, *words: object) -> subprocess.Popen[bytes]:
     (cwd / "grid.toml").write_text(GRID)
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command(*words), cwd=cwd, env=env, stderr=subprocess.PIPE, start_new_session=True)
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Until the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 LAUNCH = ("stdac-grid", "launch", "grid.toml", "--out", "run", "--backend", "local", "--workers", "2")
@@ -107,7 +102,7 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_same_result(
 ) -> None:
     driver = begin(tmp_path, *LAUNCH)
     chance = random.Random(seed)
-    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")) or driver.poll() is not None)
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")), of=driver)
     time.sleep(chance.uniform(0, 2))
     leases = [json.loads(p.read_text()) for p in tmp_path.glob("run/trials/*/lease-*.json")]
     victims = [driver.pid] if seed == 2 else [lease["pid"] for lease in leases]
@@ -120,7 +115,7 @@ def test_killed_at_a_random_moment_it_goes_on_to_the_same_result(
         driver.communicate()
         wait_for(lambda: not any(alive(lease["pid"]) for lease in leases))  # workers end with their driver
     else:
-        assert driver.communicate(timeout=300) and driver.returncode == 0  # the driver restarts what died
+        assert driver.communicate(timeout=LONG_S) and driver.returncode == 0  # the driver restarts what died
     assert launched(tmp_path, "--workers", "2") == undisturbed
 
 
@@ -139,12 +134,12 @@ def test_ray_gives_the_same_rows_as_local(undisturbed: dict[str, object], tmp_pa
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_ends_every_process_and_gives_the_leases_back(times: int, tmp_path: Path) -> None:
     driver = begin(tmp_path, *LAUNCH)
-    wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")))
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")), of=driver)
     time.sleep(1)
     for _ in range(times):
         os.killpg(driver.pid, signal.SIGINT)  # as a terminal does: the workers get it too
         time.sleep(0.1)
-    _, said = driver.communicate(timeout=120)
+    _, said = driver.communicate(timeout=LONG_S)
     assert driver.returncode == 1 and b"Traceback" not in said
     assert "running" not in {s.state for s in Ledger(tmp_path / "run").statuses()}
     with pytest.raises(ProcessLookupError):
@@ -154,7 +149,7 @@ def test_ctrl_c_ends_every_process_and_gives_the_leases_back(times: int, tmp_pat
 def test_two_launches_on_one_folder_at_once_do_no_harm(undisturbed: dict[str, object], tmp_path: Path) -> None:
     drivers = [begin(tmp_path, *LAUNCH) for _ in range(2)]
     for driver in drivers:
-        _, said = driver.communicate(timeout=300)
+        _, said = driver.communicate(timeout=LONG_S)
         assert driver.returncode == 0, said
     assert outcome(tmp_path / "run") == undisturbed
 
@@ -178,15 +173,15 @@ def test_work_needs_no_launch_and_leaves_at_a_checkpoint(undisturbed: dict[str, 
     """What a batch system does to it: SIGUSR2 before the time limit, then it is started again."""
     words = ("stdac-grid", "work", "run", "--grid", "grid.toml", "--workers", "2", "--device", "cpu")
     worker = begin(tmp_path, *words)
-    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")))
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")), of=worker)
     worker.send_signal(signal.SIGUSR2)
-    _, said = worker.communicate(timeout=100)
+    _, said = worker.communicate(timeout=LONG_S)
     assert worker.returncode == 0, said
     states = {s.state for s in Ledger(tmp_path / "run").statuses()}
     assert "running" not in states and "waiting" in states
     left = [json.loads(p.read_text()) for p in tmp_path.glob("run/trials/*/attempt-*/progress.json")]
     assert left and all(progress["step"] <= 1 for progress in left)
-    begin(tmp_path, *words).communicate(timeout=200)
+    begin(tmp_path, *words).communicate(timeout=LONG_S)
     assert outcome(tmp_path / "run") == undisturbed
 
 
@@ -194,10 +189,10 @@ def test_a_pause_survives_a_kill_leaves_paused_trials_alone_and_is_ended_by_the_
     undisturbed: dict[str, object], tmp_path: Path
 ) -> None:
     driver = begin(tmp_path, *LAUNCH, "--pause-after", "2")
-    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")))
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/attempt-*/checkpoint.pt")), of=driver)
     leases = [json.loads(p.read_text()) for p in tmp_path.glob("run/trials/*/lease-*.json")]
     os.kill(leases[-1]["pid"], signal.SIGKILL)
-    _, said = driver.communicate(timeout=200)
+    _, said = driver.communicate(timeout=LONG_S)
     assert driver.returncode == 0 and b"paused: 4 trials" in said
     again = run("stdac-grid", "work", "run", "--workers", "2", "--pause-after", "1", cwd=tmp_path)
     assert again.returncode == 0 and "0 trials done here, 0 failed" in again.stdout
@@ -271,7 +266,7 @@ def test_help_costs_less_than_three_tenths_of_a_second(tool: str, tmp_path: Path
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=LONG_S,
         check=False,
     )
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "0"
