@@ -64,6 +64,23 @@ def _small_models() -> Iterator[None]:
         yield
 
 
+CONVERTED: dict[tuple[str, str, bool], onnx.ModelProto] = {}
+
+
+@pytest.fixture
+def converted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that this fixture has seen is not converted again: for tests of what comes after its graph in fp32."""
+    real = to_onnx.convert
+
+    def convert(graph: Graph, config: ModelConfig) -> onnx.ModelProto:
+        key = (config.trial.method, hash_model(graph.model), graph.with_embedding)
+        if key not in CONVERTED:
+            CONVERTED[key] = real(graph, config)
+        return copy.deepcopy(CONVERTED[key])
+
+    monkeypatch.setattr(to_onnx, "convert", convert)
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """model.pt by the number of spatial transformers, each of one epoch."""
@@ -240,6 +257,7 @@ def test_a_model_that_keeps_the_clusters_of_its_images_but_not_of_moved_ones_is_
     assert np.array_equal(verify_module.move(real.images), verify_module.move(real.images))
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 @pytest.mark.parametrize("method", ["kmeans", "pca-kmeans"])
 def test_k_means_has_no_layer_to_make_smaller_and_says_so(method: str, precision: str, tmp_path: Path) -> None:
@@ -328,6 +346,7 @@ def test_int8_uses_no_labels(
     assert (tmp_path / "m.onnx").read_bytes() == reduced["int8"].path.read_bytes()
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_images_given_without_labels_are_measured_but_not_scored(trained: dict[int, Path], tmp_path: Path) -> None:
     images = np.repeat(load("digits", limit=120).images, 3, axis=1).transpose(0, 2, 3, 1)  # (N, H, W, 3)
     report = export_model(trained[0], tmp_path / "m.onnx", images[:, ::2, ::2], precision="int8")
@@ -335,6 +354,7 @@ def test_images_given_without_labels_are_measured_but_not_scored(trained: dict[i
     assert report.agreement.accuracy is None
 
 
+@pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_a_poor_agreement_is_refused_and_nothing_is_written(
     trained: dict[int, Path], tmp_path: Path, precision: str, monkeypatch: pytest.MonkeyPatch
@@ -347,6 +367,7 @@ def test_a_poor_agreement_is_refused_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.usefixtures("converted_once")
 def test_int8_calibrated_on_noise_is_refused(trained: dict[int, Path], tmp_path: Path) -> None:
     graph, proto = (
         Graph(load_model(trained[0])[0]).eval(),

@@ -12,7 +12,7 @@ import pytest
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.slurm_queue import find_ends, list_jobs, name_jobs
 from tests.cluster.conftest import Lab, with_and_without_accounting
-from tests.test_launch import command, outcome, run
+from tests.test_launch import command, outcome, run, work_alone
 from tests.test_needs import check_backend, toys
 from tests.traps import is_untouched, set_traps
 from tests.waiting import LONG_S, wait_for
@@ -26,8 +26,6 @@ GRID = """
 [defaults]
 dataset = "digits"
 limit = 200
-[[trials]]
-method = "kmeans"
 [[trials]]
 epochs = 3
 seeds = 2
@@ -48,14 +46,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What the grid comes to on one machine."""
-    return local_outcome(tmp_path_factory.mktemp("local"), GRID)
-
-
-def local_outcome(folder: Path, grid: str) -> dict[str, object]:
-    (folder / "grid.toml").write_text(grid)
-    done = run("stdac-grid", "launch", "grid.toml", "--out", "run", "--backend", "local", "--workers", "2", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return outcome(folder / "run")
+    return work_alone(tmp_path_factory.mktemp("local"), GRID)
 
 
 def begin(folder: Path, *words: object, grid: str = GRID) -> subprocess.Popen[str]:
@@ -98,7 +89,6 @@ def trials_begun(folder: Path) -> bool:
     return bool(list(folder.glob("trials/*/attempt-*/checkpoint.pt")))
 
 
-@with_and_without_accounting
 def test_a_grid_comes_to_the_same_as_locally_and_leaves_nothing(
     slurm: Lab, local: dict[str, object], tmp_path: Path
 ) -> None:
@@ -224,7 +214,7 @@ def test_a_time_limit_of_two_minutes_is_survived(slurm: Lab, tmp_path: Path) -> 
     attempts = [status.detail["attempts"] for status in Ledger(tmp_path / "run").statuses()]
     assert max(attempts) > 1 and said.count("submitted SLURM job") == 1  # requeued, not submitted again
     (tmp_path / "local").mkdir()
-    assert outcome(tmp_path / "run") == local_outcome(tmp_path / "local", LONG)
+    assert outcome(tmp_path / "run") == work_alone(tmp_path / "local", LONG)
     wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"))
 
 
@@ -240,7 +230,7 @@ def test_a_nodes_power_cut_costs_the_epoch_in_progress(slurm: Lab, tmp_path: Pat
     attempts = [status.detail["attempts"] for status in Ledger(tmp_path / "run").statuses()]
     assert max(attempts) > 1
     (tmp_path / "local").mkdir()
-    assert outcome(tmp_path / "run") == local_outcome(tmp_path / "local", LONG)
+    assert outcome(tmp_path / "run") == work_alone(tmp_path / "local", LONG)
 
 
 @pytest.mark.slow
