@@ -50,7 +50,7 @@ from stdac.metrics import accuracy
 from stdac.model_file import ModelConfig, load_model, save_model
 from stdac.run import run_trial
 
-STN = (0, 2, 3)
+STN = (0, 2)
 NewFolder = Callable[[str], TrialFolder]
 NAMES = tuple(f"Ziffer „{i}“" for i in range(10))
 
@@ -465,7 +465,7 @@ def test_the_file_tells_nothing_about_this_machine(
 ) -> None:
     private = tmp_path / "secret folder" / "pictures"
     export_model(save_untrained(tmp_path / "m.pt", "kmeans", {}, str(private)), tmp_path / "m.onnx")
-    for path in (exported[3], tmp_path / "m.onnx", *(report.path for report in reduced.values())):
+    for path in (exported[2], tmp_path / "m.onnx", *(report.path for report in reduced.values())):
         proto = onnx.load(path)
         for tensor in proto.graph.initializer:
             tensor.ClearField("raw_data")  # weights hold any three bytes by chance
@@ -602,7 +602,7 @@ def set_theta(proto: onnx.ModelProto) -> None:
 def test_stress_moves_the_samples_and_leaves_the_model_alone(
     trained: dict[int, Path], exported: dict[int, Path]
 ) -> None:
-    graph, proto = Graph(load_model(trained[3])[0]).eval(), onnx.load(exported[3])
+    graph, proto = Graph(load_model(trained[2])[0]).eval(), onnx.load(exported[2])
     before, proto_before = copy.deepcopy(graph.state_dict()), proto.SerializeToString()
     x = torch.from_numpy(load("digits").images[:4])
     with torch.no_grad():
@@ -646,7 +646,7 @@ def test_an_operator_without_a_cuda_kernel_is_refused_unless_the_file_is_for_cpu
 
 
 def test_what_only_serves_a_sampling_grid_and_the_last_layer_stay_in_float(exported: dict[int, Path]) -> None:
-    proto = onnx.load(exported[3])
+    proto = onnx.load(exported[2])
     kept = list_float_nodes(proto)
     for node in proto.graph.node:
         if any("localisation" in name or "dense2" in name for name in node.input) or node.op_type == "Tanh":

@@ -179,7 +179,7 @@ def test_a_detached_launch_is_cancelled_and_goes_on(undisturbed: dict[str, objec
     assert any(s.state == "waiting" for s in ledger.statuses())
     refused = run("stdac-grid", "work", "run", cwd=tmp_path)
     assert refused.returncode == 1 and "stdac-grid retry" in refused.stderr
-    assert launched(tmp_path, "--workers", "2") == undisturbed
+    assert launched(tmp_path, "--workers", "1") == undisturbed
 
 
 def test_work_needs_no_launch_and_leaves_at_a_checkpoint(undisturbed: dict[str, object], tmp_path: Path) -> None:
@@ -207,13 +207,13 @@ def test_a_pause_survives_a_kill_leaves_paused_trials_alone_and_is_ended_by_the_
     os.kill(leases[-1]["pid"], signal.SIGKILL)
     _, said = driver.communicate(timeout=LONG_S)
     assert driver.returncode == 0 and b"paused: 4 trials" in said
-    again = run("stdac-grid", "work", "run", "--workers", "2", "--pause-after", "1", cwd=tmp_path)
+    again = run("stdac-grid", "work", "run", "--workers", "1", "--pause-after", "1", cwd=tmp_path)
     assert again.returncode == 0 and "0 trials done here, 0 failed" in again.stdout
     statuses = Ledger(tmp_path / "run").statuses()
     assert [s.detail for s in statuses if s.state == "waiting"] == [{"epoch": 2, "epochs": 3}] * 4
     assert sum(len(list(p.glob("lease-*.json"))) for p in tmp_path.glob("run/trials/*")) <= 5 + 2
     assert "after epoch 2/3" in run("stdac-grid", "status", "run", cwd=tmp_path).stdout
-    assert launched(tmp_path, "--workers", "2") == undisturbed
+    assert launched(tmp_path, "--workers", "1") == undisturbed
 
 
 def test_logs_and_status_say_what_happened(finished: Path) -> None:
