@@ -364,7 +364,7 @@ def array_bombs(folder: Path) -> None:
 
 def parquet_bombs(folder: Path, picture: bytes) -> None:
     """Parquet files that lie, or unpack to too much."""
-    large = pa.array([bytes(200 << 20)]).take(pa.array([0] * 9))
+    large = pa.array([bytes(200 << 20)]).take(pa.array([0] * 6))
     pq.write_table(pa.table({"image": large}), folder / "values.parquet", compression="zstd")
     labels = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["\ud800"]}}}}
     table = pa.table({"image": [picture], "label": [0]}).replace_schema_metadata({"huggingface": json.dumps(labels)})
@@ -613,7 +613,7 @@ def hostile_labels(folder: Path) -> dict[str, Path]:
     for name, data in texts.items():
         (folder / name).write_bytes(data)
     os.mkfifo(folder / "fifo.csv")
-    large = pa.array(["x" * (100 << 20)]).take(pa.array([0] * 20))
+    large = pa.array(["x" * (100 << 20)]).take(pa.array([0] * 11))
     pq.write_table(pa.table({"file": large, "label": large}), folder / "large.parquet", compression="zstd")
     return {name: folder / name for name in [*texts, "fifo.csv", "large.parquet"]}
 
