@@ -89,12 +89,12 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 def launching(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     """A launch that is going on, and no more when the test is over; what it says is in folder/said."""
     (folder / "grid.toml").write_text(GRID)
-    with open(folder / "said", "w") as said:
+    with open(folder / "said", "w") as output:
         driver = subprocess.Popen(
             command(*LAUNCH, *words),
             cwd=folder,
             env=ENVIRONMENT | {MARK: str(folder)},
-            stderr=said,
+            stderr=output,
             text=True,
             start_new_session=True,
         )
