@@ -67,14 +67,19 @@ def results_of(folder: TrialFolder) -> tuple[pa.Table, Path]:
 
 LONGEST_FIRST = (
     "cluster/test_slurm.py",
-    "cluster/test_ray.py",
-    "test_chaos.py",
-    "test_export.py",
     "test_launch.py",
+    "cluster/test_ray.py",
+    "test_export.py",
+    "test_docs.py",
     "test_fuzz.py",
-    "test_cluster.py",
+    "test_sources.py",
     "test_page.py",
     "test_gallery.py",
+    "test_cluster.py",
+    "test_doctor.py",
+    "test_suggest_k.py",
+    "test_needs.py",
+    "test_cli.py",
 )
 """Files that wait for a cluster, then those that compute long: begun last, they would be waited for alone."""
 

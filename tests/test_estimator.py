@@ -34,6 +34,7 @@ from stdac.estimator import predict_scores, scale
 from stdac.methods import resolve
 from stdac.model_file import ModelConfig, load_model, save_model
 from stdac.torch_state import fix_state
+from tests.waiting import LONG_S
 
 ONE_CLUSTER = "it asks for one cluster, which is refused: there is nothing to learn from pairs that are all alike"
 NOT_FOR_IMAGES = {
@@ -303,14 +304,14 @@ def test_a_prediction_beside_a_fit_puts_nothing_back_that_the_fit_still_needs() 
     def stay() -> None:
         with fix_state():
             inside.set()
-            leave.wait(30)
+            leave.wait(LONG_S)
 
     torch.set_default_dtype(torch.float64)
     try:
         other = threading.Thread(target=stay)
         with fix_state():
             other.start()
-            assert inside.wait(30)
+            assert inside.wait(LONG_S)
         assert torch.get_default_dtype() == torch.float32
         leave.set()
         other.join()
@@ -441,4 +442,4 @@ def test_importing_stdac_does_not_import_torch() -> None:
     code = (
         "import stdac, sys; assert 'STDAC' in dir(stdac); assert not {'torch', 'sklearn', 'numpy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG_S)

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from stdac.command import Commands
 from stdac.errors import StdacError
 from stdac.methods import METHODS, resolve
 from stdac.record import ASSIGNMENTS
+from tests.waiting import wait_for
 
 
 def curve(k: int, agreement: float, silhouette: float, error: float = 0.02) -> Scores:
@@ -234,10 +234,7 @@ def test_ctrl_c_loses_nothing(three: Path) -> None:
     words = [sys.executable, "-c", COMMAND, "suggest-k", str(three / "three.npz"), *given, "--device", "cpu"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not list(three.glob("run/trials/*/done.json")):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.05)
+        wait_for(lambda: list(three.glob("run/trials/*/done.json")), of=process)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         said = process.stderr.read().decode()
