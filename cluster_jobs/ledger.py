@@ -44,7 +44,7 @@ class Status(NamedTuple):
 
 
 class Ledger:
-    """The run folder at `path`. Any number of processes may have one open: it remembers only what is final, and little.
+    """The run folder at `path`. Any number of processes may have one open: it remembers what is done, and little more.
 
     pause_after: trials are to stop after this epoch of their main phase. A trial whose checkpoint has reached it is
     "paused" in this ledger, where it would else be "waiting".
@@ -191,7 +191,7 @@ class Ledger:
         return [self.status(trial_id) for trial_id in self.ids()]
 
     def state(self, trial_id: str, known: Mapping[str, State] = MappingProxyType({})) -> State:
-        """In which state one trial is; that it is done is remembered. known: see `status`."""
+        """In which state one trial is; that it is done is remembered until `states` misses it. known: see `status`."""
         if trial_id in self._done:
             return "done"
         state = self.status(trial_id, known).state
@@ -204,10 +204,11 @@ class Ledger:
 
         Of thousands only those are looked at that were begun and not done, or that need others.
         """
-        begun: set[str] = set()
+        looked_at = {*self._done, *self._needs} if self.ids() else set()
         with suppress(OSError), os.scandir(self.path / "trials") as folders:
-            begun = {folder.name for folder in folders if folder.name not in self._done}
-        looked_at = {*begun, *self._done, *self._needs} if self.ids() else begun
+            begun = {folder.name for folder in folders}
+            looked_at |= begun
+            self._done &= begun  # one that a doctor has put aside meanwhile runs again
         states: dict[str, State] = {}
         for trial_id in self._ids:
             states[trial_id] = self.state(trial_id, states) if trial_id in looked_at else "waiting"
