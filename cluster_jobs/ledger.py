@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from analysis.runs import can_look_at, gather_rows, read_collected, read_main_rows, write_collected
+from analysis.runs import gather_rows, look_at, read_collected, read_main_rows, write_collected
 from cluster_jobs.plan import PART, Planned, encode_trials, read_trials
 from stdac.errors import StdacError
 from stdac.files import explain_refusal, link_once, read_file_time
@@ -246,13 +246,13 @@ class Ledger:
         """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none."""
         losses: dict[Path, float] = {}
         for trial_id, trial in self.trials().items():
-            if trial["method"] != method or not can_look_at(self.folder(trial_id)):
-                continue
-            path = self.folder(trial_id).result()
-            if path is not None:
-                last = read_main_rows(path / "metrics.parquet")[-1]
-                if last["loss"] is not None and (path / "model.pt").exists():
-                    losses[path / "model.pt"] = last["loss"]
+            folder = self.folder(trial_id)
+            seen = look_at(folder) if trial["method"] == method else None
+            if seen is not None and seen.done is not None:
+                path = folder.attempt_path(seen.done["attempt"])
+                loss = read_main_rows(path / "metrics.parquet")[-1]["loss"] if (path / "model.pt").exists() else None
+                if loss is not None:
+                    losses[path / "model.pt"] = loss
         if not losses:
             raise StdacError(f"{self.path} has no done {method} trial with a loss and a model: launch its grid first")
         best = min(losses, key=losses.__getitem__)
