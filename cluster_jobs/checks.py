@@ -2,8 +2,9 @@
 
 import io
 import json
+import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 from functools import partial
 from hashlib import sha256
@@ -188,12 +189,12 @@ def _name_damage(path: Path, check: Callable[[Path], T]) -> T:
 def list_folder(folder: Path) -> list[Path]:
     """What is in a folder, by name; nothing where it is gone, or a link."""
     try:
-        return sorted(folder.iterdir()) if is_real_folder(folder) else []
+        return [folder / name for name in sorted(os.listdir(folder))] if is_real_folder(folder) else []
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def number_paths(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
-    """The paths in a folder whose names match, by the number in them."""
-    matches = [(pattern.fullmatch(path.name), path) for path in list_folder(folder)]
+def number_paths(paths: Iterable[Path], pattern: re.Pattern[str]) -> dict[int, Path]:
+    """Those of the paths whose names match, by the number in them."""
+    matches = [(pattern.fullmatch(path.name), path) for path in paths]
     return {int(match[1]): path for match, path in matches if match}
