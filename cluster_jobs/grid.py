@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from stdac.errors import StdacError
 from stdac.text import read_text
-from stdac.trial import Trial
+from stdac.trial import Trial, list_named_trials, list_naming_fields
 
 NAME = re.compile(r"[^./\\][^/\\]{0,99}")
 MOST_TRIALS = 1_000_000  # of a block: a number with a few digits too many would take all memory
@@ -39,8 +39,9 @@ def load_grid(name: str, without: Path | None = None) -> Grid:
     The file has `[defaults]`, perhaps `[slurm]` (see `cluster_jobs.slurm`), and any number of `[[trials]]`
     blocks with the keys of a Trial; `params` is a table of the method's hyperparameters. A list is an axis: a block is
     the product of its axes; of a parameter that is a tuple a list is one value, and a list of lists an axis.
-    `seeds = 10` is short for `seed = [0, ..., 9]`. Equal trials are kept once, in the order of the file, each after
-    those that it needs, which are added. Paths of data sets start in the file's folder. Raises StdacError for an
+    `seeds = 10` is short for `seed = [0, ..., 9]`. A parameter that names trials takes their ids, or blocks of its own,
+    see `resolve_cell`. Equal trials are kept once, in the order of the file, each after those that it needs, which are
+    added. Paths of data sets start in the file's folder. Raises StdacError for an
     unknown preset (the known ones are named), a file that is not TOML, or a trial that `stdac.methods.resolve` refuses.
 
     >>> [trial.params.stn for trial in load_grid("quick").trials if trial.method == "st-dac"]
@@ -63,11 +64,13 @@ def load_grid(name: str, without: Path | None = None) -> Grid:
     for number, block in enumerate(spec["trials"], 1):
         try:
             trials += resolve_block(defaults, block, path.parent)
+        except RecursionError as error:
+            raise StdacError(f"{path}, block {number} of [[trials]]: it has too many blocks within blocks") from error
         except StdacError as error:
             where = "[defaults]" if _is_of_defaults(defaults, block, str(error)) else f"block {number} of [[trials]]"
             raise StdacError(f"{path}, {where}: {error}") from error
     finished = set() if without is None else _list_finished(without)
-    left = [trial for trial in trials if trial.id not in finished]
+    left = _leave_out(trials, finished)
     if not trials:
         raise StdacError(f"{path} has no trials: expected no empty list among its axes")
     if not left:
@@ -80,6 +83,14 @@ def _list_finished(path: Path) -> set[str]:
     from analysis.runs import read_metrics
 
     return set(read_metrics(path)["trial_id"].to_pylist())
+
+
+def _leave_out(trials: list[Trial], finished: set[str]) -> list[Trial]:
+    """The trials that are not finished, and those that they name, whose results they are given."""
+    wanted = {trial.id for trial in trials} - finished
+    for trial in reversed(trials):  # each is after those that it names
+        wanted |= set(list_named_trials(trial.params)) if trial.id in wanted else set()
+    return [trial for trial in trials if trial.id in wanted]
 
 
 def check_keys(path: Path, spec: Mapping[str, Any]) -> None:
@@ -111,9 +122,52 @@ def _read_name(path: Path, spec: Mapping[str, Any]) -> str:
 
 def resolve_block(defaults: Mapping[str, Any], block: Mapping[str, Any], base: Path) -> list[Trial]:
     """The trials of a block in a file in the folder `base`. Raises StdacError as `stdac.methods.resolve` does."""
-    from stdac.methods import resolve
+    return [trial for cell in expand(merge(defaults, block)) for trial in resolve_cell(cell, base)]
 
-    return [resolve(cell, base) for cell in expand(merge(defaults, block))]
+
+SHARED = ("dataset", "limit", "image_size", "background", "source", "n_clusters")
+"""What a block within a trial has from that trial, as its seed, unless it says otherwise."""
+
+
+def resolve_cell(cell: Mapping[str, Any], base: Path) -> list[Trial]:
+    """A trial, after those that its parameters name by blocks of their own, see `stdac.trial.names_trials`.
+
+    Such a block has the trial's data set, number of clusters and seed unless it says otherwise; `seeds = m` in it makes
+    m trials, with the seeds s m, ..., s m + m - 1 where the trial has the seed s: those of two seeds share none.
+    """
+    from stdac.methods import METHODS, list_tuple_params, resolve
+
+    method = str(cell.get("method", "st-dac"))
+    named: list[Trial] = []
+    params = dict(cell["params"])
+    for name in list_naming_fields(METHODS[method].params):
+        if name not in params:
+            continue
+        given = params[name]
+        ids: list[Any] = []
+        for item in given if isinstance(given, list | tuple) else [given]:
+            groups = _resolve_inner(name, item, cell, base) if isinstance(item, Mapping) else []
+            ids += [group[-1].id for group in groups] if isinstance(item, Mapping) else [item]
+            named += [trial for group in groups for trial in group]
+        if name not in list_tuple_params([method]) and len(ids) != 1:
+            raise StdacError(f"got {len(ids)} trials for {name}, expected one: a block with no list and no seeds")
+        params[name] = tuple(ids) if name in list_tuple_params([method]) else ids[0]
+    return [*named, resolve({**cell, "params": params}, base)]
+
+
+def _resolve_inner(name: str, block: Mapping[str, Any], cell: Mapping[str, Any], base: Path) -> list[list[Trial]]:
+    """The trials of a block within a cell, each after those that it names itself."""
+    inner = {key: cell[key] for key in SHARED if cell.get(key) is not None} | dict(block)
+    seed, count = cell.get("seed", 0), inner.get("seeds")
+    if "seed" not in inner and count is None:
+        inner["seed"] = seed
+    elif "seed" not in inner and type(seed) is int and type(count) is int and 1 <= count <= MOST_TRIALS:
+        del inner["seeds"]
+        inner["seed"] = [seed * count + i for i in range(count)]
+    try:
+        return [resolve_cell(each, base) for each in expand(merge({}, inner))]
+    except StdacError as error:
+        raise StdacError(f"in {name}: {error}") from error
 
 
 def _is_of_defaults(defaults: Mapping[str, Any], block: Mapping[str, Any], error: str) -> bool:

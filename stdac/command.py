@@ -1,6 +1,7 @@
 """What the command lines share: errors become one sentence and an exit code; settings are NAME=VALUE."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -136,12 +137,14 @@ def describe_missing(error: ModuleNotFoundError) -> str:
 
 
 def parse_setting(text: str) -> tuple[str, Any]:
-    """A NAME=VALUE of the command line; values are TOML (numbers, true, false), bare words are strings."""
+    """A NAME=VALUE of the command line; values are TOML (numbers, true, false), bare words and trials' ids strings."""
     import tomllib
 
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise StdacError(f"got --set {text}, expected NAME=VALUE, as in --set width=0.5")
+    if re.fullmatch(r"[0-9a-f]{16}", value):  # of digits alone, it would be a number
+        return name, value
     try:
         return name, tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

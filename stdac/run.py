@@ -205,7 +205,7 @@ def finish_attempt(
 
     # the scores of what training leaves, and the files
     if scorer.protocol is None:
-        scorer.score(FIRST_MAIN, 0, Assignment(fitted.labels), {}, main=True)
+        scorer.score(FIRST_MAIN, 0, Assignment(fitted.labels, fitted.confidence), fitted.terms, main=True)
     if fitted.model is not None:
         scorer.score("deployed", scorer.last_epoch, Assignment(fitted.labels), {})
     attempt.check()

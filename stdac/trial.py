@@ -26,6 +26,19 @@ def added(version: str, before: Any, default: Any = MISSING) -> Any:
     return field(default=before if default is MISSING else default, metadata={"added": version, "before": before})
 
 
+def names_trials(default: Any = ()) -> Any:
+    """A field of Params whose value are the ids of other trials, whose results the method is given: a tuple of strings,
+    or one string, which is empty for none.
+
+    >>> @dataclass(frozen=True)
+    ... class FollowerParams(Params):
+    ...     leader: str = names_trials("")
+    >>> list_named_trials(FollowerParams("c6978ba90d329783"))
+    ('c6978ba90d329783',)
+    """
+    return field(default=default, metadata={"names_trials": True})
+
+
 @dataclass(frozen=True)
 class Params:
     """A method's hyperparameters: each method file derives its own, with default, unit and source of every field.
@@ -95,6 +108,17 @@ def _to_plain(value: Any) -> Any:
     if is_dataclass(value):
         return list_values(value)
     return [_to_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def list_naming_fields(kind: type[Any]) -> list[str]:
+    """The fields of a Params dataclass that were made by `names_trials`."""
+    return [f.name for f in fields(kind) if f.metadata.get("names_trials")]
+
+
+def list_named_trials(params: Any) -> tuple[str, ...]:
+    """The ids that the parameters name, see `names_trials`, in the order of the fields."""
+    values = [getattr(params, name) for name in list_naming_fields(type(params))]
+    return tuple(name for value in values for name in ([value] if isinstance(value, str) else value) if name)
 
 
 def list_earlier_values(kind: type[Any]) -> dict[str, Any]:

@@ -84,17 +84,22 @@ def _train_one(
     trial: "Trial", out: Path, machine: "Machine", data_dir: Path | None, results: Mapping[str, "Result"]
 ) -> "Result":
     """Run one trial in OUT, or go on with it. Raises StdacError where another process is at it, or a trial that it
-    needs is not among the results."""
+    needs is neither among the results nor done in OUT."""
     from stdac.folder import TrialFolder
+    from stdac.layout import TRIAL_ID
     from stdac.results import take_result
     from stdac.run import run_trial
     from stdac.trial_data import refuse_changes
 
-    missing = [needed for needed in trial.needs if needed not in results]
-    if missing:
-        raise StdacError(f"trial {trial.id} needs trial {missing[0]}: run both in one grid with stdac-grid launch")
     folder = TrialFolder(out / "trials" / trial.id)
-    needed = [results[needed] for needed in trial.needs]
+    others = {needed: TrialFolder(out / "trials" / name) for name in trial.needs if name not in results}
+    for name, other in others.items():
+        if not TRIAL_ID.fullmatch(name) or other.done() is None:
+            raise StdacError(
+                f"trial {trial.id} needs trial {name}, which is not done in {out}: name its run folder with --out, "
+                "or run both in one grid with stdac-grid launch"
+            )
+    needed = [results[name] if name in results else take_result(others[name]) for name in trial.needs]
     with TrainDisplay() as display, _say_how_to_go_on():
         ran = run_trial(trial, folder, machine=machine, data_dir=data_dir, needed=needed, observer=display)
     done = folder.done()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stdac.errors import StdacError
-from stdac.trial import Params, Trial
+from stdac.trial import Params, Trial, list_named_trials
 
 Shape = tuple[int, int, int]
 CHECKED = 64  # images that a fitted model is tried on
@@ -24,13 +24,17 @@ class Fitted(NamedTuple):
     mode. model: (B, C, H, W) float32 in [0, 1] -> (B, K) float32 scores whose rows sum to 1, with embed: (B, C, H, W)
     -> (B, D) and classify: (B, D) -> (B, K), which one after the other are the model; None where new images cannot be
     clustered. encoder: (B, C, H, W) -> (B, D) float32, an embedding model, of a method that has one and no model.
-    figures: named small arrays that pictures of the trial are drawn from.
+    figures: named small arrays that pictures of the trial are drawn from. Of a method without a main phase, whose one
+    row they are for: confidence: (N,) float32 in [0, 1], how sure the clustering is of each image; terms: as a phase
+    logs them, loss_… or term_….
     """
 
     labels: Tensor
     model: nn.Module | None = None
     encoder: nn.Module | None = None
     figures: Mapping[str, NDArray[np.generic]] = {}
+    confidence: Tensor | None = None
+    terms: Mapping[str, float] = {}
 
 
 class Cost(NamedTuple):
@@ -58,9 +62,9 @@ class Task(NamedTuple):
     epochs: int
 
 
-def need_nothing(_trial: Trial) -> Sequence[Trial | str]:
-    """The needs of a method that starts from its images alone."""
-    return ()
+def need_named_trials(trial: Trial) -> Sequence[Trial | str]:
+    """The trials that the parameters name by their ids, see `stdac.trial.names_trials`; most methods name none."""
+    return list_named_trials(trial.params)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +79,10 @@ class Method:
     epochs: default length of the main phase, which `fit` marks by main=True; 0 where there is none. cost: of a Task;
     a guess from `build` if not given. colours: of curves, by filled-in title. small: parameters of a trial of seconds,
     for suggest-k and tests. readings: parameters that may differ from their defaults in a trial that still follows the
-    published one: readings of an unclear text. needs: the trials whose results the trainer is to have; the grid adds
-    them, but for those that are named by their ids alone, which it must have. is_floor: one of those that every learned
-    method has to beat. takes_source: it reads the labels of a second data set, Trial.source.
+    published one: readings of an unclear text. needs: the trials whose results the trainer is to have, those that its
+    parameters name if not given; the grid adds them, but for those named by their ids alone, which it must have.
+    is_floor: one of those that every learned method has to beat. takes_source: it reads the labels of a second data
+    set, Trial.source.
     """
 
     title: str
@@ -89,7 +94,7 @@ class Method:
     colours: Mapping[str, str] = field(default_factory=dict)
     small: Mapping[str, Any] = field(default_factory=dict)
     readings: tuple[str, ...] = ()
-    needs: Callable[[Trial], Sequence[Trial | str]] = need_nothing
+    needs: Callable[[Trial], Sequence[Trial | str]] = need_named_trials
     is_floor: bool = False
     takes_source: bool = False
 
@@ -136,6 +141,10 @@ def check_fitted(fitted: Fitted, images: Tensor, k: int, method: str) -> None:
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64 or bool((labels < -1).any()):
         got = f"{tuple(labels.shape)} {labels.dtype}, the least {labels.min().item()}"
         raise StdacError(f"method {method} returned labels {got}: expected ({len(images)},) int64 of at least -1")
+    sure = fitted.confidence
+    if sure is not None and not (sure.shape == labels.shape and bool(((sure >= 0) & (sure <= 1)).all())):
+        got = f"{tuple(sure.shape)}, from {sure.min().item():g} to {sure.max().item():g}"
+        raise StdacError(f"method {method} returned confidence {got}: expected ({len(images)},) in [0, 1]")
     index = torch.linspace(0, len(images) - 1, min(CHECKED, len(images))).round().long().to(images.device)
     x = images[index].float() / 255
     if fitted.model is not None:
