@@ -9,6 +9,7 @@ from typing import Any
 
 from stdac.data import CLASSES, NAMES, resolve_name
 from stdac.errors import StdacError
+from stdac.methods.committee import COMMITTEE
 from stdac.methods.dac_star import DAC_STAR
 from stdac.methods.dec import DEC
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
@@ -24,6 +25,7 @@ METHODS: dict[str, Method] = {
     "dec": DEC,
     "dac-star": DAC_STAR,
     "st-dac": ST_DAC,
+    "committee": COMMITTEE,
 }
 """In the order of the tables: the floor first."""
 
