@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from analysis.agreement import LEAST, Choice
 from analysis.runs import can_look_at, gather_rows, read_collected, read_main_rows, write_collected
 from cluster_jobs.plan import PART, Planned, encode_trials, read_trials
 from stdac.errors import StdacError
@@ -21,6 +22,7 @@ from stdac.layout import ATTEMPT
 from stdac.leases import measure_ahead
 from stdac.results import Result, read_part, take_result
 from stdac.trial import Trial
+from stdac.words import count_noun, shorten_paths
 
 State = Literal["done", "running", "failed", "waiting", "blocked", "paused"]
 """waiting: may be claimed now; blocked: waits for a trial that it needs."""
@@ -241,11 +243,17 @@ class Ledger:
         except OSError as error:
             raise explain_refusal(error, self.path / "cancel") from error
 
-    def best_model(self, method: str) -> Path:
-        """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none."""
+    def best_model(self, method: str, dataset: str | None = None) -> Choice:
+        """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none.
+
+        dataset: of the trials, as it was given or by the end of its path; there is one if not given.
+        """
+        trials = self.trials()
+        names = shorten_paths({trial["dataset"] for trial in trials.values()})
         losses: dict[Path, float] = {}
-        for trial_id, trial in self.trials().items():
-            if trial["method"] != method or not can_look_at(self.folder(trial_id)):
+        for trial_id, trial in trials.items():
+            of_dataset = dataset in (None, trial["dataset"], names[trial["dataset"]])
+            if trial["method"] != method or not of_dataset or not can_look_at(self.folder(trial_id)):
                 continue
             path = self.folder(trial_id).result()
             if path is not None:
@@ -256,7 +264,8 @@ class Ledger:
             raise StdacError(f"{self.path} has no done {method} trial with a loss and a model: launch its grid first")
         best = min(losses, key=losses.__getitem__)
         read_part(best)
-        return best
+        why = f"by the lowest final loss of {count_noun(len(losses), f'{method} trial')}, {losses[best]:.4f}"
+        return Choice(best, f"{why}: fewer than {LEAST} trials of the same images have clusters to compare")
 
     def collect(self, *, unfinished: bool = False) -> Path:
         """Write RUN/metrics.parquet, an `analysis.runs.ROWS` file: the rows of all done trials, by trial, phase, epoch.

@@ -82,4 +82,4 @@ def count_work(task: Task) -> Cost:
     return Cost(float(task.n) * (votes * votes * task.k + ITERATIONS * task.k * task.k), efficiency=EFFICIENCY)
 
 
-COMMITTEE = Method(title="Committee", params=CommitteeParams, fit=fit, cost=count_work)
+COMMITTEE = Method(title="Committee of {members}", params=CommitteeParams, fit=fit, cost=count_work, follows=True)
