@@ -92,7 +92,7 @@ def _train_one(
     from stdac.trial_data import refuse_changes
 
     folder = TrialFolder(out / "trials" / trial.id)
-    others = {needed: TrialFolder(out / "trials" / name) for name in trial.needs if name not in results}
+    others = {name: TrialFolder(out / "trials" / name) for name in trial.needs if name not in results}
     for name, other in others.items():
         if not TRIAL_ID.fullmatch(name) or other.done() is None:
             raise StdacError(
