@@ -288,7 +288,7 @@ def _show_setting(value: Any, others: Sequence[Any] = ()) -> str:
     """A setting's value in a label; others: those that it is told from."""
     if isinstance(value, Mapping):  # a trial that is named
         method, title = value["method"], fill_title(value["method"], value)
-        rivals = [each for other in others for each in _flatten(other) if isinstance(each, Mapping)]
+        rivals = [dict(each) for other in others for each in _flatten(other) if isinstance(each, Mapping)]
         twins = [each for each in rivals if each["method"] == method and fill_title(method, each) == title]
         return title + _tell_apart(method, dict(value), twins)
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) or item == UNKNOWN for item in value):

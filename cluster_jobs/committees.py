@@ -7,7 +7,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from analysis.agreement import LEAST, Panel, Voice, is_own, read_panels
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from analysis.agreement import LEAST, Panel, is_own, read_panels
 from analysis.table import format_text_table, show
 from cluster_jobs.display import Labels
 from cluster_jobs.grid import load_spec, resolve_block
@@ -82,7 +86,7 @@ def run_committee(ledger: Ledger, trial: Trial, device: str, data_dir: Path | No
 
 
 def describe_committee(ledger: Ledger, planned: Planned) -> str:
-    """A done committee for a person: its members by agreement, how many images all of them agree on, what to do next."""
+    """A done committee for a person: its members by agreement, how many images they agree on, what to do next."""
     trial, panel = planned.trial, planned.panel
     result = ledger.result(trial.id)
     clusters, sure = result.read_clusters(), result.read_confidence()
@@ -100,7 +104,7 @@ def describe_committee(ledger: Ledger, planned: Planned) -> str:
         lines.append(f"{count_noun(panel.left_out, 'trial')} more were not asked")
     if scored:
         lines.append(
-            f"* by labels, which chose nothing; the committee has {show(_score(panel.voices, result.path, clusters))}"
+            f"* by labels, which chose nothing; the committee has {show(_score(result.path, clusters))}"
         )
     lines.append(f"its clusters: {result.path / 'assignments.parquet'}")
     if "student" in METHODS:
@@ -122,9 +126,7 @@ def _list_options(trial: Trial) -> Iterable[tuple[str, int | str]]:
         yield "--background", trial.background
 
 
-def _score(voices: Sequence[Voice], path: Path, clusters: Any) -> float:
+def _score(path: Path, clusters: NDArray[np.int64]) -> float:
     """ACC of the committee by the labels beside its clusters."""
-    import pyarrow.parquet as pq
-
     labels = pq.ParquetFile(path / "assignments.parquet").read(["label"], use_threads=False)["label"].to_numpy()
-    return accuracy(labels.astype(clusters.dtype), clusters)
+    return accuracy(labels.astype(np.int64), clusters)

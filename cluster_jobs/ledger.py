@@ -10,9 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from analysis.agreement import LEAST, Choice
 from analysis.runs import can_look_at, gather_rows, read_collected, read_main_rows, write_collected
 from cluster_jobs.plan import PART, Planned, encode_trials, read_trials
 from stdac.errors import StdacError
@@ -23,6 +22,9 @@ from stdac.leases import measure_ahead
 from stdac.results import Result, read_part, take_result
 from stdac.trial import Trial
 from stdac.words import count_noun, shorten_paths
+
+if TYPE_CHECKING:
+    from analysis.agreement import Choice
 
 State = Literal["done", "running", "failed", "waiting", "blocked", "paused"]
 """waiting: may be claimed now; blocked: waits for a trial that it needs."""
@@ -243,11 +245,13 @@ class Ledger:
         except OSError as error:
             raise explain_refusal(error, self.path / "cancel") from error
 
-    def best_model(self, method: str, dataset: str | None = None) -> Choice:
+    def best_model(self, method: str, dataset: str | None = None) -> "Choice":
         """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none.
 
         dataset: of the trials, as it was given or by the end of its path; there is one if not given.
         """
+        from analysis.agreement import LEAST, Choice
+
         trials = self.trials()
         names = shorten_paths({trial["dataset"] for trial in trials.values()})
         losses: dict[Path, float] = {}

@@ -105,8 +105,8 @@ def _rename(clusters: Labels) -> Labels:
 
 
 def find_spectral(votes: Votes, k: int, seed: int) -> Labels:
-    """k-means on the bipartite graph of images and clusters (Fern & Brodley 2004): its first K singular vectors, rows
-    of length 1. Time and memory grow with N × M."""
+    """k-means on the first K eigenvectors of the normalised co-association (Ng et al. 2001). Those are the singular
+    vectors of the images' side of the table, so that time and memory grow with N × M, not with N × N."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1):  # sums in another order may give other clusters
@@ -114,22 +114,27 @@ def find_spectral(votes: Votes, k: int, seed: int) -> Labels:
 
 
 def _embed(table: Any, k: int) -> Floats:
-    """The first K left singular vectors of the table, normalised by the degrees of its rows and columns: (N, ≤ K)
-    float64 with rows of length 1."""
+    """The first K eigenvectors of the co-association A = table tableᵀ, normalised by its row sums, times their
+    eigenvalues: (N, ≤ K) float64 with rows of length 1.
+
+    Bipartite (Fern & Brodley 2004): each cluster's column divided by its size. Here: not, which finds more, see
+    docs/consensus.md.
+    """
     from scipy.sparse import diags_array
     from scipy.sparse.linalg import svds
 
-    rows, columns = (np.asarray(table.sum(axis)).reshape(-1) for axis in (1, 0))
-    scaled = diags_array(rows**-0.5) @ table @ diags_array(np.maximum(columns, 1) ** -0.5)
+    degrees = table @ np.asarray(table.sum(0)).reshape(-1)  # (N,)
+    scaled = diags_array(degrees**-0.5) @ table
     if scaled.shape[1] <= MOST_DENSE:
         values, right = np.linalg.eigh((scaled.T @ scaled).toarray())  # of the small side
     else:
         _, values, vectors = svds(scaled, min(k, min(scaled.shape) - 1), v0=np.ones(min(scaled.shape)), tol=1e-9)
         values, right = values**2, vectors.T
     kept = np.flatnonzero(values > 1e-9)[-k:]
-    left: Floats = scaled @ right[:, kept] / np.sqrt(values[kept])
+    left: Floats = scaled @ (right[:, kept] * np.sqrt(values[kept]))
     left *= np.sign(left[np.abs(left).argmax(0), np.arange(len(kept))])
-    return left / np.linalg.norm(left, axis=1, keepdims=True)
+    rows: Floats = left / np.linalg.norm(left, axis=1, keepdims=True)
+    return rows
 
 
 def _run_kmeans(x: Floats, k: int, seed: int) -> Labels:
@@ -195,7 +200,7 @@ CONSENSUS: dict[str, Callable[[Votes, int, int], Labels]] = {
 
 
 def map_clusters(votes: Votes, labels: Labels) -> NDArray[np.intp]:
-    """The consensus cluster that each cluster of each member shares most images with: (ΣK,). labels: (N,), -1 = none."""
+    """The consensus cluster that each cluster of each member shares most images with: (ΣK,). labels: (N,)."""
     known = labels >= 0
     shared = votes.table[known].T @ np.eye(labels.max(initial=0) + 1)[labels[known]]  # (ΣK, K)
     mapped: NDArray[np.intp] = shared.argmax(1)

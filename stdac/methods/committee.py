@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import numpy as np
@@ -36,7 +37,7 @@ class CommitteeParams(Params):
         members = tuple(sorted(self.members))
         if len(members) < LEAST:
             raise StdacError(f"got {count_noun(len(members), 'member')} for a committee, expected at least {LEAST}")
-        twice = [name for name, other in zip(members, members[1:], strict=False) if name == other]
+        twice = [name for name, other in pairwise(members) if name == other]
         if twice:
             raise StdacError(f"got member {twice[0]} twice, expected each trial once: it has one vote")
         if self.consensus not in CONSENSUS:
