@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -12,10 +13,11 @@ from analysis.intervals import Interval, estimate_difference, estimate_mean
 from analysis.published import Published, find_published, find_published_curve, is_comparable
 from analysis.runs import SETTINGS, TEXT_SETTINGS
 from stdac.methods import METHODS, fill_params, fill_title
-from stdac.trial import choose_telling
+from stdac.trial import choose_telling, list_naming_fields, write_canonical
 from stdac.words import shorten_paths
 
 SCORES = ("acc", "nmi", "ari")
+UNKNOWN = "another trial"
 
 Settings = dict[str, Any]
 Trial = dict[tuple[str, int], dict[str, Any]]
@@ -81,7 +83,7 @@ class Cell:
 
     @property
     def interval(self) -> Interval | None:
-        """The 95 % confidence interval of the mean ACC over seeds, or None with fewer than two."""
+        """The 95 % confidence interval of the mean ACC over seeds, or None with fewer than three."""
         return estimate_mean(self.scores.get("acc", ()))
 
     @property
@@ -103,24 +105,45 @@ def make_cells(rows: pa.Table) -> list[Cell]:
     for row in rows.to_pylist():
         trials.setdefault(row["trial_id"], {})[row["phase"], row["epoch"]] = row
     names = _name_datasets([_take_first_row(trial) for trial in trials.values()])
+    known = {trial_id: _take_first_row(trial) for trial_id, trial in trials.items()}
     groups: dict[tuple[str, ...], list[Trial]] = {}
+    settings: dict[tuple[str, ...], Settings] = {}
     for trial_id, trial in trials.items():
         if not list_epochs(trial):  # unfinished, in an earlier phase
             continue
-        row = _take_first_row(trial)
-        key = (names[trial_id], row["method"], json.dumps(_read_settings(row), sort_keys=True))
+        found = _read_settings(known[trial_id], known)
+        key = (names[trial_id], known[trial_id]["method"], write_canonical(found))
+        settings[key] = found
         groups.setdefault(key, []).append(trial)
-    cells = sorted((_make_cell(name, group) for (name, *_), group in groups.items()), key=rank)
+    cells = sorted((_make_cell(key[0], settings[key], group) for key, group in groups.items()), key=rank)
     return [
         cell for dataset in list_datasets(cells) for cell in _distinguish([c for c in cells if c.dataset == dataset])
     ]
 
 
-def _read_settings(row: Mapping[str, Any]) -> Settings:
+def _read_settings(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Settings:
     """Parameters, SETTINGS and TEXT_SETTINGS: all that a row's trial may differ in from others of its method, but the
-    seed."""
+    seed. known: a row of each trial. Of a trial that a parameter names it has the method and the settings, so that
+    those of different seeds are pooled, which name different trials."""
     params = fill_params(row["method"], json.loads(row["params"]))
+    others = {trial_id: other for trial_id, other in known.items() if trial_id != row["trial_id"]}
+    for name in list_naming_fields(METHODS[row["method"]].params) if row["method"] in METHODS else ():
+        given = params.get(name) or ""
+        params[name] = _describe_named(given, others) if isinstance(given, str) else _sort_named(given, others)
     return params | {name: row[name] for name in (*SETTINGS, *TEXT_SETTINGS)}
+
+
+def _describe_named(trial_id: str, known: Mapping[str, Mapping[str, Any]]) -> Settings | str:
+    """The method and settings of a trial that is named; a word where it is none of the known ones."""
+    if not trial_id:
+        return "none"
+    row = known.get(trial_id)
+    return UNKNOWN if row is None else {"method": row["method"]} | _read_settings(row, known)
+
+
+def _sort_named(trial_ids: Iterable[str], known: Mapping[str, Mapping[str, Any]]) -> list[Settings | str]:
+    """The same of several, in whatever order they are named."""
+    return sorted((_describe_named(trial_id, known) for trial_id in trial_ids), key=write_canonical)
 
 
 def list_epochs(trial: Trial) -> list[int]:
@@ -158,13 +181,12 @@ def _tell_data_apart(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def _make_cell(dataset: str, trials: list[Trial]) -> Cell:
+def _make_cell(dataset: str, settings: Settings, trials: list[Trial]) -> Cell:
     """The cell of trials that differ in their seed only."""
     trials = sorted(trials, key=lambda trial: _take_first_row(trial)["seed"])
     first, epoch = _take_first_row(trials[0]), _find_common_epoch(trials)
     if epoch is not None:
         trials = [cut_after(trial, epoch) for trial in trials]
-    settings = _read_settings(first)
     label = fill_title(first["method"], settings)
     metrics = SCORES if is_comparable(first) else ()
     values = {metric: find_published(label, first["dataset"], metric, epoch) for metric in metrics}
@@ -246,9 +268,13 @@ def _distinguish(cells: list[Cell]) -> Iterator[Cell]:
     """The cells of one data set, their labels lengthened by the settings that tell equal ones apart."""
     for cell in cells:
         twins = [c.settings for c in cells if c.label == cell.label]
-        names = choose_telling(twins, _order_settings(cell.method, *twins))
-        told = "".join(f", {name} {_show_setting(cell.settings.get(name))}" for name in names)
-        yield replace(cell, label=cell.label + told)
+        yield replace(cell, label=cell.label + _tell_apart(cell.method, cell.settings, twins))
+
+
+def _tell_apart(method: str, settings: Settings, twins: Sequence[Settings]) -> str:
+    """The settings that tell one from its twins, each after a comma."""
+    names = choose_telling(twins, _order_settings(method, *twins))
+    return "".join(f", {name} {_show_setting(settings.get(name), [t.get(name) for t in twins])}" for name in names)
 
 
 def _order_settings(method: str, *settings: Settings) -> list[str]:
@@ -258,8 +284,21 @@ def _order_settings(method: str, *settings: Settings) -> list[str]:
     return list(dict.fromkeys([*known, *SETTINGS, *TEXT_SETTINGS, *sorted(name for s in settings for name in s)]))
 
 
-def _show_setting(value: Any) -> str:
-    """A setting's value in a label."""
+def _show_setting(value: Any, others: Sequence[Any] = ()) -> str:
+    """A setting's value in a label; others: those that it is told from."""
+    if isinstance(value, Mapping):  # a trial that is named
+        method, title = value["method"], fill_title(value["method"], value)
+        rivals = [dict(each) for other in others for each in _flatten(other) if isinstance(each, Mapping)]
+        twins = [each for each in rivals if each["method"] == method and fill_title(method, each) == title]
+        return title + _tell_apart(method, dict(value), twins)
+    if isinstance(value, list | tuple) and any(isinstance(item, Mapping) or item == UNKNOWN for item in value):
+        counts = Counter(_show_setting(item, others) for item in value)
+        return "; ".join(f"{n} × {text}" for text, n in counts.items())
     if isinstance(value, list | tuple):
         return "-".join(map(_show_setting, value))
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _flatten(value: Any) -> Sequence[Any]:
+    """The items of a list, or the one value."""
+    return value if isinstance(value, list) else [value]

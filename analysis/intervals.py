@@ -8,6 +8,7 @@ from typing import NamedTuple
 from analysis.published import Published
 
 LEVEL = 0.95
+LEAST = 3  # values: the interval of two is ten times as wide as their distance, and says nothing
 
 
 class Interval(NamedTuple):
@@ -18,8 +19,8 @@ class Interval(NamedTuple):
 
 
 def estimate_mean(values: Sequence[float]) -> Interval | None:
-    """Student's t interval of the mean of scores in [0, 1], cut to that range; None for fewer than two values."""
-    if len(values) < 2:
+    """Student's t interval of the mean of scores in [0, 1], cut to that range; None for fewer than LEAST values."""
+    if len(values) < LEAST:
         return None
     error = statistics.stdev(values) / math.sqrt(len(values))
     return make_interval(statistics.fmean(values), error, len(values) - 1, least=0)
@@ -28,10 +29,10 @@ def estimate_mean(values: Sequence[float]) -> Interval | None:
 def estimate_difference(values: Sequence[float], paper: Published) -> Interval | None:
     """Welch's interval of the mean of `values` less the published mean, cut to [-1, 1].
 
-    None for fewer than two values, or where the published standard deviation or number of runs is not known. The
+    None for fewer than LEAST values, or where the published standard deviation or number of runs is not known. The
     published standard deviation is taken to be over n (ddof = 0), as ours in the tables.
     """
-    if len(values) < 2 or paper.std is None or paper.n is None or paper.n < 2:
+    if len(values) < LEAST or paper.std is None or paper.n is None or paper.n < 2:
         return None
     ours, theirs = statistics.variance(values) / len(values), paper.std**2 / (paper.n - 1)  # squared standard errors
     total = ours + theirs

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from analysis.agreement import list_choices
 from analysis.cells import Cell, list_datasets, make_cells
 from analysis.figures import draw_curves, draw_stn_pictures, find_traces, import_matplotlib, is_trained
 from analysis.provenance import describe_environment, list_commands, read_grids
@@ -43,7 +44,9 @@ def write_report(run: Path, out: Path | None = None, *, unfinished: bool = False
 def make_page(run: Path, rows: pa.Table, name: str, *, hosts: bool) -> str:
     """The report of a ROWS table read from `run`, as HTML; it says of nothing when it was written."""
     cells = make_cells(rows)
-    sections = [_make_dataset_section([c for c in cells if c.dataset == dataset]) for dataset in list_datasets(cells)]
+    more = list_choices(run, cells)
+    groups = {dataset: [c for c in cells if c.dataset == dataset] for dataset in list_datasets(cells)}
+    sections = [_make_dataset_section(group, more.get(dataset, ())) for dataset, group in groups.items()]
     pictures = [_draw_stn_figure(cell, seed, trace) for cell, seed, trace in find_traces(run, cells)]
     if pictures:
         sections.append(make_section("Spatial transformers", STN_NOTE, *pictures))
@@ -93,12 +96,12 @@ def make_section(title: str, note: str, *parts: str) -> str:
     return "\n".join([opening, *parts, "</section>"])
 
 
-def _make_dataset_section(cells: list[Cell]) -> str:
-    """One data set: table, remarks, curves, and the curves' numbers."""
+def _make_dataset_section(cells: list[Cell], more: Sequence[str]) -> str:
+    """One data set: table, remarks and more of them, curves, and the curves' numbers."""
     name = cells[0].dataset
     header, *body = make_rows(cells, COLUMNS, full=True)
     notes = [f"{INTERVALS}."] if any(cell.interval for cell in cells) else []
-    listed = "".join(f"<li>{escape(remark)}</li>\n" for remark in [*list_remarks(cells), *notes])
+    listed = "".join(f"<li>{escape(remark)}</li>\n" for remark in [*list_remarks(cells), *more, *notes])
     parts = [_make_table(f"Results on {name}", header, body), f"<ul>\n{listed}</ul>"]
     if any(is_trained(cell) for cell in cells):
         label = f"Accuracy by epoch on {name}; its numbers are in the table below."

@@ -1,10 +1,11 @@
 """The table of results: one row a method, over seeds, beside the published value; and what to know about it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from analysis.cells import Cell, list_datasets
-from analysis.intervals import Interval
+from analysis.intervals import LEAST, Interval
 from stdac.methods import METHODS
 from stdac.words import escape_line
 
@@ -20,30 +21,34 @@ INTERVALS = (
 )
 
 
-def format_results(cells: list[Cell], *, markdown: bool = False) -> str:
-    """The tables as aligned text, or as Markdown, a block a data set; then who wins, and caveats."""
+def format_results(
+    cells: list[Cell], *, markdown: bool = False, more: Mapping[str, Sequence[str]] = MappingProxyType({})
+) -> str:
+    """The tables as aligned text, or as Markdown, a block a data set; then who wins, and caveats. more: further remarks
+    by data set."""
     blocks = [HEADING]
     for dataset in list_datasets(cells):
         of_dataset = [cell for cell in cells if cell.dataset == dataset]
-        blocks += _make_markdown_blocks(of_dataset) if markdown else _make_text_blocks(of_dataset)
+        remarks = [*list_remarks(of_dataset), *more.get(dataset, ())]
+        blocks += (_make_markdown_blocks if markdown else _make_text_blocks)(of_dataset, remarks)
     text = "\n\n".join(block for block in blocks if block) + "\n"
     return "".join(f"{escape_line(line)}\n" for line in text.split("\n")[:-1])
 
 
-def _make_text_blocks(cells: list[Cell]) -> list[str]:
+def _make_text_blocks(cells: list[Cell], remarks: Sequence[str]) -> list[str]:
     """One data set: its table, that of the intervals, which would make it too wide, and the remarks."""
     rows = make_rows(cells, [column for column in COLUMNS if column not in INTERVAL_COLUMNS])
     blocks = [f"{cells[0].dataset}\n{format_text_table(rows)}"]
     known = [cell for cell in cells if cell.interval is not None]
     if known:
         blocks.append(f"{INTERVALS}\n{format_text_table(make_rows(known, [METHOD, *INTERVAL_COLUMNS]))}")
-    return [*blocks, "\n".join(list_remarks(cells))]
+    return [*blocks, "\n".join(remarks)]
 
 
-def _make_markdown_blocks(cells: list[Cell]) -> list[str]:
+def _make_markdown_blocks(cells: list[Cell], remarks: Sequence[str]) -> list[str]:
     """One data set: its name, its table with the intervals, and the remarks as a list."""
     notes = [f"{INTERVALS}."] if any(cell.interval for cell in cells) else []
-    remarked = "\n".join(f"- {escape_markdown(remark)}" for remark in [*list_remarks(cells), *notes])
+    remarked = "\n".join(f"- {escape_markdown(remark)}" for remark in [*remarks, *notes])
     return [f"**{cells[0].dataset}**", _format_markdown_table(make_rows(cells, COLUMNS, full=True)), remarked]
 
 
@@ -166,7 +171,7 @@ def list_remarks(cells: list[Cell]) -> list[str]:
     found = (
         name_winner(cells),
         list_unfinished(cells),
-        list_single(cells),
+        list_few(cells),
         _list_unsettled(cells),
         _list_gaps(cells),
         _explain_best_epoch(cells),
@@ -212,12 +217,14 @@ def list_unfinished(cells: list[Cell]) -> str | None:
     return text
 
 
-def list_single(cells: list[Cell]) -> str | None:
-    """Which cells have one seed only, hence no interval."""
-    alone = [cell for cell in cells if cell.n == 1 and "acc" in cell.scores]
-    if not alone:
+def list_few(cells: list[Cell]) -> str | None:
+    """Which cells have too few seeds for an interval."""
+    few = [cell for cell in cells if cell.n < LEAST and "acc" in cell.scores]
+    if not few:
         return None
-    return "n = 1: no interval" + ("" if len(alone) == len(cells) else f" of {'; '.join(c.label for c in alone)}") + "."
+    of_all = len(few) == len(cells)
+    which = "" if of_all else f" of {'; '.join(c.label for c in few)}"
+    return f"n < {LEAST}: no interval{which}."
 
 
 def _list_unsettled(cells: list[Cell]) -> str | None:

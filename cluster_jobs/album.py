@@ -86,20 +86,22 @@ class Plan(NamedTuple):
 
 def choose_members(album: Album, *, epochs: int, stn: int, layout: bool) -> Plan:
     """The trials that vote on an album's clusters. epochs, stn: of the networks. layout: whether UMAP is installed."""
-    descriptors: list[dict[str, Any]] = [{"method": "hog-kmeans"}] + ([{"method": "colour-kmeans"}] if album.in_colour else [])
-    told = "what is drawn, and in which colours" if album.in_colour else "what is drawn"
+    descriptors: list[dict[str, Any]] = [{"method": "hog-kmeans"}]
+    if album.in_colour:
+        descriptors.append({"method": "colour-kmeans"})
     if album.different < FEW:
         few = count_noun(album.different, "different picture")
-        line = f"{few} are too few to train a network on: k-means on pixels and on descriptors ({told}) vote"
+        told = "shapes and colours" if album.in_colour else "shapes"
+        line = f"{few}, too few to train a network on: k-means on pixels and k-means on {told} vote"
         return Plan([{"method": "pca-kmeans", "params": {"components": 0.9}}, *descriptors], [line])
-    network = {"method": "st-dac", "epochs": epochs, "params": {"stn": stn, "width": 0.25}}
+    network: dict[str, Any] = {"method": "st-dac", "epochs": epochs, "params": {"stn": stn, "width": 0.25}}
     lines = [f"{SEEDS} networks with {stn} spatial transformers, trained for {count_noun(epochs, 'epoch')} each, vote"]
     if not layout:
         lines.append("without umap-learn, which makes them better: pip install 'stdac[umap]'")
         return Plan([{**network, "seeds": SEEDS}, *descriptors], lines)
     lines.append("their embeddings are laid out by nearest neighbours (UMAP), and the pixels, too")
-    on = [{"method": "umap-gmm", "seeds": SEEDS, "params": {"on": network}}, {"method": "umap-gmm"}]
-    return Plan([*on, *descriptors], lines)
+    layouts: list[dict[str, Any]] = [{"method": "umap-gmm", "seeds": SEEDS, "params": {"on": network}}]
+    return Plan([*layouts, {"method": "umap-gmm"}, *descriptors], lines)
 
 
 def choose_stn(agreements: dict[int, float]) -> int:

@@ -14,7 +14,7 @@ from cluster_jobs.ledger import LEFT, Ledger, State, Status
 from cluster_jobs.pace import Pace, measure_elapsed, read_costs
 from stdac.errors import StdacError
 from stdac.leases import RENEW_S
-from stdac.trial import choose_telling, count_distinct, write_canonical
+from stdac.trial import choose_telling, count_distinct, make_id, write_canonical
 from stdac.words import count_noun, escape_line, format_duration, shorten_paths
 
 PLAIN_EVERY_S = 60.0
@@ -31,16 +31,29 @@ class Labels:
         settings: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
         trials = list(trials)
         self.datasets = shorten_paths({trial["dataset"] for trial in trials})
+        self.methods = {make_id(trial): trial["method"] for trial in trials}
         for trial in trials:
-            settings[trial["method"], trial["dataset"]][write_canonical(trial["params"])] = None
+            settings[trial["method"], trial["dataset"]][write_canonical(self._shorten_params(trial))] = None
         self.swept = {key: _find_swept([json.loads(text) for text in texts]) for key, texts in settings.items()}
 
     def __call__(self, trial: Mapping[str, Any]) -> str:
         swept = self.swept.get((trial["method"], trial["dataset"]), [])
-        params = [f"{name}={trial['params'].get(name)}" for name in swept]
+        shown = self._shorten_params(trial)
+        params = [f"{name}={shown.get(name)}" for name in swept]
         what = " ".join([trial["method"], *params])
         dataset = self.datasets.get(trial["dataset"], trial["dataset"])
         return f"{what} on {dataset}, K {trial['n_clusters']}, seed {trial['seed']}"
+
+    def _shorten_params(self, trial: Mapping[str, Any]) -> dict[str, Any]:
+        """A trial's parameters, those that name trials by what these are: "3 × st-dac, 2 × kmeans"."""
+        params, needs = dict(trial["params"]), set(trial.get("needs", ()))
+        for name, value in params.items():
+            named = value if isinstance(value, list) else [value]
+            if needs and named and all(isinstance(item, str) and item in needs for item in named):
+                counts = Counter(self.methods.get(item, "another trial") for item in named)
+                texts = [f"{n} × {method}" if isinstance(value, list) else method for method, n in counts.items()]
+                params[name] = ", ".join(sorted(texts))
+        return params
 
 
 def _find_swept(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -73,7 +86,8 @@ def describe_place(status: Status) -> str:
     if status.state == "failed":
         return f"{detail['reason']} ({detail['log']})"
     if status.state == "blocked":
-        return f"waiting for {' '.join(detail['for'])}"
+        names = detail["for"]
+        return f"waiting for {names[0] if len(names) == 1 else f'{len(names)} trials that it needs'}"
     if status.state in ("waiting", "paused"):
         return f"after epoch {detail['epoch']}/{detail['epochs']}" if detail else ""
     progress = detail["progress"] or {}

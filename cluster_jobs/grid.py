@@ -54,7 +54,7 @@ def load_grid(name: str, without: Path | None = None) -> Grid:
         raise StdacError(f"unknown grid {name!r}: expected one of {', '.join(list_presets())}, or a TOML file")
     text = read_text(path)
     try:
-        spec = tomllib.loads(text)
+        spec = load_spec(text)
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, and brackets as deep, too
         raise StdacError(f"{path} is not TOML: {error}") from error
     check_keys(path, spec)
@@ -76,6 +76,11 @@ def load_grid(name: str, without: Path | None = None) -> Grid:
     if not left:
         raise StdacError(f"all {len(trials)} trials of {path} are finished in {without}: nothing is left")
     return Grid(name, add_needs(left), text, spec.get("slurm", {}))
+
+
+def load_spec(text: str) -> dict[str, Any]:
+    """The tables of a grid file. Raises ValueError or RecursionError for what is not TOML."""
+    return tomllib.loads(text)
 
 
 def _list_finished(path: Path) -> set[str]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from analysis.runs import gather_rows, look_at, read_collected, read_main_rows, write_collected
 from cluster_jobs.plan import PART, Planned, encode_trials, read_trials
@@ -21,6 +21,10 @@ from stdac.layout import ATTEMPT
 from stdac.leases import measure_ahead
 from stdac.results import Result, read_part, take_result
 from stdac.trial import Trial
+from stdac.words import count_noun, shorten_paths
+
+if TYPE_CHECKING:
+    from analysis.agreement import Choice
 
 State = Literal["done", "running", "failed", "waiting", "blocked", "paused"]
 """waiting: may be claimed now; blocked: waits for a trial that it needs."""
@@ -242,12 +246,20 @@ class Ledger:
         except OSError as error:
             raise explain_refusal(error, self.path / "cancel") from error
 
-    def best_model(self, method: str) -> Path:
-        """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none."""
+    def best_model(self, method: str, dataset: str | None = None) -> "Choice":
+        """The model.pt of the method's done trial with the lowest last loss. Raises StdacError where there is none.
+
+        dataset: of the trials, as it was given or by the end of its path; there is one if not given.
+        """
+        from analysis.agreement import LEAST, Choice
+
+        trials = self.trials()
+        names = shorten_paths({trial["dataset"] for trial in trials.values()})
         losses: dict[Path, float] = {}
-        for trial_id, trial in self.trials().items():
+        for trial_id, trial in trials.items():
             folder = self.folder(trial_id)
-            seen = look_at(folder) if trial["method"] == method else None
+            wanted = trial["method"] == method and dataset in (None, trial["dataset"], names[trial["dataset"]])
+            seen = look_at(folder) if wanted else None
             if seen is not None and seen.done is not None:
                 path = folder.attempt_path(seen.done["attempt"])
                 loss = read_main_rows(path / "metrics.parquet")[-1]["loss"] if (path / "model.pt").exists() else None
@@ -257,7 +269,8 @@ class Ledger:
             raise StdacError(f"{self.path} has no done {method} trial with a loss and a model: launch its grid first")
         best = min(losses, key=losses.__getitem__)
         read_part(best)
-        return best
+        why = f"by the lowest final loss of {count_noun(len(losses), f'{method} trial')}, {losses[best]:.4f}"
+        return Choice(best, f"{why}: fewer than {LEAST} trials of the same images have clusters to compare")
 
     def collect(self, *, unfinished: bool = False) -> Path:
         """Write RUN/metrics.parquet, an `analysis.runs.ROWS` file: the rows of all done trials, by trial, phase, epoch.

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from cluster_jobs.commands.consensus import consensus_command
 from cluster_jobs.commands.launch import RUN, launch, plan, work
 from stdac.command import Commands
 
@@ -19,7 +20,7 @@ def main() -> None:
     """
 
 
-for command in (plan, launch, work):
+for command in (plan, launch, work, consensus_command):
     main.add_command(command)
 
 
@@ -103,6 +104,7 @@ def doctor(run: Path, mend: bool) -> None:
 @UNFINISHED
 def results(run: Path, markdown: bool, figures: Path | None, unfinished: bool) -> None:
     """Print mean ± std (n) of every cell of RUN beside the published value."""
+    from analysis.agreement import list_choices
     from analysis.cells import make_cells as cells_of
     from analysis.figures import write_figures
     from analysis.runs import read_metrics
@@ -110,7 +112,8 @@ def results(run: Path, markdown: bool, figures: Path | None, unfinished: bool) -
     from cluster_jobs.data_check import warn_of_changes
 
     warn_of_changes(run)
-    click.echo(format_results(cells_of(read_metrics(run, unfinished=unfinished)), markdown=markdown))
+    cells = cells_of(read_metrics(run, unfinished=unfinished))
+    click.echo(format_results(cells, markdown=markdown, more=list_choices(run, cells)))
     if figures is not None:
         for path in write_figures(run, figures, unfinished=unfinished):
             click.echo(f"wrote {path}", err=True)
@@ -131,17 +134,24 @@ def report_command(run: Path, out: Path | None, unfinished: bool) -> None:
 
 @main.command()
 @RUN
-@click.option("--method", default="st-dac", help="Among this method's trials.")
-def best(run: Path, method: str) -> None:
-    """Print the model file of the trial with the lowest final training loss: a choice that needs no labels.
+@click.option("--method", help="Among this method's trials; all with a model if not given.")
+@click.option("--dataset", help="Among this data set's trials; to be given where RUN has several.")
+def best(run: Path, method: str | None, dataset: str | None) -> None:
+    """Print the model file of the trial that the others agree with most: a choice that needs no labels.
 
-    Losses compare within one method only, and best where its trials share their loss's parameters.
+    Agreement is the mean NMI to the other trials of the same images, of which there must be three. Where there are
+    fewer, it is the lowest final training loss of the method, st-dac if not given. Standard error says which it was.
     """
+    from analysis.agreement import choose_model
     from cluster_jobs.data_check import warn_of_changes
     from cluster_jobs.ledger import Ledger
 
     warn_of_changes(run)
-    click.echo(Ledger(run).best_model(method))
+    ledger = Ledger(run)
+    ledger.trials()
+    choice = choose_model(run, method, dataset) or ledger.best_model(method or "st-dac", dataset)
+    click.echo(choice.why, err=True)
+    click.echo(choice.path)
 
 
 @main.command()

@@ -84,11 +84,10 @@ def sort_command(
     PICTURES: a folder, or whatever else stdac train takes. OUT gets a model, the rows, and a gallery to name the groups
     in. No picture is changed or moved. Stopped or killed, the same command goes on.
     """
-    from stdac.sizing import choose_epochs
-
     from cluster_jobs.album import check_clusters, choose_members
     from export.results.groups import check_pictures, lay_out
     from stdac.methods import METHODS
+    from stdac.sizing import choose_epochs
 
     if into is not None:
         check_pictures(pictures)
@@ -157,12 +156,12 @@ def _open_album(pictures: Path, out: Path, image_size: int | str | None, backgro
     """The album of the pictures, which OUT/images.npz keeps. Raises StdacError where they cannot be loaded, or OUT is
     of other pictures or settings."""
     import numpy as np
-    from stdac.presets import NATIVE
-    from stdac.sizing import choose_side, survey_pictures
 
     from cluster_jobs.album import look_at
     from stdac.data import load, resolve_name
     from stdac.files import atomic_write, encode_json, explain_refusal, link_once, read_record
+    from stdac.presets import NATIVE
+    from stdac.sizing import choose_side, survey_pictures
     from stdac.trial_data import hash_files
 
     dataset = resolve_name(str(pictures))
@@ -170,7 +169,7 @@ def _open_album(pictures: Path, out: Path, image_size: int | str | None, backgro
     if dataset in NAMES:
         raise StdacError(f"got {dataset}, expected a folder of pictures: stdac train takes data sets by their names")
     found = survey_pictures(dataset)
-    side = choose_side(found) if image_size is None else None if image_size == NATIVE else image_size
+    side = image_size if isinstance(image_size, int) else None if image_size == NATIVE else choose_side(found)
     asked = {"pictures": dataset, "files": hash_files({"dataset": dataset}), "side": side, "background": background}
     if about.exists() and kept.exists():
         before = read_record(about, {"pictures": str, "files": str, "background": str}, {"side": int, "sizes": list})
@@ -243,15 +242,15 @@ def _try_transformers(
 def _measure_agreements(grid: Path, run: Path) -> dict[int, float]:
     """The mean agreement of the trials that differ in their seeds alone, by their number of transformers."""
     import numpy as np
-    from stdac.consensus import count_votes, measure_agreement
 
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
+    from stdac.consensus import count_votes, measure_agreement
 
     ledger = Ledger(run)
     by_stn: dict[int, list[NDArray[np.int64]]] = {}
     for trial in load_grid(str(grid)).trials:
-        by_stn.setdefault(trial.params.stn, []).append(ledger.result(trial.id).read_clusters())
+        by_stn.setdefault(trial.to_json()["params"]["stn"], []).append(ledger.result(trial.id).read_clusters())
     return {stn: float(np.mean(measure_agreement(count_votes(members)))) for stn, members in by_stn.items()}
 
 

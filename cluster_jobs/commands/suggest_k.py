@@ -96,12 +96,13 @@ def suggest_k_command(
     from cluster_jobs.backends import use_this_machine
     from cluster_jobs.request import Options, Request
     from stdac.data import resolve_name
+    from stdac.files import write_json
     from stdac.methods import METHODS, check_names
     from stdac.sizing import fill_preset
 
     check_names({method}, METHODS, "method")
-    spec = {"method": method, "image_size": image_size, "background": background}
-    spec["params"] = dict(map(parse_setting, settings))
+    given = dict(map(parse_setting, settings))
+    spec: dict[str, Any] = {"method": method, "image_size": image_size, "background": background, "params": given}
     if preset is not None:
         click.echo(f"--preset {preset}: {PRESETS[preset].flags}", err=True)
         spec = fill_preset(preset, spec)
@@ -121,7 +122,8 @@ def suggest_k_command(
     suggestion = suggest(curves)
     click.echo(describe_study(curves, suggestion))
     figure = draw_study(curves, suggestion, run / "suggest-k.png", title=Path(input_).name)
-    click.echo(f"wrote {figure}", err=True)
+    write_json(run / "suggestion.json", suggestion._asdict())
+    click.echo(f"wrote {figure} and suggestion.json beside it", err=True)
     _say_what_to_export(grid, run, suggestion.k)
 
 
@@ -160,8 +162,8 @@ def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "tuple[NDArr
     now = hash_files({"dataset": asked.input}) if is_there else None
     if kept is not None and (now is None or (files.exists() and read_json(files) == now)):
         return kept.images, now
-    given = {"data_dir": data_dir, "limit": asked.limit, "background": asked.background}
-    taken = load(asked.input, image_size=_choose_side(asked), **given)
+    side = _choose_side(asked)
+    taken = load(asked.input, data_dir=data_dir, image_size=side, limit=asked.limit, background=asked.background)
     for note in taken.notes:
         click.echo(escape_line(note), err=True)
     if kept is not None and taken.fingerprint != kept.fingerprint:

@@ -9,6 +9,7 @@ from typing import Any
 
 from stdac.data import CLASSES, NAMES, resolve_name
 from stdac.errors import StdacError
+from stdac.methods.committee import COMMITTEE
 from stdac.methods.dac_star import DAC_STAR
 from stdac.methods.dec import DEC
 from stdac.methods.descriptors import COLOUR_KMEANS, HOG_KMEANS
@@ -30,6 +31,7 @@ METHODS: dict[str, Method] = {
     "dec": DEC,
     "dac-star": DAC_STAR,
     "st-dac": ST_DAC,
+    "committee": COMMITTEE,
     "student": STUDENT,
 }
 """In the order of the tables: the floors first."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from stdac.errors import StdacError
-from stdac.trial import Params, Trial, list_named_trials
+from stdac.trial import Params, Trial, list_named_trials, list_naming_fields
 
 Shape = tuple[int, int, int]
 CHECKED = 64  # images that a fitted model is tried on
@@ -83,7 +83,8 @@ class Method:
     their defaults in a trial that still follows the published one: readings of an unclear text. needs: the trials whose
     results the trainer is to have, those that its parameters name if not given; the grid adds them, but for those named
     by their ids alone, which it must have. is_floor: one of those that every learned method has to beat. takes_source:
-    it reads the labels of a second data set, Trial.source.
+    it reads the labels of a second data set, Trial.source. follows: its clusters are made of those of the trials that
+    it names, so that it is no voice of its own beside them.
     """
 
     title: str
@@ -100,10 +101,15 @@ class Method:
     needs: Callable[[Trial], Sequence[Trial | str]] = need_named_trials
     is_floor: bool = False
     takes_source: bool = False
+    follows: bool = False
 
     def fill_title(self, params: Mapping[str, Any]) -> str:
-        """The title with a trial's parameters, {name: value}, filled in; what they lack has its default."""
-        return self.title.format(**{name: params.get(name, getattr(self.params(), name)) for name in self.title_params})
+        """The title with a trial's parameters, {name: value}, filled in; what they lack has its default. Of several
+        trials that a parameter names it has the number."""
+        values = {name: params.get(name, getattr(self.params(), name)) for name in self.title_params}
+        named = list_naming_fields(self.params)
+        shown = {n: len(v) if n in named and isinstance(v, list | tuple) else v for n, v in values.items()}
+        return self.title.format(**shown)
 
     @property
     def title_params(self) -> tuple[str, ...]:

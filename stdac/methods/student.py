@@ -260,4 +260,5 @@ STUDENT = Method(
     cost=count_work,
     colours={"Student, convnet": "#CC79A7", "Student, st-dac": "#56B4E9"},
     small={"width": 0.25, "images": 2000, "batch": 64},
+    follows=True,
 )
