@@ -189,7 +189,8 @@ def _name_damage(path: Path, check: Callable[[Path], T]) -> T:
 def list_folder(folder: Path) -> list[Path]:
     """What is in a folder, by name; nothing where it is gone, or a link."""
     try:
-        return [folder / name for name in sorted(os.listdir(folder))] if is_real_folder(folder) else []
+        names = sorted(os.listdir(folder)) if is_real_folder(folder) else []  # noqa: PTH208  # iterdir makes each twice
+        return [folder / name for name in names]
     except (FileNotFoundError, NotADirectoryError):
         return []
 
