@@ -103,9 +103,7 @@ def describe_committee(ledger: Ledger, planned: Planned) -> str:
     if panel.left_out:
         lines.append(f"{count_noun(panel.left_out, 'trial')} more were not asked")
     if scored:
-        lines.append(
-            f"* by labels, which chose nothing; the committee has {show(_score(result.path, clusters))}"
-        )
+        lines.append(f"* by labels, which chose nothing; the committee has {show(_score(result.path, clusters))}")
     lines.append(f"its clusters: {result.path / 'assignments.parquet'}")
     if "student" in METHODS:
         words = ["stdac", "train", "--method", "student", "--dataset", trial.dataset]

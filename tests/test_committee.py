@@ -127,7 +127,9 @@ def test_members_of_other_images_are_refused(tmp_path: Path) -> None:
 
     assert results_of(commit([0, 1], "same"))[0]["clusters_used"].to_pylist() == [3]
     for stranger, count in ((2, 60), (3, 50)):
-        with pytest.raises(StdacError, match=rf"member {names[stranger]} of the committee has clustered {count} images"):
+        with pytest.raises(
+            StdacError, match=rf"member {names[stranger]} of the committee has clustered {count} images"
+        ):
             commit([0, 1, stranger], f"with-{stranger}")
 
 
@@ -165,9 +167,7 @@ def test_different_committees_are_told_apart_by_their_members(tmp_path: Path) ->
     text = "".join(block.format(", ".join([kmeans, other])) for other in others)
     ledger = run_grid(tmp_path, text)
     labels = [cell.label for cell in make_cells(read_metrics(ledger.path)) if cell.method == "committee"]
-    assert labels == [
-        f"Committee of 3, members 2 × k-means; 1 × PCA + k-means, components {n}" for n in (5, 9)
-    ]
+    assert labels == [f"Committee of 3, members 2 × k-means; 1 × PCA + k-means, components {n}" for n in (5, 9)]
     committees = make_cells(read_metrics(ledger.path).filter(
         [m == "committee" for m in read_metrics(ledger.path)["method"].to_pylist()]
     ))  # fmt: skip
