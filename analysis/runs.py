@@ -95,28 +95,34 @@ def list_trial_folders(path: Path) -> list[TrialFiles]:
 def list_finished(path: Path) -> Iterator[tuple[dict[str, Any], Path]]:
     """(trial.json, folder of the attempt that counts) of every finished trial at `path`."""
     for folder in list_trial_folders(path):
-        if can_look_at(folder) and (result := folder.result()) is not None:
-            yield folder.trial(), result
+        seen = look_at(folder)
+        if seen is not None and seen.done is not None and seen.trial is not None:
+            yield seen.trial, folder.attempt_path(seen.done["attempt"])
 
 
-def can_look_at(folder: TrialFiles, *, with_trial: bool = True) -> bool:
-    """Whether a trial's folder can be looked at. One that cannot is said on stderr, and left out as one that failed.
+class Seen(NamedTuple):
+    """A trial's done.json and trial.json, None where it has none, or where its trial.json is not needed."""
 
-    with_trial: whether its trial.json is needed, too.
-    """
+    done: dict[str, Any] | None
+    trial: dict[str, Any] | None
+
+
+def look_at(folder: TrialFiles, *, with_trial: bool = True) -> Seen | None:
+    """What a trial's folder holds; None of one that cannot be looked at: it is said on stderr, and left out as one that
+    failed. with_trial: whether its trial.json is needed, too; a finished trial must have one then."""
     try:
-        done = folder.done()
+        done, trial = folder.done(), None
         if done is None:
             folder.leases()
         if with_trial and (done is not None or os.path.lexists(folder.trial_path)):
-            folder.trial()
-        return True
+            trial = folder.trial()
+        return Seen(done, trial)
     except StdacError as error:
         reason = str(error)
     except OSError as error:
         reason = error.strerror or str(error)
     print(escape_line(f"{folder.path} is left out, as it cannot be looked at: {reason}"), file=sys.stderr)
-    return False
+    return None
 
 
 class Collected(NamedTuple):
@@ -168,10 +174,13 @@ def gather_rows(
     fresh: list[Finished] = []
     for folder in folders:
         trial_id = folder.path.name
-        if not can_look_at(folder, with_trial=plan is None and trial_id not in known.digests):
+        seen = look_at(folder, with_trial=plan is None and trial_id not in known.digests)
+        if seen is None:
             continue
-        rows = _read_checkpoint_rows(folder) if unfinished and folder.done() is None else None
-        done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
+        done, rows = seen.done, None
+        if done is None and unfinished:
+            rows = _read_checkpoint_rows(folder)
+            done = folder.done()  # looked at last: a trial that ends meanwhile has no checkpoint any more
         if done is not None:
             path = folder.attempt_path(done["attempt"]) / "metrics.parquet"
             digests[trial_id] = str(done.get("sha256", {}).get(path.name, ""))
@@ -179,9 +188,9 @@ def gather_rows(
                 read_part(path, done)
                 taken.append(trial_id)
                 continue
-            fresh.append(Finished(path, folder.trial() if plan is None else plan[trial_id], done))
+            fresh.append(Finished(path, _find_trial(folder, seen, plan), done))
         elif rows is not None:
-            tables.append(_add_settings(rows, [(len(rows), folder.trial() if plan is None else plan[trial_id], None)]))
+            tables.append(_add_settings(rows, [(len(rows), _find_trial(folder, seen, plan), None)]))
         if len(fresh) == AT_ONCE:
             tables += _read_finished(fresh)
             fresh = []
@@ -190,6 +199,11 @@ def gather_rows(
     table = concat_rows([chosen.filter(chosen["finished"]), *tables]).combine_chunks()
     order = pc.sort_indices(table, [("trial_id", "ascending")])  # which leaves equal ones in their order
     return Collected(table.take(order), digests)
+
+
+def _find_trial(folder: TrialFiles, seen: Seen, plan: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Any]:
+    """A trial's JSON: as it was planned, or what was seen in its folder, or is read there now."""
+    return plan[folder.path.name] if plan is not None else seen.trial or folder.trial()
 
 
 class Finished(NamedTuple):

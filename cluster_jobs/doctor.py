@@ -162,7 +162,8 @@ class Examination:
             yield self._report_misplaced(folder)
             return
         done = os.path.lexists(folder / DONE_JSON)  # looked for first: what it names was there before it
-        leases, attempts = number_paths(folder, LEASE), number_paths(folder, ATTEMPT)
+        paths = list_folder(folder)
+        leases, attempts = number_paths(paths, LEASE), number_paths(paths, ATTEMPT)
         ahead = [path for path in leases.values() if self._measure_age(path) < -LEASE_S]
         yield from map(self._report_ahead, ahead)
         if any(self._measure_age(path) < LEASE_S for path in leases.values()):

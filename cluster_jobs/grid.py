@@ -226,3 +226,12 @@ def expand(block: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         for key, value in zip(axes, values, strict=True):
             (cell["params"] if len(key) == 2 else cell)[key[-1]] = value
         yield cell
+
+
+def to_toml(value: Any) -> str:
+    """A value of a grid's file as TOML in one line; strings, numbers, truth values and lists are as in JSON."""
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{key} = {to_toml(item)}' for key, item in value.items())} }}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(to_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from analysis.runs import can_look_at, gather_rows, read_collected, read_main_rows, write_collected
+from analysis.runs import gather_rows, look_at, read_collected, read_main_rows, write_collected
 from cluster_jobs.plan import PART, Planned, encode_trials, read_trials
 from stdac.errors import StdacError
 from stdac.files import explain_refusal, link_once, read_file_time
@@ -48,7 +48,7 @@ class Status(NamedTuple):
 
 
 class Ledger:
-    """The run folder at `path`. Any number of processes may have one open: it remembers only what is final, and little.
+    """The run folder at `path`. Any number of processes may have one open: it remembers what is done, and little more.
 
     pause_after: trials are to stop after this epoch of their main phase. A trial whose checkpoint has reached it is
     "paused" in this ledger, where it would else be "waiting".
@@ -195,7 +195,7 @@ class Ledger:
         return [self.status(trial_id) for trial_id in self.ids()]
 
     def state(self, trial_id: str, known: Mapping[str, State] = MappingProxyType({})) -> State:
-        """In which state one trial is; that it is done is remembered. known: see `status`."""
+        """In which state one trial is; that it is done is remembered until `states` misses it. known: see `status`."""
         if trial_id in self._done:
             return "done"
         state = self.status(trial_id, known).state
@@ -208,10 +208,11 @@ class Ledger:
 
         Of thousands only those are looked at that were begun and not done, or that need others.
         """
-        begun: set[str] = set()
+        looked_at = {*self._done, *self._needs} if self.ids() else set()
         with suppress(OSError), os.scandir(self.path / "trials") as folders:
-            begun = {folder.name for folder in folders if folder.name not in self._done}
-        looked_at = {*begun, *self._done, *self._needs} if self.ids() else begun
+            begun = {folder.name for folder in folders}
+            looked_at |= begun
+            self._done &= begun  # one that a doctor has put aside meanwhile runs again
         states: dict[str, State] = {}
         for trial_id in self._ids:
             states[trial_id] = self.state(trial_id, states) if trial_id in looked_at else "waiting"
@@ -256,14 +257,14 @@ class Ledger:
         names = shorten_paths({trial["dataset"] for trial in trials.values()})
         losses: dict[Path, float] = {}
         for trial_id, trial in trials.items():
-            of_dataset = dataset in (None, trial["dataset"], names[trial["dataset"]])
-            if trial["method"] != method or not of_dataset or not can_look_at(self.folder(trial_id)):
-                continue
-            path = self.folder(trial_id).result()
-            if path is not None:
-                last = read_main_rows(path / "metrics.parquet")[-1]
-                if last["loss"] is not None and (path / "model.pt").exists():
-                    losses[path / "model.pt"] = last["loss"]
+            folder = self.folder(trial_id)
+            wanted = trial["method"] == method and dataset in (None, trial["dataset"], names[trial["dataset"]])
+            seen = look_at(folder) if wanted else None
+            if seen is not None and seen.done is not None:
+                path = folder.attempt_path(seen.done["attempt"])
+                loss = read_main_rows(path / "metrics.parquet")[-1]["loss"] if (path / "model.pt").exists() else None
+                if loss is not None:
+                    losses[path / "model.pt"] = loss
         if not losses:
             raise StdacError(f"{self.path} has no done {method} trial with a loss and a model: launch its grid first")
         best = min(losses, key=losses.__getitem__)

@@ -22,12 +22,15 @@ MOST_S = 1e10  # of a trial: what is more is no estimate of ours
 LEAST_SHARE = 0.05  # of a trial that has taken longer than it was guessed to take: what is still left of it
 
 
-def write_costs(run: Path, trials: Iterable[Trial], *, gpu: bool) -> None:
-    """Write down what trials will roughly cost, beside those of earlier launches. Nothing depends on the file."""
+def write_costs(run: Path, trials: Iterable[Trial], *, gpu: bool, images: int | None = None) -> None:
+    """Write down what trials will roughly cost, beside those of earlier launches. Nothing depends on the file. images:
+    of their data set, see `estimate_seconds`."""
     from stdac.cost import estimate_seconds
 
     costs = read_costs(run)
-    new = {trial.id: round(estimate_seconds(trial, gpu=gpu), 1) for trial in trials if trial.id not in costs}
+    new = {
+        trial.id: round(estimate_seconds(trial, gpu=gpu, images=images), 1) for trial in trials if trial.id not in costs
+    }
     if new:
         with suppress(StdacError):
             write_json(run / COSTS, costs | new)

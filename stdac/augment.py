@@ -37,6 +37,8 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "dac-cifar": Augmentation(20.0, 0.18, (0.85, 1.15), 0.1, True, 0.95),
     # C: ConvDEC-DA
     "dec-da": Augmentation(10.0, 0.1),
+    # of the student, ours
+    "student": Augmentation(15.0, 0.1, (0.85, 1.15)),
 }
 
 

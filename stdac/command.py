@@ -14,6 +14,7 @@ import click
 
 from stdac.errors import StdacError
 from stdac.files import explain_refusal
+from stdac.presets import NATIVE
 from stdac.scratch import NO_SPACE, explain_scratch
 from stdac.words import escape_line
 
@@ -26,6 +27,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxscript": "export",
     "onnxruntime": "cpu",
+    "umap": "umap",
     "ray": "ray",
     "submitit": "slurm",
 }
@@ -134,6 +136,15 @@ def describe_missing(error: ModuleNotFoundError) -> str:
     module = (error.name or str(error)).partition(".")[0]
     wanted = f"'stdac[{EXTRAS[module]}]'" if module in EXTRAS else "stdac"
     return f"this command needs {module}, which is not installed: pip install {wanted}"
+
+
+def read_side(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | str | None:
+    """A side in pixels on the command line, or NATIVE."""
+    if text is None or text == NATIVE:
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise click.BadParameter(f"got {text!r}, expected a whole number of pixels, or {NATIVE}")
+    return int(text)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

@@ -20,9 +20,10 @@ from stdac import run
 from stdac.data import IN_MEMORY, Dataset
 from stdac.errors import StdacError
 from stdac.machine import Machine, describe_device
-from stdac.methods import resolve
+from stdac.methods import METHODS, resolve
 from stdac.methods.st_dac import STDACParams
 from stdac.pictures.pixels import Pixels, to_pixels
+from stdac.sizing import choose_epochs
 from stdac.torch_state import fix_state
 from stdac.trial import Trial
 
@@ -35,7 +36,7 @@ SMALLEST_SIDE = 8
 PARAMS = ("stn", "preset", "width", "augmentation", "macro_batch", "passes", "batch", "lr")
 HISTORY = (
     *("epoch", "loss", "loss_pair", "loss_auxiliary", "threshold", "positive_fraction"),
-    *("mean_confidence", "clusters_used", "images_seen", "seconds"),
+    *("mean_confidence", "clusters_used", "term_moved", "images_seen", "seconds"),
 )
 
 
@@ -47,11 +48,12 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
     so that uint8 images and the same divided by 255 are one thing. N >= 2, K <= N, H and W >= 8 (16 with stn=3).
 
     n_clusters: K >= 2. stn: number of spatial transformers, 0 to 3. epochs: over all images; the paper's 10 suit
-    tens of thousands, fewer images need more. width: factor on the layers' channels, below 1 for speed. preset: "code"
-    (released scripts) or "text" (the paper's words). augmentation: None for the preset's, or "none", "dac-mnist",
-    "dac-cifar" (mirrors images), "dec-da". macro_batch: images labelled at once; passes: over each macro-batch; batch:
-    images a step; lr: Adam's learning rate. image_shape: (H, W) or (H, W, C) of flattened images; None takes the
-    smallest square that holds a row. device: "auto", "cpu", "cuda", "cuda:1". random_state: int, RandomState or None.
+    tens of thousands, None takes as many as fewer images need, see `stdac.sizing`. width: factor on the layers'
+    channels, below 1 for speed. preset: "code" (released scripts) or "text" (the paper's words). augmentation: None for
+    the preset's, or "none", "dac-mnist", "dac-cifar" (mirrors images), "dec-da". macro_batch: images labelled at once;
+    passes: over each macro-batch; batch: images a step; lr: Adam's learning rate. image_shape: (H, W) or (H, W, C) of
+    flattened images; None takes the smallest square that holds a row. device: "auto", "cpu", "cuda", "cuda:1".
+    random_state: int, RandomState or None.
 
     After `fit`: labels_ (N,) int64 in [0, K), history_ (a dict for every epoch, epoch 0 untrained), n_iter_,
     n_features_in_ (H*W*C), image_shape_ (H, W, C), value_range_, model_ (torch module on the last device used).
@@ -66,7 +68,7 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
         n_clusters: int = 10,
         *,
         stn: int = STDACParams.stn,
-        epochs: int = 10,
+        epochs: int | None = 10,
         width: float = STDACParams.width,
         preset: str = STDACParams.preset,
         augmentation: str | None = STDACParams.augmentation,
@@ -102,7 +104,7 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
         self.value_range_ = None if array.dtype == np.uint8 else (array.min().item(), array.max().item())
         images = self._pixels(array, _find_row_shape(array.shape[1], self.image_shape) if array.ndim == 2 else None)
         try:
-            trial, machine = self._trial(), Machine(device=self.device)
+            trial, machine = self._trial(len(images)), Machine(device=self.device)
             scorer = run.Scorer(trial, Dataset(images, None), describe_device(machine.torch_device()))
             fitted = run.fit(trial, images, scorer, machine, {})
         except StdacError as error:
@@ -162,9 +164,10 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
         except StdacError as error:
             raise ValueError(str(error)) from error
 
-    def _trial(self) -> Trial:
+    def _trial(self, n: int) -> Trial:
         spec = {"dataset": IN_MEMORY, "seed": int(check_random_state(self.random_state).randint(2**31 - 1))}
-        spec |= {name: to_plain(getattr(self, name)) for name in ("n_clusters", "epochs")}
+        epochs = choose_epochs(METHODS["st-dac"], n, self.passes) if self.epochs is None else to_plain(self.epochs)
+        spec |= {"n_clusters": to_plain(self.n_clusters), "epochs": epochs}
         return resolve(spec | {"params": {name: to_plain(getattr(self, name)) for name in PARAMS}})
 
     def __sklearn_tags__(self) -> Any:

@@ -18,6 +18,7 @@ from typing import IO, Any
 from stdac.errors import DiskFull, StdacError
 
 MOST_JSON = 16 * 2**20  # bytes: no JSON of ours comes near it
+MOST_SMALL = 2**16  # bytes: nearly all files that we read are smaller
 NO_LINKS = {errno.EPERM, errno.EACCES, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 """What `link()` says in a folder that we may write to, where the file system has no hard links."""
 
@@ -203,6 +204,8 @@ def read_json(path: Path) -> Any:
 MOST_NUMBER = 2**63
 """Numbers in our records are smaller."""
 
+NUMBERS = (int, float)
+
 
 def read_record(path: Path, needed: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON object, with values of these types under the needed names, and under the others where it has them.
@@ -213,11 +216,13 @@ def read_record(path: Path, needed: Mapping[str, Any], more: Mapping[str, Any]) 
     if not isinstance(record, dict):
         raise StdacError(f"{path} is not a JSON object: it was not written by stdac; move it away")
     for name, kind in {**more, **needed}.items():
+        if name not in record and name not in needed:
+            continue
         value = record.get(name)
         of_kind = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        if isinstance(value, int | float) and not abs(value) < MOST_NUMBER:  # NaN is not either
+        if isinstance(value, NUMBERS) and not abs(value) < MOST_NUMBER:  # NaN is not either
             of_kind = False
-        if not of_kind and (name in needed or name in record):
+        if not of_kind:
             raise StdacError(f"{path} does not say {name} as stdac writes it: it was changed outside; move it away")
     return record
 
@@ -225,7 +230,9 @@ def read_record(path: Path, needed: Mapping[str, Any], more: Mapping[str, Any]) 
 def read_plain(path: Path, most: int | None = None, *, follow: bool = False) -> bytes:
     """The bytes of a file. Raises FileNotFoundError, StdacError for more than `most` bytes, and as `open_plain`."""
     with open_plain(path, follow=follow) as file:
-        content = file.read() if most is None else file.read(most + 1)
+        content = file.read() if most is None else file.read(min(MOST_SMALL, most + 1))
+        if most is not None and len(content) == MOST_SMALL:  # to ask for `most` at once takes memory for all of it
+            content += file.read(most + 1 - len(content))
     if most is not None and len(content) > most:
         raise StdacError(f"{path} has more than {most} bytes: it was not written by stdac; move it away")
     return content

@@ -244,6 +244,44 @@ class AllConvNet(nn.Module):
         return self.classify(self.embed(x, group), group)
 
 
+class SmallConvNet(nn.Module):
+    """A small convnet for images of any size: three stages of 24, 48 and 96 channels, times `width`, and a mean over
+    the last map.
+
+    (B, C, H, W) float32, standardised, H, W >= 4 -> scores (B, K) float32, a softmax. `group` goes to every
+    `BatchNorm`. Raises StdacError for smaller images.
+    """
+
+    def __init__(self, k: int, shape: tuple[int, int, int], width: float = 1.0) -> None:
+        super().__init__()
+        channels, height, width_px = shape
+        if min(height, width_px) < 4:
+            raise StdacError(
+                f"images are {height}x{width_px} pixels, but the convnet needs at least 4x4: set an image size"
+            )
+        a, b, c = (scale_channels(size, width) for size in (24, 48, 96))
+        plan = [(channels, a), (a, b), (b, b), (b, c), (c, c)]
+        self.convs = nn.ModuleList(_init_he_normal(nn.Conv2d(i, o, 3, padding=1)) for i, o in plan)
+        self.norms = nn.ModuleList(BatchNorm(o) for _, o in plan)
+        self.dense = _init_glorot_uniform(nn.Linear(c, k))
+
+    def embed(self, x: Tensor, group: int | None = None) -> Tensor:
+        """The mean over the last map: (B, C, H, W) -> (B, 96) float32, times `width`."""
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            x = F.relu(norm(conv(x), group))
+            if i in (0, 2):
+                x = F.max_pool2d(x, 2)
+        return x.mean((2, 3))
+
+    def classify(self, z: Tensor, group: int | None = None) -> Tensor:
+        """Scores of embeddings z (B, 96): (B, K) float32."""
+        y: Tensor = self.dense(z).softmax(1)
+        return y
+
+    def forward(self, x: Tensor, group: int | None = None) -> Tensor:
+        return self.classify(self.embed(x, group), group)
+
+
 def init_identity(layer: nn.Linear) -> nn.Linear:
     """Identity weights, zero bias, in place."""
     nn.init.eye_(layer.weight)

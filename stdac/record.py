@@ -52,6 +52,9 @@ CORE is what a reader needs; what else is missing is null, what else is there is
 OPEN = re.compile(r"(loss|term)_[a-z0-9_]+")
 """The names of the columns that a method may add."""
 
+MOVED = "term_moved"
+"""The share of images that are in another cluster than after the epoch before; of a main phase, from epoch 1 on."""
+
 LOGGED = (
     *("loss", "threshold", "positive_fraction", "selected_fraction"),
     *("images_seen", "seconds", "images_per_s"),
@@ -106,6 +109,11 @@ def make_metrics(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
         raise ValueError(f"rows have columns {sorted(unknown)} that the schema does not")
     schema = pa.schema([*METRICS, *((name, pa.float64()) for name in sorted(names - set(METRICS.names)))])
     return pa.table({name: [row.get(name) for row in rows] for name in schema.names}, schema=schema)
+
+
+def drop_terms(schema: pa.Schema) -> pa.Schema:
+    """A schema without the columns that methods may add."""
+    return pa.schema([f for f in schema if f.name in METRICS.names or not OPEN.fullmatch(f.name)])
 
 
 def conform_metrics(table: pa.Table) -> pa.Table:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stdac.errors import StdacError
 from stdac.files import is_real_folder, read_plain
 from stdac.layout import ATTEMPT, TrialFiles
+from stdac.trial import make_id
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,9 +59,15 @@ class Result:
 
     def load_model(self) -> "nn.Module":
         """Its model, or encoder, in eval mode on the CPU. Raises StdacError where it kept none."""
+        from stdac.methods import METHODS
         from stdac.model_file import load_model
 
-        path = self.path / "model.pt"
+        path, method = self.path / "model.pt", self.trial["method"]
+        if method in METHODS and METHODS[method].build is None:
+            raise StdacError(
+                f"trial {make_id(self.trial)} has no model, as none of method {method} has: name one of a method that "
+                "makes one"
+            )
         if not path.is_file():
             raise StdacError(f"a needed trial has no {path}: delete its folder and launch again, so that it makes one")
         read_part(path)

@@ -26,7 +26,7 @@ from stdac.methods.method import Fitted, check_fitted
 from stdac.metrics import score_clusters
 from stdac.model_file import ModelConfig, save_model
 from stdac.observer import Observer
-from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, check_log, make_metrics
+from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, MOVED, check_log, make_metrics
 from stdac.results import Result
 from stdac.step import set_precision
 from stdac.torch_state import borrow_generators, fix_state
@@ -63,8 +63,12 @@ class Scorer:
         """Add the row (phase, epoch). Raises StdacError for a term in the log whose name METRICS does not take."""
         check_log(log)
         clusters, confidence = assignment.clusters.cpu(), assignment.confidence
+        moved: dict[str, float] = {}
         if main:
+            if self.protocol is not None:
+                moved = {MOVED: float((clusters != self.protocol.clusters).double().mean())}
             self.protocol = Assignment(clusters, None if confidence is None else confidence.cpu())
+        self.observer.on_clusters(clusters.numpy())
         row = {
             "trial_id": self.trial.id,
             "method": self.trial.method,
@@ -74,6 +78,7 @@ class Scorer:
             "epoch": epoch,
             **score_clusters(self.truth, clusters.numpy()),
             "mean_confidence": None if confidence is None else float(confidence.double().mean()),
+            **moved,
             **log,
             "device": self.device,
             "params": write_canonical(self.trial.to_json()["params"]),
@@ -208,6 +213,7 @@ def finish_attempt(
         scorer.score(FIRST_MAIN, 0, Assignment(fitted.labels, fitted.confidence), fitted.terms, main=True)
     if fitted.model is not None:
         scorer.score("deployed", scorer.last_epoch, Assignment(fitted.labels), {})
+    observer.on_fitted(fitted, dataset.images)
     attempt.check()
     attempt.write_table("metrics.parquet", make_metrics(scorer.rows))
     if keep == "all":

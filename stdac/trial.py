@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from functools import cached_property
 from typing import Any, Self
 
 from stdac.errors import StdacError
@@ -86,7 +87,7 @@ class Trial:
         """The trial as plain values, with the schema version."""
         return list_values(self) | {"schema_version": SCHEMA_VERSION}
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The first 16 hex digits of the SHA-256 of the canonical JSON of all resolved values."""
         return make_id(self.to_json())

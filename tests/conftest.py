@@ -32,6 +32,8 @@ ALONE = [name for name in METHODS if name not in ("committee", "student")]
 
 SMALLER: dict[str, dict[str, Any]] = {
     "pca-kmeans": {"params": {"components": 10}},
+    "hog-kmeans": {"params": {"restarts": 2}},
+    "colour-kmeans": {"params": {"restarts": 2}},
     "dec": {"epochs": 3, "params": {"width": 0.05, "pretrain_epochs": 3, "update_interval": 4, "tolerance": 0.0}},
     "dac-star": {"params": {"width": 0.1, "macro_batch": 100, "passes": 1, "batch": 32}},
     "st-dac": {"params": {"stn": 2, "width": 0.1, "macro_batch": 100, "passes": 1, "lr": 1e-4}},
@@ -68,14 +70,19 @@ def results_of(folder: TrialFolder) -> tuple[pa.Table, Path]:
 
 LONGEST_FIRST = (
     "cluster/test_slurm.py",
-    "cluster/test_ray.py",
-    "test_chaos.py",
-    "test_export.py",
     "test_launch.py",
+    "cluster/test_ray.py",
+    "test_export.py",
+    "test_docs.py",
     "test_fuzz.py",
-    "test_cluster.py",
+    "test_sources.py",
     "test_page.py",
     "test_gallery.py",
+    "test_cluster.py",
+    "test_doctor.py",
+    "test_suggest_k.py",
+    "test_needs.py",
+    "test_cli.py",
 )
 """Files that wait for a cluster, then those that compute long: begun last, they would be waited for alone."""
 

@@ -58,6 +58,7 @@ HELP = "from click.testing import CliRunner; assert CliRunner().invoke(main, {wo
 @pytest.mark.parametrize(
     ("code", "heavy"),
     [
+        ("import stdac.methods", {"umap", "numba", "sklearn", "scipy"}),
         ("import stdac", TRAINING | {"numpy", "pyarrow", "PIL", "rich", "click"}),
         (f"from cluster_jobs.commands.stdac import main; {HELP.format(words=['--help'])}", TRAINING | {"pyarrow"}),
         (f"from cluster_jobs.commands.stdac import main; {HELP.format(words=['cluster', '-h'])}", {"numpy", "pyarrow"}),

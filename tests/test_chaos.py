@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cluster_jobs.ledger import Ledger
 from tests.chaos.oracle import KEPT
 from tests.chaos.processes import Process, descendants
 from tests.cluster.conftest import why_not
+from tests.waiting import LONG_S, wait_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,7 +71,7 @@ def test_a_worker_whose_supervisor_died_while_it_started_ends(tmp_path: Path) ->
     Ledger(tmp_path / "run").plan(grid.trials, grid.text)
     command = [sys.executable, "-m", "cluster_jobs.worker", str(tmp_path / "run"), "{}"]
     environment = os.environ | {"STDAC_SUPERVISOR": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, timeout=LONG_S, check=False)
     assert done.returncode == 1
     assert not list(tmp_path.glob("run/trials/*/lease-*"))
 
@@ -85,7 +85,4 @@ def test_descendants_are_children_and_theirs() -> None:
     for process in [*below, Process(shell.pid, start, "")]:
         process.signal(9)
     shell.wait()
-    deadline = time.monotonic() + 10
-    while any(process.alive() for process in below):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_for(lambda: not any(process.alive() for process in below))

@@ -20,6 +20,7 @@ from stdac.pictures.decode import Reading, choose_reading, decode_each_safely, d
 from stdac.pictures.tar import TarFile
 from stdac.processes import make_python_environment
 from tests.traps import is_untouched, set_traps
+from tests.waiting import LONG_S, wait_for
 
 
 def double(x: int) -> int:
@@ -34,7 +35,7 @@ def misbehave(how: str) -> str:
     if how == "bloat":
         bytearray(1 << 30)
     if how == "hang":
-        time.sleep(600)
+        time.sleep(3600)
     if how == "pause":
         time.sleep(1.5)
     if how == "burn":
@@ -76,7 +77,7 @@ def test_a_child_that_crashes_or_hangs_is_replaced_by_the_next_call() -> None:
         began = time.monotonic()
         with pytest.raises(ChildLate):
             child.call("hang", wait_s=0.5)
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 300
         assert child.call("")
 
 
@@ -91,7 +92,7 @@ def test_a_child_that_is_stopped_ends_a_call_at_once_and_stays_stopped() -> None
             call.result()
         with pytest.raises(ChildDied):
             child.call("")
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 300
 
 
 def test_a_child_may_not_take_more_memory_than_it_is_given() -> None:
@@ -134,10 +135,7 @@ def test_a_child_ends_with_its_parent_even_in_the_middle_of_a_call() -> None:
         assert parent.stdout is not None
         child = int(parent.stdout.readline())
         parent.kill()
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: not (Path(f"/proc/{child}/cmdline").exists() and Path(f"/proc/{child}/cmdline").read_bytes()))
 
 
 def test_nothing_is_imported_from_the_folder_that_a_child_starts_in(
@@ -150,18 +148,18 @@ def test_nothing_is_imported_from_the_folder_that_a_child_starts_in(
     with Child("tests.test_child:double") as child:
         assert child.call(2) == 4
     words = [sys.executable, "-m", "cluster_jobs.worker", "--help"]
-    subprocess.run(words, env=make_python_environment(), capture_output=True, check=True, timeout=60)
+    subprocess.run(words, env=make_python_environment(), capture_output=True, check=True, timeout=LONG_S)
     assert is_untouched(tmp_path)
 
 
 def test_of_a_call_the_cpu_time_counts_not_the_clock() -> None:
     with Child("tests.test_child:misbehave") as child:
-        assert child.call("pause", cpu_s=1, wait_s=100)
+        assert child.call("pause", cpu_s=1, wait_s=LONG_S)
         began = time.monotonic()
         with pytest.raises(ChildSlow):
-            child.call("burn", cpu_s=1, wait_s=100)
-        assert time.monotonic() - began < 95
-        assert child.call("", cpu_s=1, wait_s=60)
+            child.call("burn", cpu_s=1, wait_s=LONG_S)
+        assert time.monotonic() - began < LONG_S - 5
+        assert child.call("", cpu_s=1, wait_s=LONG_S)
 
 
 BROKEN = """

@@ -18,6 +18,7 @@ from cluster_jobs.commands.stdac import main as stdac_main
 from export.cli import _print_progress
 from export.cluster import Progress
 from stdac.data import load
+from stdac.methods import METHODS
 from stdac.methods.st_dac import STDACParams
 from stdac.pictures.formats import SUFFIXES
 from tests.test_launch import run
@@ -81,7 +82,7 @@ NO_GRID = "unknown grid 'papre': expected one of paper, paper-narrow, quick, or 
         ),
         (
             (*TRAIN, "digits", "--method", "dbc"),
-            "unknown method 'dbc': expected one of kmeans, pca-kmeans, dec, dac-star, st-dac",
+            f"unknown method 'dbc': expected one of {', '.join(METHODS)}",
         ),
         (
             (*TRAIN, "digits", "--set", "widht=2"),
@@ -98,7 +99,7 @@ NO_GRID = "unknown grid 'papre': expected one of paper, paper-narrow, quick, or 
             f"{{place}}/empty holds no images: expected files ending in {', '.join(sorted(SUFFIXES))}",
         ),
         (
-            (*TRAIN, "mixed", "--clusters", "2"),
+            (*TRAIN, "mixed", "--clusters", "2", "--image-size", "native"),
             "{place}/mixed holds images of mixed sizes, a.png has 28x28 pixels and b.png 20x28: pass an image size to "
             "bring all to one (--image-size 28)",
         ),
@@ -171,12 +172,36 @@ def test_train_show_and_train_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     done = run(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert "cluster" in lines[0] and "ACC" in lines[0] and lines[-2].strip().startswith("deployed")
+    assert lines[0].startswith("untrained  ACC ") and lines[1].startswith("epoch 1 of 1  ACC ")
+    assert "% moved  clusters of " in lines[1] and lines[-2].startswith("deployed  ACC ")
+    assert "settled" in done.stderr and "silhouette" not in done.stderr
     shown = ask(monkeypatch, tmp_path, "stdac", "show", f"{lines[-1]}/model.pt")
     assert "width=0.1" in shown.output and "(N, 1, 28, 28) uint8" in shown.output
     assert "done in" in ask(monkeypatch, tmp_path, "stdac", "show", Path(lines[-1]).parent).output
     again = run(*words, cwd=tmp_path)
     assert again.returncode == 0 and "already done" in again.stderr and again.stdout.splitlines() == [lines[-1]]
+
+
+def test_pictures_of_ones_own_are_trained_on_small_and_what_was_chosen_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    (tmp_path / "photos").mkdir()
+    for i in range(24):
+        side = 40 + i % 2
+        picture = rng.integers(0, 256, (side, side), np.uint8)
+        Image.fromarray(picture).save(tmp_path / "photos" / f"{i}.png")
+    words = (*TRAIN, "photos", "--clusters", "2", "--epochs", "1", "--preset", "glyphs")
+    done = ask(monkeypatch, tmp_path, *words, "--image-size", "16", "--set", "width=0.1")
+    assert done.exit_code == 0, done.output
+    assert "--preset glyphs: --image-size 28 --background auto --set stn=0 --set width=0.25" in done.stderr
+    assert "silhouette in the embedding" in done.stderr
+    trial = json.loads((Path(done.stdout.splitlines()[-1]).parent / "trial.json").read_text())
+    assert (trial["image_size"], trial["background"], trial["params"]["stn"], trial["params"]["width"]) == (
+        *(16, "auto", 0, 0.1),
+    )
+    done = ask(monkeypatch, tmp_path, *TRAIN, "photos", "--clusters", "2", "--method", "kmeans")
+    assert "pictures of 40x40 to 41x41 pixels are resized to 28x28; --image-size N sets another side" in done.stderr
 
 
 def test_a_folder_whose_name_is_not_utf_8_is_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ from stdac.estimator import predict_scores, scale
 from stdac.methods import resolve
 from stdac.model_file import ModelConfig, load_model, save_model
 from stdac.torch_state import fix_state
+from tests.waiting import LONG_S
 
 ONE_CLUSTER = "it asks for one cluster, which is refused: there is nothing to learn from pairs that are all alike"
 NOT_FOR_IMAGES = {
@@ -116,6 +117,11 @@ def test_attributes_after_fit(fitted: STDAC) -> None:
     assert [row["epoch"] for row in fitted.history_] == [0, 1, 2]
     assert set(fitted.history_[-1]) >= {"loss", "threshold", "positive_fraction", "clusters_used"}
     assert not {"acc", "nmi", "ari", "purity"} & set(fitted.history_[-1])
+
+
+def test_few_images_get_more_epochs_where_the_number_is_left_open() -> None:
+    assert [STDAC(epochs=None)._trial(n).epochs for n in (3200, 70_000)] == [40, 10]
+    assert STDAC()._trial(3200).epochs == 10
 
 
 # --- ways to hand images over
@@ -298,14 +304,14 @@ def test_a_prediction_beside_a_fit_puts_nothing_back_that_the_fit_still_needs() 
     def stay() -> None:
         with fix_state():
             inside.set()
-            leave.wait(30)
+            leave.wait(LONG_S)
 
     torch.set_default_dtype(torch.float64)
     try:
         other = threading.Thread(target=stay)
         with fix_state():
             other.start()
-            assert inside.wait(30)
+            assert inside.wait(LONG_S)
         assert torch.get_default_dtype() == torch.float32
         leave.set()
         other.join()
@@ -436,4 +442,4 @@ def test_importing_stdac_does_not_import_torch() -> None:
     code = (
         "import stdac, sys; assert 'STDAC' in dir(stdac); assert not {'torch', 'sklearn', 'numpy'} & set(sys.modules)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=LONG_S)

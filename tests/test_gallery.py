@@ -25,6 +25,7 @@ from export.results.truth import Truth, describe_truth
 from stdac.data import load
 from stdac.errors import StdacError
 from stdac.pictures.pixels import Pixels
+from tests.waiting import LONG_S
 
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome") or ""
 OFF = ("quic", "gpu", "background-networking", "component-update", "sync")
@@ -143,6 +144,7 @@ def show(browser: Any) -> Iterator[Callable[..., Any]]:
 
     def open_page(path: Path, script: str = "", **options: Any) -> Any:
         context = browser.new_context(viewport={"width": 1300, "height": 900}, **options)
+        context.set_default_timeout(LONG_S * 1000)
         contexts.append(context)
         page = context.new_page()
         address = path.as_uri()

@@ -578,7 +578,7 @@ def test_a_picture_cut_short_is_an_error_or_whole(name: str) -> None:
 
 
 @quiet
-@settings(max_examples=300, deadline=5000)
+@settings(max_examples=300, deadline=60_000)
 @given(st.sampled_from(sorted(FILES)), st.integers(0, 2**32), st.sampled_from([1, 1, 2, 8, 50]), st.booleans())
 def test_damaged_pictures_give_pixels_or_a_sentence(name: str, seed: int, flips: int, cut: bool) -> None:
     data, chance = bytearray(FILES[name]), random.Random(seed)
@@ -593,7 +593,7 @@ def test_damaged_pictures_give_pixels_or_a_sentence(name: str, seed: int, flips:
 
 
 @quiet
-@settings(max_examples=200, deadline=5000)
+@settings(max_examples=200, deadline=60_000)
 @given(
     st.binary(max_size=200),
     st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"II*\0", b"P5 "]),

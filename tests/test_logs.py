@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from stdac.errors import StdacError
 from stdac.folder import Attempt
 from stdac.methods import resolve
 from tests.conftest import small
+from tests.waiting import LONG_S, wait_for
 
 GRID = [resolve(small("kmeans", seed=seed)) for seed in range(3)]
 FIRST, SECOND, THIRD = (trial.id for trial in GRID)
@@ -146,13 +146,10 @@ class Follower:
         self.thread.start()
 
     def waits_for(self, line: str) -> None:
-        deadline = time.monotonic() + 20
-        while not any(line in said for said in self.lines):
-            assert time.monotonic() < deadline, self.lines
-            time.sleep(0.01)
+        wait_for(lambda: any(line in said for said in self.lines))
 
     def ends(self) -> list[str]:
-        self.thread.join(20)
+        self.thread.join(LONG_S)
         assert not self.thread.is_alive(), self.lines
         return self.lines
 

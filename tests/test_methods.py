@@ -12,7 +12,7 @@ from stdac.data import Dataset, load
 from stdac.folder import Attempt, TrialFolder
 from stdac.methods import METHODS, resolve
 from stdac.model_file import load_model
-from stdac.record import ASSIGNMENTS, METRICS
+from stdac.record import ASSIGNMENTS, METRICS, drop_terms
 from stdac.run import Scorer, fit, run_trial
 from stdac.train import Progress
 from tests.conftest import ALONE, CPU, Watch, results_of, small
@@ -39,12 +39,19 @@ def test_a_trial_leaves_rows_assignments_and_a_model_that_agree(
 ) -> None:
     _, path = results_of(undisturbed[method])
     rows = pq.read_table(path / "metrics.parquet")
-    assert rows.schema.equals(METRICS)
+    assert drop_terms(rows.schema).equals(METRICS)
+    moved = rows.filter(rows["main"])["term_moved"].to_pylist() if METHODS[method].epochs else [None]
+    assert moved[0] is None and all(0 <= share <= 1 for share in moved[1:])
     keys = list(zip(rows["phase"].to_pylist(), rows["epoch"].to_pylist(), strict=True))
     assert len(set(keys)) == len(keys)
-    assert keys[-1][0] == "deployed" and "cluster" in {phase for phase, _ in keys}
+    assert "cluster" in {phase for phase, _ in keys}
     assigned = pq.read_table(path / "assignments.parquet")
     assert assigned.schema.equals(ASSIGNMENTS) and assigned.num_rows == 200
+    if METHODS[method].build is None:
+        assert keys == [("cluster", 0)] and not (path / "model.pt").exists()
+        assert not assigned["protocol_confidence"].null_count and rows["mean_confidence"][0].as_py() > 0
+        return
+    assert keys[-1][0] == "deployed"
     model, config = load_model(path / "model.pt")
     images = torch.from_numpy(load("digits", limit=200).images)
     with torch.no_grad():
@@ -111,15 +118,15 @@ def digest(path) -> str:
 
 
 @pytest.mark.parametrize("method", ALONE)
-def test_ground_truth_changes_no_weight(method: str) -> None:
+def test_ground_truth_changes_no_weight_and_no_cluster(method: str) -> None:
     dataset, trial = load("digits", limit=200), resolve(small(method))
     permuted = Dataset(dataset.images, np.random.default_rng(0).permutation(dataset.labels))
-    models = []
+    kept = []
     for data in (dataset, permuted, Dataset(dataset.images, None)):
-        scorer = Scorer(trial, data, "cpu")
-        models.append(fit(trial, data.images, scorer, CPU, {}).model.state_dict())
-    for name, tensor in models[0].items():
-        assert torch.equal(tensor, models[1][name]) and torch.equal(tensor, models[2][name]), name
+        fitted = fit(trial, data.images, Scorer(trial, data, "cpu"), CPU, {})
+        kept.append({"labels": fitted.labels} | ({} if fitted.model is None else fitted.model.state_dict()))
+    for name, tensor in kept[0].items():
+        assert torch.equal(tensor, kept[1][name]) and torch.equal(tensor, kept[2][name]), name
 
 
 def test_seeds_differ() -> None:

@@ -3,8 +3,7 @@
 import os
 import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from stdac.run import run_trial
 from tests.conftest import CPU, results_of
 from tests.test_launch import command, outcome
 from tests.toys.follower import FOLLOWER, SLOW_TOY
+from tests.waiting import LONG_S, wait_for
 
 GRID = """
 [[trials]]
@@ -62,14 +62,6 @@ def work(ledger: Ledger, **options: Any) -> Worker:
     worker = Worker(ledger.path, Options("cpu", 1, **options))
     worker.work()
     return worker
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Until the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -202,7 +194,7 @@ def check_backend(folder: Path, toys: Path, *words: str) -> None:
     ledger = Ledger(folder / "run")
     (toys / "broken").touch()
     with launched(folder, toys, *words) as driver:
-        _, said = driver.communicate(timeout=400)
+        _, said = driver.communicate(timeout=LONG_S)
         assert driver.returncode == 1 and "6 trials failed" in said, said
     assert {s.detail["reason"].partition(":")[0] for s in ledger.statuses()} == {"the toy is broken", "not run"}
     (toys / "broken").unlink()
@@ -210,13 +202,13 @@ def check_backend(folder: Path, toys: Path, *words: str) -> None:
         path.unlink()
     (toys / "wait").touch()
     with launched(folder, toys, *words) as driver:
-        wait_for(lambda: len(list(toys.glob("begun-*"))) == 2)
+        wait_for(lambda: len(list(toys.glob("begun-*"))) == 2, of=driver)
         assert ledger.count("running") == 2 and ledger.count("blocked") == 4
         running = next(t for t, state in ledger.states().items() if state == "running")
         kill_worker(ledger, running)
-        wait_for(lambda: len(list(toys.glob("begun-*"))) == 3)
+        wait_for(lambda: len(list(toys.glob("begun-*"))) == 3, of=driver)
         (toys / "wait").unlink()
-        _, said = driver.communicate(timeout=400)
+        _, said = driver.communicate(timeout=LONG_S)
         assert driver.returncode == 0, said
     assert set(ledger.states().values()) == {"done"}
     undisturbed = plan(folder / "undisturbed")

@@ -44,7 +44,7 @@ FLAGS = [
 ]
 WEBGPU = ["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader", "--enable-features=Vulkan"]
 NAMES = tuple(f"</script><b>number {i}" for i in range(10))
-READY_MS = 60_000
+READY_MS = 300_000
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -117,6 +117,7 @@ class Opened:
 
     def __init__(self, browser: Any, url: str, state: str = "ready") -> None:
         self.context = browser.new_context(viewport={"width": 1200, "height": 900}, accept_downloads=True)
+        self.context.set_default_timeout(READY_MS)
         self.page = self.context.new_page()
         self.errors: list[str] = []
         self.requests: set[str] = set()
@@ -126,7 +127,7 @@ class Opened:
         self.page.on("filechooser", self.keep_chooser)
         self.context.on("request", lambda request: self.requests.add(request.url))
         self.page.goto(url)
-        self.page.wait_for_selector(f"#engine[data-state={state}]", timeout=READY_MS)
+        self.page.wait_for_selector(f"#engine[data-state={state}]")
         self.origin = url.removesuffix("index.html")
 
     def keep_chooser(self, chooser: Any) -> None:

@@ -24,6 +24,7 @@ from stdac.errors import StdacError
 from stdac.leases import LEASE_S
 from stdac.methods import resolve
 from tests.test_grid import pause
+from tests.waiting import LONG_S
 
 GRID = """
 [[trials]]
@@ -110,7 +111,7 @@ def test_a_scratch_folder_holds_a_secret_and_goes_with_its_launch(tmp_path: Path
 def test_what_a_killed_launch_left_is_swept(tmp_path: Path) -> None:
     code = "import os, pathlib; from cluster_jobs.ray_tune import make_scratch\n"
     code += f"with make_scratch(pathlib.Path({str(tmp_path)!r})): os._exit(9)"
-    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=60, check=False)
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], timeout=LONG_S, check=False)
     (scratch,) = tmp_path.iterdir()
     sockets = (scratch / "tmp").resolve()
     assert sockets.exists()

@@ -32,6 +32,7 @@ from stdac.record import METRICS, make_metrics
 from stdac.results import take_result
 from stdac.run import _load_newest_checkpoint, run_trial
 from tests.conftest import CPU, small
+from tests.waiting import wait_for
 
 TRIAL = resolve(small("kmeans"))
 
@@ -222,10 +223,7 @@ def test_a_running_attempt_renews_its_lease(folder: TrialFolder, monkeypatch: py
     with folder.claim({}) as attempt:
         os.utime(folder.path / "lease-1.json", (1, 1))
         attempt.progress({"epoch": 3})
-        deadline = time.monotonic() + 10
-        while folder.progress() is None or (folder.path / "lease-1.json").stat().st_mtime < 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_for(lambda: folder.progress() is not None and (folder.path / "lease-1.json").stat().st_mtime >= 2)
         assert folder.progress() == {"epoch": 3}
 
 
@@ -484,13 +482,13 @@ def test_a_hostile_file_is_one_sentence_at_once(name: str, kind: str, folder: Tr
         "error.txt": folder.error,
         "lease-1.json": folder.holder,
     }
-    began = time.monotonic()
+    began = time.process_time()
     if name == "error.txt" and kind in ("brackets", "list", "huge"):
         assert len(folder.error()) <= 2**20
     else:
         with pytest.raises(StdacError, match=str(path)):
             read.get(name, folder.holder)()
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("attempt", ["../../outside", None, True, 1.5, [1]])

@@ -42,6 +42,7 @@ from stdac.pictures.pixels import Pixels, conform
 from stdac.pictures.samples import SAMPLE, sample_images
 from stdac.pictures.sources import list_notes, open_source
 from stdac.pictures.tar import read_tar
+from tests.waiting import LONG_S
 
 N = 150
 IMAGES = np.random.default_rng(0).integers(0, 256, (N, 12, 10), dtype=np.uint8)
@@ -729,7 +730,8 @@ print(n, getattr(last, "reason", ""), ours // 1024, children // 1024, sep="|")
 
 def peak(path: Path) -> tuple[int, str, int, int]:
     """Read a source in a process of its own: rows, the last one's reason, MiB that it grew by, MiB of its children."""
-    result = subprocess.run([sys.executable, "-c", PEAK, path], capture_output=True, text=True, check=True, timeout=100)
+    command = [sys.executable, "-c", PEAK, path]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=LONG_S)
     n, reason, ours, children = result.stdout.strip().split("|")
     return int(n), reason, int(ours), int(children)
 
@@ -988,7 +990,7 @@ FUZZED: dict[str, tuple[bytes, Callable[[str], Iterator[Batch]]]] = {
 }
 
 
-@settings(max_examples=400, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=60_000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(sorted(FUZZED)), st.integers(0, 2**32), st.sampled_from([0, 1, 1, 3, 30]), st.booleans())
 def test_damaged_files_give_images_and_then_a_reason(
     tmp_path: Path, name: str, seed: int, flips: int, cut: bool

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from stdac.command import Commands
 from stdac.errors import StdacError
 from stdac.methods import METHODS, resolve
 from stdac.record import ASSIGNMENTS
+from tests.waiting import wait_for
 
 
 def curve(k: int, agreement: float, silhouette: float, error: float = 0.02) -> Scores:
@@ -168,6 +168,12 @@ def test_the_run_folder_is_named_after_the_input_and_its_settings() -> None:
     assert asked.folder() != asked._replace(epochs=9).folder()
 
 
+def test_the_epochs_of_a_study_follow_from_its_images(tmp_path: Path) -> None:
+    asked = Study("/x", "st-dac", None, 2000, None, dict(METHODS["st-dac"].small))
+    assert {t.epochs for t in make_grid(asked, tmp_path, [2, 3], 3, 2000).trials} == {11}  # of two passes each
+    assert {t.epochs for t in make_grid(asked, tmp_path, [2, 3], 3, 100).trials} == {214}
+
+
 @pytest.mark.parametrize("method", [*(name for name, method in METHODS.items() if method.small), "kmeans"])
 def test_the_grid_that_is_kept_with_the_run_says_the_same_trials(method: str, tmp_path: Path) -> None:
     asked = Study("digits", method, 8, 1000, 28, dict(METHODS[method].small))
@@ -209,6 +215,7 @@ def test_three_kinds_are_found_and_launching_again_adds_only_what_is_missing(thr
     assert done.exit_code == 0, done.output
     assert "Suggested is K = 3" in done.output and "9 to run: roughly" in done.output
     assert "the same command goes on" in done.output and "ACC" not in done.output
+    assert "its models can be exported, as that of K = 3, seed 0: stdac export " in done.output
     assert (three / "run" / "suggest-k.png").read_bytes().startswith(b"\x89PNG")
     with np.load(three / "run" / "images.npz") as arrays:
         assert arrays.files == ["images"]
@@ -227,10 +234,7 @@ def test_ctrl_c_loses_nothing(three: Path) -> None:
     words = [sys.executable, "-c", COMMAND, "suggest-k", str(three / "three.npz"), *given, "--device", "cpu"]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
     with subprocess.Popen(words, env=env, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 120
-        while not list(three.glob("run/trials/*/done.json")):
-            assert time.monotonic() < deadline and process.poll() is None
-            time.sleep(0.05)
+        wait_for(lambda: list(three.glob("run/trials/*/done.json")), of=process)
         process.send_signal(signal.SIGINT)
         assert process.stderr is not None
         said = process.stderr.read().decode()

@@ -74,7 +74,7 @@ def test_a_background_other_than_black_is_part_of_a_trial() -> None:
     [
         (
             {"dataset": "mnist", "method": "kmeens"},
-            "unknown method 'kmeens': expected one of kmeans, pca-kmeans, dec, dac-star, st-dac",
+            f"unknown method 'kmeens': expected one of {', '.join(METHODS)}",
         ),
         (
             {"dataset": "mnist", "params": {"stm": 2}},

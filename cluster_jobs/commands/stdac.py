@@ -3,6 +3,7 @@
 import click
 
 from cluster_jobs.commands.show import show_command
+from cluster_jobs.commands.sort import sort_command
 from cluster_jobs.commands.suggest_k import suggest_k_command
 from cluster_jobs.commands.train import train_command
 from export.cli import cluster_command, export_command
@@ -19,5 +20,8 @@ def main() -> None:
     """
 
 
-for command in (train_command, show_command, export_command, cluster_command, page_command, suggest_k_command):
+for command in (
+    *(sort_command, train_command, suggest_k_command, show_command),
+    *(export_command, cluster_command, page_command),
+):
     main.add_command(command)

@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from cluster_jobs.commands.train import BACKGROUND_HELP, PRESET_HELP, SIDE_HELP
+from stdac.command import parse_setting, read_side
 from stdac.errors import StdacError
+from stdac.presets import NATIVE, PRESETS
 from stdac.words import count_noun, escape_line, format_duration
 
 if TYPE_CHECKING:
@@ -24,18 +27,21 @@ if TYPE_CHECKING:
     from cluster_jobs.ledger import Ledger
 
 RANGE = re.compile(r"(\d{1,6})\.\.(\d{1,6})(?:\.\.(\d{1,6}))?")
+SEEN = 1 / 3  # of what training needs to see: these trials learn three times as fast
 LEAST_SEEDS = 3  # fewer have no standard error
 
 
 class Study(NamedTuple):
-    """What a study of K fixes: all but the K and the seeds, of which more may be added later."""
+    """What a study of K fixes: all but the K and the seeds, of which more may be added later. epochs and image_size
+    None: chosen by the images, see `stdac.sizing`."""
 
     input: str
     method: str
     epochs: int | None
     limit: int
-    image_size: int
+    image_size: int | str | None
     params: dict[str, Any]
+    background: str = "black"
 
     def folder(self) -> Path:
         """Its run folder where none is named: of other settings, another one."""
@@ -51,9 +57,11 @@ class Study(NamedTuple):
 @click.option("--k", "ks", default="2..20", help="Numbers of clusters to try: 2..20, 2..20..2 or 5,8,10.")
 @click.option("--method", default="st-dac", help="Clustering method.")
 @click.option("--seeds", type=click.IntRange(LEAST_SEEDS), default=3, help="Trials of each K.")
-@click.option("--limit", type=click.IntRange(50), default=1000, help="Use a random subset of this many images.")
-@click.option("--image-size", type=click.IntRange(8), default=16, help="Resize images to this side in pixels.")
-@click.option("--epochs", type=click.IntRange(1), default=8, help="Epochs of a trial.")
+@click.option("--limit", type=click.IntRange(50), default=2000, help="Use a random subset of this many images.")
+@click.option("--image-size", callback=read_side, metavar="N", help=SIDE_HELP)
+@click.option("--background", type=click.Choice(["black", "white", "auto"]), help=BACKGROUND_HELP)
+@click.option("--preset", type=click.Choice([*PRESETS]), help=PRESET_HELP)
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of a trial; as many as the images need if not given.")
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the method.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder; runs/suggest-k/NAME if not given.")
 @click.option("--workers", type=click.IntRange(1), help="Trials at a time; one a core, or one a GPU, if not given.")
@@ -66,8 +74,10 @@ def suggest_k_command(
     method: str,
     seeds: int,
     limit: int,
-    image_size: int,
-    epochs: int,
+    image_size: int | str | None,
+    background: str | None,
+    preset: str | None,
+    epochs: int | None,
     settings: tuple[str, ...],
     out: Path | None,
     workers: int | None,
@@ -85,13 +95,21 @@ def suggest_k_command(
     from analysis.k_study import score_study, suggest
     from cluster_jobs.backends import use_this_machine
     from cluster_jobs.request import Options, Request
-    from stdac.command import parse_setting
     from stdac.data import resolve_name
+    from stdac.files import write_json
     from stdac.methods import METHODS, check_names
+    from stdac.sizing import fill_preset
 
     check_names({method}, METHODS, "method")
-    params = dict(METHODS[method].small) | dict(map(parse_setting, settings))
-    asked = Study(resolve_name(input_), method, epochs, limit, image_size, params)
+    given = dict(map(parse_setting, settings))
+    spec: dict[str, Any] = {"method": method, "image_size": image_size, "background": background, "params": given}
+    if preset is not None:
+        click.echo(f"--preset {preset}: {PRESETS[preset].flags}", err=True)
+        spec = fill_preset(preset, spec)
+    params = dict(METHODS[method].small) | spec["params"]
+    asked = Study(
+        resolve_name(input_), method, epochs, limit, spec["image_size"], params, spec["background"] or "black"
+    )
     run = (out or asked.folder()).resolve()
     numbers = parse_ks(ks)
     images, files = _take_images(asked, run, data_dir)
@@ -99,12 +117,14 @@ def suggest_k_command(
     backend = use_this_machine("as asked", Request(run, Options(device), workers=workers))
     confirm(grid, run, images, backend, yes)
     _keep_images(asked, run, images, files)
-    launch(grid, run, backend)
+    launch(grid, run, backend, len(images))
     curves = score_study(run, {trial.id for trial in grid.trials}, images)
     suggestion = suggest(curves)
     click.echo(describe_study(curves, suggestion))
     figure = draw_study(curves, suggestion, run / "suggest-k.png", title=Path(input_).name)
-    click.echo(f"wrote {figure}", err=True)
+    write_json(run / "suggestion.json", suggestion._asdict())
+    click.echo(f"wrote {figure} and suggestion.json beside it", err=True)
+    _say_what_to_export(grid, run, suggestion.k)
 
 
 def parse_ks(text: str) -> list[int]:
@@ -135,14 +155,15 @@ def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "tuple[NDArr
     from stdac.trial_data import hash_files
 
     about, path, files = run / "study.json", run / "images.npz", run / "files.json"
-    if about.exists() and read_json(about) != asked._asdict():
+    if about.exists() and {"background": "black"} | read_json(about) != asked._asdict():
         raise StdacError(f"{run} holds a study of other images or settings: choose another --out")
     kept = load(str(path)) if about.exists() and path.exists() else None
     is_there = asked.input in NAMES or Path(asked.input).exists()
     now = hash_files({"dataset": asked.input}) if is_there else None
     if kept is not None and (now is None or (files.exists() and read_json(files) == now)):
         return kept.images, now
-    taken = load(asked.input, data_dir=data_dir, image_size=asked.image_size, limit=asked.limit)
+    side = _choose_side(asked)
+    taken = load(asked.input, data_dir=data_dir, image_size=side, limit=asked.limit, background=asked.background)
     for note in taken.notes:
         click.echo(escape_line(note), err=True)
     if kept is not None and taken.fingerprint != kept.fingerprint:
@@ -151,6 +172,22 @@ def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "tuple[NDArr
             f"{len(taken.images):,} now): put the old ones back, or choose another --out"
         )
     return taken.images, now
+
+
+def _choose_side(asked: Study) -> int | None:
+    """The side that images are resized to; says so where nobody has."""
+    from stdac.data import NAMES
+    from stdac.sizing import choose_side, explain_side, survey_pictures
+
+    if isinstance(asked.image_size, int):
+        return asked.image_size
+    if asked.image_size == NATIVE or asked.input in NAMES:
+        return None
+    found = survey_pictures(asked.input)
+    side = choose_side(found)
+    if side is not None:
+        click.echo(explain_side(found, side), err=True)
+    return side
 
 
 def _keep_images(asked: Study, run: Path, images: "NDArray[np.uint8]", files: str | None) -> None:
@@ -179,11 +216,14 @@ def make_grid(asked: Study, run: Path, numbers: list[int], seeds: int, n: int) -
 
     from cluster_jobs.grid import Grid, expand
     from stdac.methods import METHODS, resolve, resolve_params
+    from stdac.sizing import choose_epochs, count_passes
 
     if numbers[-1] > n:
         raise StdacError(f"got --k up to {numbers[-1]} for {n} images: expected at most one cluster an image")
     params = asdict(resolve_params(METHODS[asked.method].params, asked.params).resolved(asked.input))
-    cell = {"dataset": str(run / "images.npz"), "method": asked.method, "epochs": asked.epochs, "n_clusters": numbers}
+    method = METHODS[asked.method]
+    epochs = asked.epochs or choose_epochs(method, n, count_passes(method, params), SEEN) or 1  # ignored without
+    cell = {"dataset": str(run / "images.npz"), "method": asked.method, "epochs": epochs, "n_clusters": numbers}
     block = cell | {"seeds": seeds}
     given = {name: value for name, value in params.items() if value is not None}
     lines = [f"{key} = {_to_toml(value)}" for key, value in block.items()]
@@ -213,8 +253,9 @@ def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Back
         click.confirm("Go on?", abort=True, err=True)
 
 
-def launch(grid: "Grid", run: Path, backend: "Backend") -> None:
-    """Run what is missing on this machine. Raises StdacError where it was stopped, or too few trials ended well."""
+def launch(grid: "Grid", run: Path, backend: "Backend", n: int) -> None:
+    """Run what is missing on this machine, on n images. Raises StdacError where it was stopped, or too few trials ended
+    well."""
     from cluster_jobs.backends import drive
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.pace import write_costs
@@ -222,7 +263,7 @@ def launch(grid: "Grid", run: Path, backend: "Backend") -> None:
 
     ledger = Ledger(run)
     vanished = ledger.plan(add_needs(grid.trials), grid.text)
-    write_costs(run, grid.trials, gpu=backend.gpu)
+    write_costs(run, grid.trials, gpu=backend.gpu, images=n)
     earlier = [trial_id for trial_id in vanished if ledger.status(trial_id).state != "done"]
     if earlier:
         click.echo(f"and {count_noun(len(earlier), 'trial')} asked for in this folder before, not done yet", err=True)
@@ -256,7 +297,23 @@ def estimate(trial: Any, images: "NDArray[np.uint8]", gpu: bool) -> float:
 
     from stdac.cost import estimate_seconds
 
-    return estimate_seconds(replace(trial, limit=len(images), image_size=max(images.shape[2:])), gpu=gpu)
+    return estimate_seconds(replace(trial, image_size=max(images.shape[2:])), gpu=gpu, images=len(images))
+
+
+def _say_what_to_export(grid: "Grid", run: Path, k: int | None) -> None:
+    """Say that the models are there to be used, by the first of the suggested K."""
+    from cluster_jobs.ledger import Ledger
+
+    ledger = Ledger(run)
+    wanted = [trial for trial in grid.trials if k in (None, trial.n_clusters)]
+    found = [(trial, ledger.folder(trial.id).result()) for trial in wanted]
+    for trial, path in found:
+        if path is not None and (path / "model.pt").exists():
+            what = f"K = {trial.n_clusters}, seed {trial.seed}"
+            click.echo(
+                f"its models can be exported, as that of {what}: stdac export {path}/model.pt model.onnx", err=True
+            )
+            return
 
 
 def _make_display(ledger: "Ledger") -> Any:

@@ -1,7 +1,5 @@
 """The command `stdac train`: one trial, its scores as they come, and the folder of its result."""
 
-import sys
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,16 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stdac.command import parse_setting
+from cluster_jobs.train_display import TrainDisplay
+from stdac.command import parse_setting, read_side
 from stdac.errors import StdacError
-from stdac.observer import Observer
-from stdac.words import escape_line
+from stdac.presets import NATIVE, PRESETS
+from stdac.words import format_duration
 
 if TYPE_CHECKING:
     from stdac.machine import Machine
     from stdac.results import Result
-    from stdac.train import Progress
     from stdac.trial import Trial
+
+
+TOLD_S = 60.0  # a trial that takes less is not announced
+SIDE_HELP = "Resize images to this side in pixels; of pictures of your own above 32, or of mixed sizes, 28; or native."
+BACKGROUND_HELP = (
+    "What transparency is laid on, black if not given; auto: white below a dark picture, black below a bright one."
+)
+PRESET_HELP = "Flags that suit a kind of pictures; those that are given as well win."
 
 
 @click.command("train")
@@ -27,16 +33,12 @@ if TYPE_CHECKING:
 @click.option("--stn", type=int, help="Number of spatial transformers, 0 to 3 (short for --set stn=N).")
 @click.option("--source", help="A labelled data set, of a method that learns from one; as --dataset.")
 @click.option("--seed", type=int, default=0, help="Seed of every random number.")
-@click.option("--epochs", type=int, help="Epochs of the main phase; the method's own number if not given.")
+@click.option("--epochs", type=int, help="Epochs of the main phase; of pictures of your own as many as they need.")
 @click.option("--clusters", type=int, help="Number of clusters; 10 for data sets that have a name.")
 @click.option("--limit", type=int, help="Use a fixed random subset of this many images.")
-@click.option("--image-size", type=int, help="Resize images to this side in pixels.")
-@click.option(
-    "--background",
-    type=click.Choice(["black", "white", "auto"]),
-    default="black",
-    help="What transparency is laid on; auto: white below a dark picture, black below a bright one.",
-)
+@click.option("--image-size", callback=read_side, metavar="N", help=SIDE_HELP)
+@click.option("--background", type=click.Choice(["black", "white", "auto"]), help=BACKGROUND_HELP)
+@click.option("--preset", type=click.Choice([*PRESETS]), help=PRESET_HELP)
 @click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A hyperparameter of the method.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/one"), help="Run folder.")
 @click.option("--data-dir", type=click.Path(path_type=Path), help="Where data sets are kept (or $STDAC_DATA).")
@@ -52,8 +54,9 @@ def train_command(
     epochs: int | None,
     clusters: int | None,
     limit: int | None,
-    image_size: int | None,
-    background: str,
+    image_size: int | str | None,
+    background: str | None,
+    preset: str | None,
     settings: tuple[str, ...],
     out: Path,
     data_dir: Path | None,
@@ -66,18 +69,50 @@ def train_command(
     Writes OUT/trials/ID with the scores of every epoch, the cluster of every image, and model.pt.
     """
     from stdac.machine import Machine
-    from stdac.methods import add_needs, resolve
+    from stdac.methods import add_needs
 
     params = dict(parse_setting(text) for text in settings) | ({} if stn is None else {"stn": stn})
     spec = {"dataset": dataset, "method": method, "seed": seed, "epochs": epochs, "n_clusters": clusters}
     spec |= {"limit": limit, "image_size": image_size, "source": source, "background": background}
-    trial = resolve(spec | {"params": params})
+    machine = Machine(device, compile_, threads)
+    trial = _size_trial(spec | {"params": params}, preset, machine)
     results: dict[str, Result] = {}
     for each in add_needs([trial]):
         what = f"{each.method} on {each.dataset}, {each.n_clusters} clusters, seed {each.seed}"
         click.echo(f"trial {each.id}: {what}{'' if each == trial else f', which {trial.id} needs'}", err=True)
-        results[each.id] = _train_one(each, out, Machine(device, compile_, threads), data_dir, results)
+        results[each.id] = _train_one(each, out, machine, data_dir, results)
     click.echo(results[trial.id].path)
+
+
+def _size_trial(spec: dict[str, Any], preset: str | None, machine: "Machine") -> "Trial":
+    """The trial; what is not given is that of the preset and, of pictures of one's own, chosen by them. Says what, why,
+    and how long it takes.
+
+    Raises StdacError as `resolve` and `survey_pictures` do.
+    """
+    from stdac.cost import estimate_seconds
+    from stdac.methods import METHODS, check_names, resolve
+    from stdac.sizing import fill_preset, fill_sizes, is_own, survey_pictures
+
+    check_names({spec["method"]}, METHODS, "method")
+    if preset is not None:
+        click.echo(f"--preset {preset}: {PRESETS[preset].flags}", err=True)
+        spec = fill_preset(preset, spec)
+    native = {"image_size": None} if spec["image_size"] == NATIVE else {}
+    trial = resolve(spec | native)  # what is wrong in it is said before anything is looked at
+    images = None
+    if is_own(trial.dataset):
+        found = survey_pictures(trial.dataset)
+        spec, lines = fill_sizes(spec, found)
+        for line in lines:
+            click.echo(line, err=True)
+        trial, images = resolve(spec), found.images
+    gpu = machine.torch_device().type == "cuda"
+    seconds = estimate_seconds(trial, gpu=gpu, images=images)
+    if seconds >= TOLD_S:
+        where = "GPU" if gpu else "core"
+        click.echo(f"roughly {format_duration(seconds)} on one {where}, if that has nothing else to do", err=True)
+    return trial
 
 
 def _train_one(
@@ -100,7 +135,7 @@ def _train_one(
                 "or run both in one grid with stdac-grid launch"
             )
     needed = [results[name] if name in results else take_result(others[name]) for name in trial.needs]
-    with TrainDisplay() as display, _say_how_to_go_on():
+    with TrainDisplay(trial) as display, _say_how_to_go_on():
         ran = run_trial(trial, folder, machine=machine, data_dir=data_dir, needed=needed, observer=display)
     done = folder.done()
     if done is None:
@@ -118,50 +153,3 @@ def _say_how_to_go_on() -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise StdacError("stopped; the same command goes on after the last epoch that was done") from None
-
-
-class TrainDisplay(Observer):
-    """Scores as lines on stdout and, on a terminal, a bar on stderr that shows the epoch in progress."""
-
-    def __init__(self) -> None:
-        self.bar: Any = None
-        self.task: Any = None
-        self.shown = 0.0
-
-    def __enter__(self) -> "TrainDisplay":
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rate]:.0f} images/s"))
-            self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-
-    def on_note(self, text: str) -> None:
-        """Say it on stderr."""
-        click.echo(escape_line(text), err=True)
-
-    def on_progress(self, p: "Progress") -> None:
-        """Move the bar, at most ten times a second."""
-        if self.bar is None or time.monotonic() - self.shown < 0.1:
-            return
-        self.shown = time.monotonic()
-        if self.task is None:
-            self.task = self.bar.add_task("", rate=0.0)
-        text = f"{p.phase} {p.epoch}/{p.epochs}"
-        self.bar.update(self.task, description=text, completed=p.step, total=p.steps or None, rate=p.images_per_s)
-
-    def on_score(self, row: Mapping[str, Any]) -> None:
-        """Print one row of scores."""
-        names = (("ACC", "acc"), ("NMI", "nmi"), ("ARI", "ari"))
-        scores = "  ".join(f"{name} {row[key]:.4f}" for name, key in names if row.get(key) is not None)
-        loss = f"  loss {row['loss']:.4f}" if row.get("loss") is not None else ""
-        seconds = f"  {row['seconds']:.0f} s" if row.get("seconds") is not None else ""
-        click.echo(
-            f"{row['phase']:>8} {row['epoch']:>3}  {scores or str(row['clusters_used']) + ' clusters'}{loss}{seconds}"
-        )

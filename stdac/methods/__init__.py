@@ -12,9 +12,12 @@ from stdac.errors import StdacError
 from stdac.methods.committee import COMMITTEE
 from stdac.methods.dac_star import DAC_STAR
 from stdac.methods.dec import DEC
+from stdac.methods.descriptors import COLOUR_KMEANS, HOG_KMEANS
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
+from stdac.methods.student import STUDENT
+from stdac.methods.umap_gmm import UMAP_GMM
 from stdac.pictures.colour import BACKGROUNDS
 from stdac.text import escape_name
 from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
@@ -22,12 +25,16 @@ from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
 METHODS: dict[str, Method] = {
     "kmeans": KMEANS,
     "pca-kmeans": PCA_KMEANS,
+    "hog-kmeans": HOG_KMEANS,
+    "colour-kmeans": COLOUR_KMEANS,
+    "umap-gmm": UMAP_GMM,
     "dec": DEC,
     "dac-star": DAC_STAR,
     "st-dac": ST_DAC,
     "committee": COMMITTEE,
+    "student": STUDENT,
 }
-"""In the order of the tables: the floor first."""
+"""In the order of the tables: the floors first."""
 
 KEYS = ("method", "dataset", "seed", "n_clusters", "epochs", "params", "limit", "image_size", "source", "background")
 MOST = 2**63  # whole numbers are smaller: files have 64 bits for them

@@ -78,12 +78,13 @@ class Method:
 
     epochs: default length of the main phase, which `fit` marks by main=True; 0 where there is none. cost: of a Task;
     a guess from `build` if not given. colours: of curves, by filled-in title. small: parameters of a trial of seconds,
-    for suggest-k and tests. readings: parameters that may differ from their defaults in a trial that still follows the
-    published one: readings of an unclear text. needs: the trials whose results the trainer is to have, those that its
-    parameters name if not given; the grid adds them, but for those named by their ids alone, which it must have.
-    is_floor: one of those that every learned method has to beat. takes_source: it reads the labels of a second data
-    set, Trial.source. follows: its clusters are made of those of the trials that it names, so that it is no voice of
-    its own beside them.
+    for suggest-k and tests. images_seen: what the main phase needs to see of pictures of one's own, 0 where its epochs
+    are no passes, and on_pictures: parameters there, see `stdac.sizing`. readings: parameters that may differ from
+    their defaults in a trial that still follows the published one: readings of an unclear text. needs: the trials whose
+    results the trainer is to have, those that its parameters name if not given; the grid adds them, but for those named
+    by their ids alone, which it must have. is_floor: one of those that every learned method has to beat. takes_source:
+    it reads the labels of a second data set, Trial.source. follows: its clusters are made of those of the trials that
+    it names, so that it is no voice of its own beside them.
     """
 
     title: str
@@ -94,6 +95,8 @@ class Method:
     cost: Callable[[Task], Cost] | None = None
     colours: Mapping[str, str] = field(default_factory=dict)
     small: Mapping[str, Any] = field(default_factory=dict)
+    images_seen: int = 0
+    on_pictures: Mapping[str, Any] = field(default_factory=dict)
     readings: tuple[str, ...] = ()
     needs: Callable[[Trial], Sequence[Trial | str]] = need_named_trials
     is_floor: bool = False

@@ -266,5 +266,9 @@ ST_DAC = Method(
         "ST-DAC, 3 STN": "#882255",
     },
     small={"stn": 0, "width": 0.25, "macro_batch": 500, "passes": 2, "lr": 3e-4},
+    # 3,200 letters in 320 fonts, width .25, 0 STN: ACC .84 after 40 epochs of 40, .70 after 10 of 10
+    images_seen=128_000,
+    # MNIST, 5 epochs: mean deployed ACC .963 of five; on a CPU the full width takes 10 times as long
+    on_pictures={"width": 0.25},
     readings=("stn", "preset", "architecture", "precision"),
 )

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from stdac.errors import StdacError
 from stdac.pictures.batches import BATCH_BYTES, Batch, Content, Stat, Unreadable, cut_stat, explain_error, read_stat
 from stdac.pictures.child import Child, ChildDied, ChildLate, ChildSlow
 from stdac.pictures.hashes import compute_fingerprints, hash_content
-from stdac.pictures.image import read_file, read_image
+from stdac.pictures.image import read_file, read_image, read_size
 from stdac.pictures.pixels import Pixels, conform, resize
 from stdac.pictures.pool import MEMORY_BYTES
 
@@ -198,6 +199,28 @@ def decode_each(batch: Batch, size: tuple[int, int] | None, background: str = "b
         if nbytes >= BATCH_BYTES:
             break
     return images
+
+
+def measure_each_safely(child: Child, batch: Batch, reading: Reading = READING) -> list[tuple[int, int]]:
+    """(height, width) of the images of a batch, without those whose size cannot be told; the pictures' in a child that
+    calls `measure_each`."""
+    if isinstance(batch.content, np.ndarray):
+        return [(batch.content.shape[2], batch.content.shape[3])]
+    try:
+        sizes: list[tuple[int, int]] = child.call(batch, **reading.for_batch)
+    except (ChildDied, MemoryError):
+        child.close()
+        return []
+    return sizes
+
+
+def measure_each(batch: Batch) -> list[tuple[int, int]]:
+    """(height, width) of the pictures of a batch, as their heads tell it, without those that are none."""
+    sizes = []
+    for content in batch.content:
+        with suppress(Exception):  # of hostile files; whoever decodes them says what is wrong
+            sizes.append(read_size(read_content(content, None)[0]))
+    return sizes
 
 
 def read_content(content: Content, archive: Stat | None) -> tuple[bytes, Stat | None]:

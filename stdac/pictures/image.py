@@ -166,6 +166,13 @@ def _decode(
     return np.repeat(planes, 3, 0) if gray and channels == 3 else planes
 
 
+def read_size(data: bytes) -> tuple[int, int]:
+    """(height, width) of a picture turned upright, without decoding it. Raises whatever the decoders do."""
+    image = _open(data)
+    width, height = _turn_sides(image, *image.size)
+    return height, width
+
+
 def _check_size(image: Image.Image) -> None:
     """Raise StdacError for a picture, or a tile of a TIFF, of more than MAX_PIXELS pixels."""
     tags = getattr(image, "tag_v2", {})

@@ -165,8 +165,10 @@ def flipped_part(scene: Scene) -> str | None:
     status = scene.chance.choice(done)
     folder = scene.ledger.folder(status.trial_id).attempt_path(status.detail["attempt"])
     path = scene.chance.choice(sorted(path for path in folder.iterdir() if path.name in status.detail["sha256"]))
-    scene.spoiled[status.trial_id] = scene.ledger.folder(status.trial_id).done_path.read_bytes()
-    return f"bit {flip_bit(path, scene.chance)} of {path.relative_to(scene.run)}"
+    content = scene.ledger.folder(status.trial_id).done_path.read_bytes()
+    bit = flip_bit(path, scene.chance)
+    scene.spoiled[status.trial_id] = content
+    return f"bit {bit} of {path.relative_to(scene.run)}"
 
 
 def flip_bit(path: Path, chance: Random) -> int:

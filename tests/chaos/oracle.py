@@ -86,7 +86,7 @@ class Oracle:
             if time.monotonic() > deadline:
                 raise Violation(f"the doctor overlooks the damaged results of {' '.join(left)}")
             for finding in examine(self.ledger):
-                if finding.path.name in left:
+                if finding.path.name in left or finding.path.parent.name in left:  # such as a lease ahead of time
                     with suppress(StdacError):
                         mend(finding)
         self.look()

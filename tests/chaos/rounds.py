@@ -86,7 +86,7 @@ class Round:
         faults = self.cluster.faults()
         for kind in sorted(faults, key=lambda kind: -(self.chance.random() ** (1 / COMMON.get(kind, 1)))):
             victim = None
-            with suppress(FileNotFoundError):  # what it was to happen to has vanished meanwhile
+            with suppress(OSError):  # what it was to happen to has vanished meanwhile, or cannot be written now
                 victim = faults[kind](self.scene)
             if victim is not None:
                 self.kinds[kind] += 1

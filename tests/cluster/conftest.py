@@ -4,23 +4,16 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.waiting import LONG_S, wait_for
+
 SCRIPTS = Path(__file__).resolve().parents[2].parent / "shared" / "slurm"
 STATE = Path(os.environ.get("SLURM_LAB", Path(os.environ.get("TMPDIR", "/tmp")) / "stdac-slurm"))
 CONTROLLER = STATE / "run" / "slurmctld.pid"
-
-
-def wait_for(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Until the condition holds."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)
 
 
 def alive(pid_file: Path) -> bool:
@@ -44,7 +37,7 @@ class Lab:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                timeout=400,
+                timeout=LONG_S,
                 check=False,
             )
             output.seek(0)
@@ -78,12 +71,12 @@ class Lab:
     def on_node(self, node: str, *command: str) -> None:
         """Run a command in a node's view of the file system."""
         pid = (STATE / "run" / f"init-{node}.pid").read_text().strip()
-        subprocess.run(["nsenter", "-t", pid, "-m", *command], check=True, timeout=30)
+        subprocess.run(["nsenter", "-t", pid, "-m", *command], check=True, timeout=LONG_S)
 
     @staticmethod
     def ask(*command: str) -> str:
         """What a SLURM command prints."""
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LONG_S, check=False)
         return done.stdout
 
     def queue(self) -> list[str]:

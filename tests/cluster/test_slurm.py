@@ -11,10 +11,11 @@ import pytest
 
 from cluster_jobs.ledger import Ledger
 from cluster_jobs.slurm_queue import find_ends, list_jobs, name_jobs
-from tests.cluster.conftest import Lab, wait_for, with_and_without_accounting
-from tests.test_launch import command, outcome, run
+from tests.cluster.conftest import Lab, with_and_without_accounting
+from tests.test_launch import command, outcome, run, work_alone
 from tests.test_needs import check_backend, toys
 from tests.traps import is_untouched, set_traps
+from tests.waiting import LONG_S, wait_for
 
 __all__ = ["toys"]  # a fixture
 
@@ -25,8 +26,6 @@ GRID = """
 [defaults]
 dataset = "digits"
 limit = 200
-[[trials]]
-method = "kmeans"
 [[trials]]
 epochs = 3
 seeds = 2
@@ -47,14 +46,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What the grid comes to on one machine."""
-    return local_outcome(tmp_path_factory.mktemp("local"), GRID)
-
-
-def local_outcome(folder: Path, grid: str) -> dict[str, object]:
-    (folder / "grid.toml").write_text(grid)
-    done = run("stdac-grid", "launch", "grid.toml", "--out", "run", "--backend", "local", "--workers", "2", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    return outcome(folder / "run")
+    return work_alone(tmp_path_factory.mktemp("local"), GRID)
 
 
 def begin(folder: Path, *words: object, grid: str = GRID) -> subprocess.Popen[str]:
@@ -66,7 +58,7 @@ def begin(folder: Path, *words: object, grid: str = GRID) -> subprocess.Popen[st
     )
 
 
-def end(driver: subprocess.Popen[str], seconds: float = 400) -> str:
+def end(driver: subprocess.Popen[str], seconds: float = LONG_S) -> str:
     """What a command said on stderr, once it has ended with 0."""
     _, said = driver.communicate(timeout=seconds)
     assert driver.returncode == 0, said
@@ -97,7 +89,6 @@ def trials_begun(folder: Path) -> bool:
     return bool(list(folder.glob("trials/*/attempt-*/checkpoint.pt")))
 
 
-@with_and_without_accounting
 def test_a_grid_comes_to_the_same_as_locally_and_leaves_nothing(
     slurm: Lab, local: dict[str, object], tmp_path: Path
 ) -> None:
@@ -105,7 +96,7 @@ def test_a_grid_comes_to_the_same_as_locally_and_leaves_nothing(
     said = end(begin(tmp_path, *LAUNCH))
     assert "submitted SLURM job" in said and "running on n1" in said and is_untouched(tmp_path)
     assert outcome(tmp_path / "run") == local
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"))
 
 
 def test_a_killed_driver_leaves_its_jobs_and_the_next_finds_them(
@@ -113,13 +104,13 @@ def test_a_killed_driver_leaves_its_jobs_and_the_next_finds_them(
 ) -> None:
     name = name_jobs(tmp_path / "run")
     driver = begin(tmp_path, *LAUNCH)
-    wait_for(lambda: any(job.state == "RUNNING" for job in list_jobs(name) or []))
+    wait_for(lambda: any(job.state == "RUNNING" for job in list_jobs(name) or []), of=driver)
     driver.kill()
     driver.communicate()
     said = end(begin(tmp_path, *LAUNCH))
     assert "in SLURM's queue already" in said and "submitted SLURM job" not in said
     assert outcome(tmp_path / "run") == local
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("presses", [pytest.param(1, marks=pytest.mark.slow), 2])
@@ -127,19 +118,20 @@ def test_ctrl_c_cancels_the_jobs_and_the_next_launch_goes_on(
     presses: int, slurm: Lab, local: dict[str, object], tmp_path: Path
 ) -> None:
     driver = begin(tmp_path, *LAUNCH)
-    wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")))
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")), of=driver)
     for _ in range(presses):
         os.killpg(driver.pid, signal.SIGINT)
-    _, said = driver.communicate(timeout=120)
+    _, said = driver.communicate(timeout=LONG_S)
     assert driver.returncode == 1 and re.search(r"SLURM jobs cancelled: \d", said) and "Traceback" not in said
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
-    assert "running" not in {status.state for status in Ledger(tmp_path / "run").statuses()}
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"))
+    states = {status.state for status in Ledger(tmp_path / "run").statuses()}
+    assert "running" not in states and "waiting" in states
     end(begin(tmp_path, *LAUNCH))
     assert outcome(tmp_path / "run") == local
 
 
 def test_detached_it_goes_on_alone_and_cancel_ends_it_from_anywhere(slurm: Lab, tmp_path: Path) -> None:
-    said = end(begin(tmp_path, *LAUNCH, "--detach", grid=LONG), 120)
+    said = end(begin(tmp_path, *LAUNCH, "--detach", grid=LONG))
     assert "stdac-grid status" in said and "stdac-grid cancel" in said
     wait_for(lambda: trials_begun(tmp_path / "run"))
     status = run("stdac-grid", "status", tmp_path / "run", cwd=Path("/"))
@@ -147,7 +139,8 @@ def test_detached_it_goes_on_alone_and_cancel_ends_it_from_anywhere(slurm: Lab, 
     cancelled = run("stdac-grid", "cancel", tmp_path / "run", cwd=Path("/"))
     assert cancelled.returncode == 0 and "2 SLURM jobs cancelled" in cancelled.stdout, cancelled.stderr
     name = name_jobs(tmp_path / "run")
-    wait_for(lambda: not any(name in job for job in slurm.queue()) and not processes_of(tmp_path / "run"), 30)
+    wait_for(lambda: not any(name in job for job in slurm.queue()) and not processes_of(tmp_path / "run"))
+    assert {status.state for status in Ledger(tmp_path / "run").statuses()} == {"waiting"}  # cancelled, not finished
 
 
 def test_a_wrong_partition_is_told_with_those_that_are(slurm: Lab, tmp_path: Path) -> None:
@@ -178,7 +171,7 @@ def test_a_folder_that_nodes_do_not_share_is_told_with_node_and_job(unshared: st
     done = run(*LAUNCH, cwd=tmp_path)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert re.search(rf"node n\d does not share {tmp_path}/run .* \(job \d+_\d left nothing there\)", done.stderr)
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"))
 
 
 @with_and_without_accounting
@@ -195,7 +188,7 @@ def test_the_end_of_a_job_is_known_with_and_without_accounting(slurm: Lab, tmp_p
     assert {job.exit for job in find_ends(known)} == {"7:0"}
     if slurm.accounting:  # the controller forgets, sacct does not
         forgotten = {job: known[job]._replace(state="RUNNING", exit="") for job in known}
-        wait_for(lambda: {job.state for job in find_ends(forgotten)} == {"FAILED"}, 30)
+        wait_for(lambda: {job.state for job in find_ends(forgotten)} == {"FAILED"})
 
 
 def test_ablation_sh_works_as_it_stands(slurm: Lab, local: dict[str, object], tmp_path: Path) -> None:
@@ -221,14 +214,14 @@ def test_a_time_limit_of_two_minutes_is_survived(slurm: Lab, tmp_path: Path) -> 
     attempts = [status.detail["attempts"] for status in Ledger(tmp_path / "run").statuses()]
     assert max(attempts) > 1 and said.count("submitted SLURM job") == 1  # requeued, not submitted again
     (tmp_path / "local").mkdir()
-    assert outcome(tmp_path / "run") == local_outcome(tmp_path / "local", LONG)
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
+    assert outcome(tmp_path / "run") == work_alone(tmp_path / "local", LONG)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"))
 
 
 @pytest.mark.slow
 def test_a_nodes_power_cut_costs_the_epoch_in_progress(slurm: Lab, tmp_path: Path) -> None:
     driver = begin(tmp_path, *LAUNCH, grid=LONG)
-    wait_for(lambda: trials_begun(tmp_path / "run"))
+    wait_for(lambda: trials_begun(tmp_path / "run"), of=driver)
     slurm.power_cut("n1")
     try:
         end(driver, 900)
@@ -237,13 +230,13 @@ def test_a_nodes_power_cut_costs_the_epoch_in_progress(slurm: Lab, tmp_path: Pat
     attempts = [status.detail["attempts"] for status in Ledger(tmp_path / "run").statuses()]
     assert max(attempts) > 1
     (tmp_path / "local").mkdir()
-    assert outcome(tmp_path / "run") == local_outcome(tmp_path / "local", LONG)
+    assert outcome(tmp_path / "run") == work_alone(tmp_path / "local", LONG)
 
 
 @pytest.mark.slow
 def test_while_the_controller_is_away_work_goes_on(slurm: Lab, local: dict[str, object], tmp_path: Path) -> None:
     driver = begin(tmp_path, *LAUNCH)
-    wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")))
+    wait_for(lambda: list(tmp_path.glob("run/trials/*/lease-*.json")), of=driver)
     slurm.end_controller(signal.SIGKILL)
     try:
         wait_for(lambda: all(s.state == "done" for s in Ledger(tmp_path / "run").statuses()))
@@ -251,7 +244,7 @@ def test_while_the_controller_is_away_work_goes_on(slurm: Lab, local: dict[str, 
         slurm.start_controller()
     end(driver)
     assert outcome(tmp_path / "run") == local
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"))
 
 
 @pytest.mark.slow
@@ -267,7 +260,7 @@ def test_thousands_of_trials_go_through_a_small_queue(slurm: Lab, tmp_path: Path
     said = end(begin(tmp_path, *LAUNCH, *words, "--keep", "metrics", grid=grid), 2400)
     assert not slurm.accounting or "SLURM accepts 62 of 1001 jobs" in said
     assert len(outcome(tmp_path / "run")["rows"]) == 2 * 5000
-    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"), 30)
+    wait_for(lambda: nothing_is_left(slurm, tmp_path / "run"))
 
 
 def test_trials_that_need_others_wait_for_them_and_survive_their_failure_and_death(
