@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from stdac.errors import StdacError
-from stdac.methods import resolve
+from stdac.methods import METHODS, resolve
 from stdac.methods.st_dac import STDACParams
 from stdac.record import ASSIGNMENTS, METRICS
 from stdac.trial import write_canonical
