@@ -2,7 +2,7 @@
 said how that choice compares with the best, but they choose nothing."""
 
 import sys
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analysis.cells import Cell
-from analysis.runs import list_finished
+from analysis.runs import can_look_at, list_finished, list_trial_folders
 from analysis.table import show
 from stdac.consensus import compare_members, count_votes, find_fault
 from stdac.errors import StdacError
@@ -64,8 +64,8 @@ def read_panels(run: Path, wanted: Callable[[Trial], bool] = lambda _: True) -> 
     """The finished trials at `run` whose clusters were kept, by the images that they are of; only where at least LEAST
     have a voice of their own. wanted: which trials to take. One that cannot be read is said on stderr."""
     groups: dict[str, list[tuple[Trial, Path]]] = {}
-    for trial, path in list_finished(run):
-        if wanted(trial) and (path / "assignments.parquet").is_file():
+    for trial, path in _list_kept(run):
+        if wanted(trial):
             groups.setdefault(_name_images(trial, path), []).append((trial, path))
     panels = []
     for group in groups.values():
@@ -73,6 +73,16 @@ def read_panels(run: Path, wanted: Callable[[Trial], bool] = lambda _: True) -> 
         if sum(voice.own for voice in voices) >= LEAST and len({len(voice.clusters) for voice in voices}) == 1:
             panels.append(Panel(voices, measure_voices(voices), max(0, len(group) - MOST)))
     return panels
+
+
+def _list_kept(run: Path) -> Iterator[tuple[Trial, Path]]:
+    """(trial.json, folder of the attempt that counts) of every finished trial whose clusters were kept. Of thousands
+    that have none no more is read than the names of their files."""
+    for folder in list_trial_folders(run):
+        if any(folder.path.glob("attempt-*/assignments.parquet")) and can_look_at(folder):
+            path = folder.result()
+            if path is not None and (path / "assignments.parquet").is_file():
+                yield folder.trial(), path
 
 
 def _name_images(trial: Trial, path: Path) -> str:

@@ -293,7 +293,7 @@ def _show_setting(value: Any, others: Sequence[Any] = ()) -> str:
         return title + _tell_apart(method, dict(value), twins)
     if isinstance(value, list | tuple) and any(isinstance(item, Mapping) or item == UNKNOWN for item in value):
         counts = Counter(_show_setting(item, others) for item in value)
-        return "; ".join(f"{n} × {text}" for text, n in counts.items())
+        return "; ".join(f"{n} × {text}" for text, n in counts.most_common())
     if isinstance(value, list | tuple):
         return "-".join(map(_show_setting, value))
     return "none" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -114,10 +114,10 @@ def find_spectral(votes: Votes, k: int, seed: int) -> Labels:
 
 
 def _embed(table: Any, k: int) -> Floats:
-    """The first K eigenvectors of the co-association A = table tableᵀ, normalised by its row sums, times their
-    eigenvalues: (N, ≤ K) float64 with rows of length 1.
+    """The rows of the best approximation of rank K to the normalised co-association, D^-½ A D^-½ with A = table tableᵀ
+    and its row sums D: (N, ≤ K) float64 of length 1.
 
-    Bipartite (Fern & Brodley 2004): each cluster's column divided by its size. Here: not, which finds more, see
+    Bipartite (Fern & Brodley 2004): a cluster counts the less the larger it is. Here: not, which finds more, see
     docs/consensus.md.
     """
     from scipy.sparse import diags_array
@@ -126,13 +126,11 @@ def _embed(table: Any, k: int) -> Floats:
     degrees = table @ np.asarray(table.sum(0)).reshape(-1)  # (N,)
     scaled = diags_array(degrees**-0.5) @ table
     if scaled.shape[1] <= MOST_DENSE:
-        values, right = np.linalg.eigh((scaled.T @ scaled).toarray())  # of the small side
+        right = np.linalg.eigh((scaled.T @ scaled).toarray())[1][:, -k:]  # (ΣK, ≤ K), of the small side
     else:
-        _, values, vectors = svds(scaled, min(k, min(scaled.shape) - 1), v0=np.ones(min(scaled.shape)), tol=1e-9)
-        values, right = values**2, vectors.T
-    kept = np.flatnonzero(values > 1e-9)[-k:]
-    left: Floats = scaled @ (right[:, kept] * np.sqrt(values[kept]))
-    left *= np.sign(left[np.abs(left).argmax(0), np.arange(len(kept))])
+        right = svds(scaled, min(k, min(scaled.shape) - 1), v0=np.ones(min(scaled.shape)), tol=1e-9)[2].T
+    left: Floats = scaled @ right
+    left *= np.where(left[np.abs(left).argmax(0), np.arange(left.shape[1])] < 0, -1, 1)
     rows: Floats = left / np.linalg.norm(left, axis=1, keepdims=True)
     return rows
 

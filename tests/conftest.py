@@ -27,6 +27,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CPU = Machine(device="cpu", compile="off", threads=1)
 
+ALONE = [name for name in METHODS if name not in ("committee", "student")]
+"""The methods that start from images, and need no other trial."""
+
 SMALLER: dict[str, dict[str, Any]] = {
     "pca-kmeans": {"params": {"components": 10}},
     "hog-kmeans": {"params": {"restarts": 2}},

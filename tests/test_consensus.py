@@ -72,7 +72,7 @@ def test_names_and_order_change_nothing(how: str) -> None:
 def test_few_and_odd_images_have_a_consensus(how: str, k: int) -> None:
     found = find_consensus([A, B, np.zeros(6, int), np.where(A == 1, -1, A)], k, how)
     assert found.shape == (6,) and found.min() == 0 and len(set(found)) <= k
-    assert k > 2 or list(found) == list(A)
+    assert k > 2 or list(found[[0, 1, 2, 4, 5]]) == [0, 0, 0, 1, 1], "only image 3 is in doubt"
     nothing = [np.where(np.arange(6) == 2, -1, member) for member in (A, B)]
     assert (find_consensus(nothing, 2, how) == -1).tolist() == [False, False, True, False, False, False]
 

@@ -15,7 +15,7 @@ from stdac.model_file import load_model
 from stdac.record import ASSIGNMENTS, METRICS, drop_terms
 from stdac.run import Scorer, fit, run_trial
 from stdac.train import Progress
-from tests.conftest import CPU, Watch, results_of, small
+from tests.conftest import ALONE, CPU, Watch, results_of, small
 
 Folders = Callable[[str], TrialFolder]
 
@@ -27,13 +27,13 @@ class PowerCut(BaseException):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrialFolder]:
     folders = {}
-    for method in METHODS:
+    for method in ALONE:
         folders[method] = TrialFolder(tmp_path_factory.mktemp(method) / "trial")
         assert run_trial(resolve(small(method)), folders[method], machine=CPU)
     return folders
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALONE)
 def test_a_trial_leaves_rows_assignments_and_a_model_that_agree(
     method: str, undisturbed: dict[str, TrialFolder]
 ) -> None:
@@ -62,7 +62,7 @@ def test_a_trial_leaves_rows_assignments_and_a_model_that_agree(
     assert config.trial == resolve(small(method)) and config.shape == (1, 28, 28)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALONE)
 def test_the_same_trial_gives_the_same_bytes(method: str, undisturbed: dict[str, TrialFolder], tmp_path) -> None:
     again = TrialFolder(tmp_path / "again")
     torch.rand(7)  # the caller's random state must not matter
@@ -70,7 +70,7 @@ def test_the_same_trial_gives_the_same_bytes(method: str, undisturbed: dict[str,
     assert_equal(again, undisturbed[method])
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].epochs])
+@pytest.mark.parametrize("method", [m for m in ALONE if METHODS[m].epochs])
 @pytest.mark.parametrize("stop_at", [1, 2])
 def test_stopped_and_resumed_equals_uninterrupted(
     method: str, stop_at: int, undisturbed: dict[str, TrialFolder], new_folder: Folders
@@ -117,7 +117,7 @@ def digest(path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALONE)
 def test_ground_truth_changes_no_weight_and_no_cluster(method: str) -> None:
     dataset, trial = load("digits", limit=200), resolve(small(method))
     permuted = Dataset(dataset.images, np.random.default_rng(0).permutation(dataset.labels))

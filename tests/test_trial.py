@@ -11,12 +11,14 @@ from stdac.methods import METHODS, resolve
 from stdac.methods.st_dac import STDACParams
 from stdac.record import ASSIGNMENTS, METRICS
 from stdac.trial import write_canonical
+from tests.conftest import ALONE
 
 FROZEN = Path(__file__).parent / "frozen"
 
 
 def frozen_trials() -> dict[str, str]:
-    specs = [{"dataset": d, "method": m, "seed": s} for d in ("digits", "mnist") for m in METHODS for s in (0, 7)]
+    specs = [{"dataset": d, "method": m, "seed": s} for d in ("digits", "mnist") for m in ALONE for s in (0, 7)]
+    specs += [{"dataset": "digits", "method": "committee", "params": {"members": ["b" * 16, "a" * 16]}}]
     specs += [{"dataset": d, "params": {"stn": n, "preset": p}} for d in ("mnist", "fashion-mnist")
               for n in range(4) for p in ("code", "text")]  # fmt: skip
     return {write_canonical(spec): resolve(spec).id for spec in specs}
