@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
@@ -188,7 +187,7 @@ def _name_damage(path: Path, check: Callable[[Path], T]) -> T:
 def list_folder(folder: Path) -> list[Path]:
     """What is in a folder, by name; nothing where it is gone, or a link."""
     try:
-        return [folder / name for name in sorted(os.listdir(folder))] if is_real_folder(folder) else []
+        return sorted(folder.iterdir(), key=lambda path: path.name) if is_real_folder(folder) else []
     except (FileNotFoundError, NotADirectoryError):
         return []
 
