@@ -54,7 +54,7 @@ def test_quick_has_every_ablation_cell_three_times_and_a_student_of_a_committee(
     assert {"kmeans", "hog-kmeans", "umap-gmm", "dac-star"} <= {t.method for t in trials}
     (committee,), (student,) = ([t for t in trials if t.method == name] for name in ("committee", "student"))
     assert student.needs == (committee.id,) and set(committee.needs) < {t.id for t in trials}
-    assert len(committee.needs) == 8 and len(trials) == 26, "the members are trials of the table"
+    assert len(committee.needs) == 9 and len(trials) == 26, "the members are trials of the table"
     assert all(t.dataset == "digits" for t in trials)
 
 
