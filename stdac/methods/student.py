@@ -23,6 +23,7 @@ from stdac.step import autocast, check_precision
 from stdac.train import Assignment, Trainer, phase
 from stdac.trial import Params, check_ranges, names_trials
 
+CALIBRATED = 10_000  # images at most that population statistics are taken from: they are means
 WARM_UP = 0.3  # of a cycle, in which the learning rate rises
 LOWEST = 0.04  # of the learning rate, at both ends of a cycle
 
@@ -236,8 +237,9 @@ def loss(
 def answer(model: Deployed, images: Tensor, *, calibrated: bool = False) -> Assignment:
     """The clusters of all images as deployed, the population statistics taken from evenly spread images before."""
     if not calibrated:
-        parts = math.ceil(len(images) / CALIBRATION_BATCH)
-        calibrate(model, (images[i::parts].float() / 255 for i in range(parts)))
+        sample = images[:: math.ceil(len(images) / CALIBRATED)]
+        parts = math.ceil(len(sample) / CALIBRATION_BATCH)
+        calibrate(model, (sample[i::parts].float() / 255 for i in range(parts)))
     model.eval()
     scores = torch.cat([model(x.float() / 255) for x in images.split(CALIBRATION_BATCH)])
     confidence, clusters = scores.max(1)
@@ -245,10 +247,10 @@ def answer(model: Deployed, images: Tensor, *, calibrated: bool = False) -> Assi
 
 
 def count_work(task: Task) -> Cost:
-    """Three forward passes' worth an image that is learned from, two one that is answered for."""
+    """Three forward passes' worth an image that is learned from, one an image that is answered for."""
     forward, params = count_forward(build(task.k, task.shape, task.params), task.shape), task.params
     learned = params.share * task.n * max(1, math.ceil(params.images / max(1.0, params.share * task.n)))
-    return Cost(forward * task.epochs * (3 * learned + 2 * task.n), steps=task.epochs * learned / params.batch)
+    return Cost(forward * task.epochs * (3 * learned + task.n), steps=task.epochs * learned / params.batch)
 
 
 STUDENT = Method(
