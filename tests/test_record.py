@@ -24,7 +24,7 @@ from stdac import files, leases
 from stdac import folder as folders
 from stdac.checkpoints import load_checkpoint
 from stdac.errors import DiskFull, StdacError
-from stdac.files import atomic_write, link_once, require_links, write_json
+from stdac.files import MOST_SMALL, atomic_write, link_once, read_plain, require_links, write_json
 from stdac.folder import Superseded, TrialFolder
 from stdac.methods import resolve
 from stdac.model_file import load_model
@@ -51,6 +51,16 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
         file.write(b"new, half")
         raise RuntimeError
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_of_any_size_is_read_whole_or_refused(tmp_path: Path) -> None:
+    for size in (0, 1, MOST_SMALL - 1, MOST_SMALL, MOST_SMALL + 1, 3 * MOST_SMALL):
+        content = os.urandom(size)
+        (tmp_path / "file").write_bytes(content)
+        assert read_plain(tmp_path / "file", size) == read_plain(tmp_path / "file") == content
+        if size:
+            with pytest.raises(StdacError, match=f"has more than {size - 1} bytes"):
+                read_plain(tmp_path / "file", size - 1)
 
 
 def test_link_makes_a_file_once(tmp_path: Path) -> None:
