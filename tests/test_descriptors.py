@@ -1,5 +1,7 @@
 """Orientations and colours against numbers worked out by hand, and the models that are made of them."""
 
+from math import cos, pi
+
 import numpy as np
 import pytest
 import torch
@@ -27,28 +29,32 @@ def describe(image: Tensor, cells: int = 1) -> list[float]:
     [(EDGE.expand(4, 4), 0), (EDGE.expand(4, 4).T, 2), (1 - EDGE.expand(4, 4), 0), (1 - EDGE.expand(4, 4).T, 2)],
 )
 def test_an_edge_votes_for_its_orientation_whichever_side_is_bright(image: Tensor, bin_: int) -> None:
-    """The two columns beside the edge have a gradient of 1, the two at the border none: half of the pixels vote."""
-    expected = [0.5 if i == bin_ else 0.0 for i in range(4)]
+    """Of the 16 pixels the four inside vote, each with a gradient of 1."""
+    expected = [0.25 if i == bin_ else 0.0 for i in range(4)]
     assert describe(image) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_slope_has_its_angle_and_its_steepness() -> None:
-    """Inside, a slope of 1/6 a pixel both ways has gradients of 2/6 each: 45°, and a size of √2/3 in 4 of 16 pixels.
-    On each side of the border one of them is half as large, 1/6: a size of √5/6, of which at twice its angle,
-    53.13° or 126.87°, .8 is along 90° and .6 along 0° or 180°. At the four corners both are 1/6: √2/6."""
+    """A slope of 1/6 a pixel both ways has gradients of 2/6 each: 45°, and a size of √2/3, in four of 16 pixels."""
     slope = (RAMP[:, None] + RAMP) / 2
-    side = 4 * 5**0.5 / 6  # two pixels on each of two sides
-    diagonal = (4 * 2**0.5 / 3 + 2 * side * 0.8 + 4 * 2**0.5 / 6) / 16
-    assert describe(slope) == pytest.approx([side * 0.6 / 16, diagonal, side * 0.6 / 16, 0.0], abs=1e-4)
+    assert describe(slope) == pytest.approx([0.0, 2**0.5 / 12, 0.0, 0.0], abs=1e-4)
+    assert describe(slope.flip(0)) == pytest.approx([0.0, 0.0, 0.0, 2**0.5 / 12], abs=1e-4)
 
 
-def test_each_cell_has_a_histogram_and_what_is_left_over_is_padded() -> None:
+def test_a_vote_between_two_bins_goes_to_both() -> None:
+    """Doubled, 22.5° is 45°: half-way between 0° and 90°, whose cosines are √½ each."""
+    x = RAMP + 2**0.5 * RAMP[:, None] - RAMP[:, None]  # gy / gx = √2 - 1 = tan 22.5°
+    first, second, *rest = describe(x / 2)
+    size = 2 / 3 / 2 / cos(pi / 8)  # of gx = 2/3 / 2
+    assert (first, second) == pytest.approx((size * 0.5**0.5 / 4,) * 2, abs=1e-4) and max(rest) < 1e-6
+
+
+def test_each_cell_has_a_histogram() -> None:
+    """In cells of 3 pixels columns 2 and 3 vote, of one cell each; rows 1 and 2 of the upper, 3 of the lower ones."""
     image = torch.zeros(5, 5)
-    image[:, 3:] = 1.0  # in cells of 3 pixels: columns 2 of the first and 3 of the second vote
-    first, second = 3 / 9, 3 / 9
+    image[:, 3:] = 1.0
     votes = HOG((1, 5, 5), 2, 4)(image[None, None])[0].view(4, 2, 2)
-    assert votes[0, 0].tolist() == pytest.approx([first, second], abs=1e-4)
-    assert votes[0, 1].tolist() == pytest.approx([first, second], abs=1e-4), "the last row is repeated"
+    assert votes[0].flatten().tolist() == pytest.approx([2 / 9, 2 / 9, 1 / 9, 1 / 9], abs=1e-4)
     assert votes[1:].abs().max() < 1e-4
 
 
@@ -99,4 +105,6 @@ def test_parameters_out_of_range_are_told() -> None:
     for params, said in (({"cells": 0}, "got cells = 0, expected at least 1"), ({"bins": 2}, "got bins = 2, expected")):
         with pytest.raises(StdacError, match=said):
             resolve({"dataset": "digits", "method": "hog-kmeans", "params": params})
+    with pytest.raises(StdacError, match="images are 2x9 pixels, but hog-kmeans needs at least 3x3"):
+        HOG((1, 2, 9), 7, 9)
     assert METHODS["hog-kmeans"].is_floor and METHODS["colour-kmeans"].is_floor

@@ -159,12 +159,13 @@ def test_onnx_gives_what_torch_gives_at_any_batch_size(
 
 
 WITH_MODEL = sorted(name for name, method in METHODS.items() if method.build)
-SMALLER = [name for name in WITH_MODEL if name not in ("kmeans", "pca-kmeans")]
+SMALLER = [name for name in WITH_MODEL if not METHODS[name].is_floor]
 PARAMS: dict[str, dict[str, Any]] = {
     "dec": {"width": 0.1},
     "dac-star": {"width": 0.05},
     "st-dac": {"width": 0.05, "stn": 1},
     "pca-kmeans": {"components": 5},
+    "hog-kmeans": {"cells": 3},
 }
 """What makes a method's network small; its weights are as they are drawn."""
 
@@ -259,7 +260,7 @@ def test_a_model_that_keeps_the_clusters_of_its_images_but_not_of_moved_ones_is_
 
 @pytest.mark.usefixtures("converted_once")
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-@pytest.mark.parametrize("method", ["kmeans", "pca-kmeans"])
+@pytest.mark.parametrize("method", [name for name in WITH_MODEL if METHODS[name].is_floor])
 def test_k_means_has_no_layer_to_make_smaller_and_says_so(method: str, precision: str, tmp_path: Path) -> None:
     path = save_untrained(tmp_path / "model.pt", method, {})
     with pytest.raises(StdacError, match=r"no layer that fp16 or int8 would make smaller.*--precision fp32"):

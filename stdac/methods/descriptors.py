@@ -2,15 +2,16 @@
 is: where they are as good as a learned method, training does not pay."""
 
 from dataclasses import dataclass
-from math import pi
+from math import cos, pi
 from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stdac.errors import StdacError
 from stdac.methods.kmeans import BATCH, ITERATIONS, KMeansParams, NearestCentre, find_centres
-from stdac.methods.method import Cost, Fitted, Method, Shape, Task, count_forward
+from stdac.methods.method import Cost, Fitted, Method, Shape, Task
 from stdac.train import Trainer
 from stdac.trial import check_ranges
 
@@ -41,51 +42,58 @@ class HOG(nn.Module):
     angle between, as that needs no arc tangent; not scaled, as bare glyphs have no illumination to be made up for.
     """
 
-    kernel: Tensor
+    gray: Tensor
     directions: Tensor
+    down: Tensor
+    across: Tensor
 
     def __init__(self, shape: Shape, cells: int, bins: int) -> None:
         super().__init__()
-        channels, self.height, self.width = shape
-        self.side = [-(-length // cells) for length in shape[1:]]  # of a cell, px
-        self.rows, self.columns = (-(-length // side) for length, side in zip(shape[1:], self.side, strict=True))
+        channels, height, width = shape
+        if min(height, width) < 3:
+            raise StdacError(
+                f"images are {height}x{width} pixels, but hog-kmeans needs at least 3x3: set an image size of 3 or more"
+            )
         gray = torch.tensor(GRAY if channels == 3 else [1 / channels] * channels)
-        step = torch.zeros(2, 3, 3)
-        step[0, 1, 0], step[0, 1, 2], step[1, 0, 1], step[1, 2, 1] = -1.0, 1.0, -1.0, 1.0
-        self.register_buffer("kernel", step[:, None] * gray[:, None, None], persistent=False)  # (2, C, 3, 3)
+        self.register_buffer("gray", gray[:, None, None], persistent=False)
         angle = 2 * pi * torch.arange(bins) / bins  # of an orientation, doubled: opposite directions are one
-        self.least = float(torch.cos(torch.tensor(2 * pi / bins)))  # a vote reaches as far as the next bin
-        self.register_buffer(
-            "directions", torch.stack([angle.cos(), angle.sin()], 1)[..., None, None], persistent=False
-        )
+        self.least = cos(2 * pi / bins)  # a vote reaches as far as the next bin
+        self.register_buffer("directions", torch.stack([angle.cos(), angle.sin()])[..., None, None], persistent=False)
+        self.register_buffer("down", pool(height, cells), persistent=False)
+        self.register_buffer("across", pool(width, cells).T.contiguous(), persistent=False)
+
+    @property
+    def values(self) -> int:
+        """D, the length of a descriptor."""
+        return self.directions.shape[1] * self.down.shape[0] * self.across.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
-        more = [-length % side for length, side in zip((self.height, self.width), self.side, strict=True)]
-        x = F.pad(x, (1, 1 + more[1], 1, 1 + more[0]), mode="replicate")  # no gradient beyond the border
-        gx, gy = F.conv2d(x, self.kernel).split(1, 1)  # (B, 1, H, W) each
-        size = (gx.square() + gy.square()).sqrt()
-        doubled = torch.cat([gx.square() - gy.square(), 2 * gx * gy], 1) / (size + EPSILON)
-        votes = F.relu(F.conv2d(doubled, self.directions) - self.least * size)  # (B, bins, H, W)
-        return F.avg_pool2d(votes, self.side).flatten(1)  # (B, bins * rows * columns)
+        x = (x * self.gray).sum(1, keepdim=True)  # (B, 1, H, W)
+        gx = x[:, :, 1:-1, 2:] - x[:, :, 1:-1, :-2]  # (B, 1, H - 2, W - 2): none on the border
+        gy = x[:, :, 2:, 1:-1] - x[:, :, :-2, 1:-1]
+        size = (gx * gx + gy * gy).sqrt()
+        along = (gx * gx - gy * gy) * self.directions[0] + 2 * gx * gy * self.directions[1]  # (B, bins, H - 2, W - 2)
+        votes = F.relu(along / (size + EPSILON) - self.least * size)
+        return (self.down @ votes @ self.across).flatten(1)  # (B, bins * rows * columns)
+
+
+def pool(length: int, cells: int) -> Tensor:
+    """What makes means over cells of the pixels inside a border: (at most `cells`, length - 2)."""
+    side = -(-length // cells)
+    cell = torch.arange(1, length - 1) // side
+    return (cell == torch.arange(-(-length // side))[:, None]) / side
 
 
 class ColourHistogram(nn.Module):
     """The share of an image's pixels in each of 4×4×4 colours: (B, C, H, W) float32 in [0, 1] -> (B, 64). Of gray
     images 4 bins are in use."""
 
-    lower: Tensor
-    upper: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        edges = torch.arange(LEVELS + 1) / LEVELS
-        edges[0], edges[-1] = -1.0, 2.0
-        self.register_buffer("lower", edges[:-1, None], persistent=False)
-        self.register_buffer("upper", edges[1:, None], persistent=False)
-
     def forward(self, x: Tensor) -> Tensor:
-        x = x.expand(-1, 3, -1, -1).flatten(2)[:, :, None]  # (B, 3, 1, pixels)
-        red, green, blue = ((x >= self.lower) & (x < self.upper)).float().unbind(1)  # (B, 4, pixels) each
+        x = (x if x.shape[1] == 3 else torch.cat([x, x, x], 1)).flatten(2)  # (B, 3, pixels)
+        # whether a pixel is of the second level at least, of the third, of the fourth: slopes between two 8-bit values
+        second, third, fourth = ((255 * x - (256 * i / LEVELS - 1)).clamp(0, 1) for i in range(1, LEVELS))
+        member = torch.stack([1 - second, second - third, third - fourth, fourth], 2)  # (B, 3, 4, pixels)
+        red, green, blue = (member[:, i : i + 1].flatten(1, 2) for i in range(3))  # (B, 4, pixels) each
         pairs = (red[:, :, None] * green[:, None]).flatten(1, 2)  # (B, 16, pixels)
         return (pairs @ (blue / x.shape[-1]).transpose(1, 2)).flatten(1)  # (B, 64)
 
@@ -103,20 +111,12 @@ class NearestDescriptor(NearestCentre):
         return z
 
 
-def build_hog(k: int, shape: Shape, params: HOGParams) -> NearestDescriptor:
-    """The unfitted model."""
-    describe = HOG(shape, params.cells, params.bins)
-    return NearestDescriptor(k, describe, params.bins * describe.rows * describe.columns)
-
-
-def build_colour(k: int, shape: Shape, params: KMeansParams) -> NearestDescriptor:
-    """The unfitted model."""
-    return NearestDescriptor(k, ColourHistogram(), LEVELS**3)
-
-
 def build(k: int, shape: Shape, params: KMeansParams) -> NearestDescriptor:
     """The unfitted model of either method."""
-    return build_hog(k, shape, params) if isinstance(params, HOGParams) else build_colour(k, shape, params)
+    if not isinstance(params, HOGParams):
+        return NearestDescriptor(k, ColourHistogram(), LEVELS**3)
+    describe = HOG(shape, params.cells, params.bins)
+    return NearestDescriptor(k, describe, describe.values)
 
 
 @torch.no_grad()
@@ -130,13 +130,10 @@ def fit(images: Tensor, k: int, params: KMeansParams, trainer: Trainer) -> Fitte
 
 
 def count_work(task: Task) -> Cost:
-    """What a trial computes: each descriptor once, and against each centre ITERATIONS times a restart."""
-    model = build(task.k, task.shape, task.params)
+    """What a trial computes: each descriptor against each centre, ITERATIONS times a restart."""
+    values = build(task.k, task.shape, task.params).assign.centres.numel()
     iterations = task.params.restarts * min(ITERATIONS, task.params.max_iterations)
-    return Cost(
-        float(task.n) * (count_forward(model, task.shape) + iterations * model.assign.centres.numel()),
-        efficiency=EFFICIENCY,
-    )
+    return Cost(float(task.n) * iterations * values, efficiency=EFFICIENCY)
 
 
 HOG_KMEANS = Method(title="HOG + k-means", params=HOGParams, build=build, fit=fit, cost=count_work, is_floor=True)

@@ -23,8 +23,8 @@ from stdac.trial import Params, check_ranges, make_id, names_trials
 from stdac.words import count_noun
 
 SHOVES = 5  # of an image away from others, for each pull to a neighbour
-COMPILING = 1.2e10  # 15 s, as multiply-adds
-EFFICIENCY = 0.03  # placeholder
+COMPILING = 6.1e9  # 15 s, as multiply-adds
+EFFICIENCY = 0.0145  # 104 s for MNIST on a core that does nothing else
 CLUSTERERS = ("gmm", "kmeans")
 
 Floats = NDArray[np.float32]
@@ -133,7 +133,8 @@ def fit_mixture(z: NDArray[np.float64], k: int, starts: int, seed: int) -> Clust
     """A mixture of Gaussians with full covariances, the likeliest of several starts.
 
     confidence: the posterior of an image's component, times 1 / (1 + m² / d), where m is its Mahalanobis distance from
-    the middle of it. In a layout clusters lie so far apart that the posterior alone is 1 for nearly all images.
+    the middle of it. In a layout clusters lie so far apart that the posterior alone is 1 for nearly all images: on MNIST
+    for 99.7 %, and the surest 70 % of each cluster are then no purer than all (.974), where by this they are (.991).
     """
     from sklearn.mixture import GaussianMixture
 
