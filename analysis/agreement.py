@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from analysis.cells import Cell
-from analysis.runs import can_look_at, list_finished, list_trial_folders
+from analysis.runs import list_finished, list_trial_folders, look_at
 from analysis.table import show
 from stdac.consensus import compare_members, count_votes, find_fault
 from stdac.errors import StdacError
@@ -79,10 +79,11 @@ def _list_kept(run: Path) -> Iterator[tuple[Trial, Path]]:
     """(trial.json, folder of the attempt that counts) of every finished trial whose clusters were kept. Of thousands
     that have none no more is read than the names of their files."""
     for folder in list_trial_folders(run):
-        if any(folder.path.glob("attempt-*/assignments.parquet")) and can_look_at(folder):
-            path = folder.result()
-            if path is not None and (path / "assignments.parquet").is_file():
-                yield folder.trial(), path
+        seen = look_at(folder) if any(folder.path.glob("attempt-*/assignments.parquet")) else None
+        if seen is not None and seen.done is not None and seen.trial is not None:
+            path = folder.attempt_path(seen.done["attempt"])
+            if (path / "assignments.parquet").is_file():
+                yield seen.trial, path
 
 
 def _name_images(trial: Trial, path: Path) -> str:

@@ -104,6 +104,11 @@ def choose_members(album: Album, *, epochs: int, stn: int, layout: bool) -> Plan
     return Plan([*layouts, {"method": "umap-gmm"}, *descriptors], lines)
 
 
+def choose_student(album: Album) -> dict[str, Any]:
+    """The parameters of the student: it sees as many augmented images as there is something to learn from."""
+    return {"images": max(1000, min(20_000, 20 * album.different))}
+
+
 def choose_stn(agreements: dict[int, float]) -> int:
     """The number of spatial transformers whose short trials agree best, the smallest of equal ones."""
     return max(sorted(agreements), key=lambda stn: round(agreements[stn], 3))

@@ -97,8 +97,12 @@ class Examination:
             return
         folders = [self.run, self.run / "trials", self.run / "logs", self.run / "logs" / "slurm"]
         checks = [self._check_plan(), self._check_trials(), self._check_collected(), self._find_abandoned()]
-        for check in [*checks, *map(self._find_temporaries, folders)]:
+        for check in [*checks, *map(self._check_folder, folders)]:
             yield from self.guard_access(self.run, check)
+
+    def _check_folder(self, folder: Path) -> Iterator[Finding]:
+        """What is left over in a folder that is no trial's."""
+        yield from self._find_temporaries(list_folder(folder))
 
     # the plan
 
@@ -179,8 +183,8 @@ class Examination:
         yield from trial_file
         for number, path in leases.items():
             yield from self._judge(path, check_lease, partial(self._stand_in, path, number))
-        yield from self._check_done(folder, attempts, winner) if winner else self._check_open(folder, leases, attempts)
-        yield from self._find_temporaries(folder)
+        yield from self._check_done(paths, attempts, winner) if winner else self._check_open(folder, leases, attempts)
+        yield from self._find_temporaries(paths)
 
     def _check_trial_file(self, folder: Path, *, begun: bool) -> Iterator[Finding]:
         """A trial.json that cannot be read says what the plan says. Raises Foreign where it is another trial's."""
@@ -195,19 +199,19 @@ class Examination:
             rewrite = guard_change(path, partial(self._replace, path, encode_json(self.plan[folder.name])))
             yield Finding(path, str(damage), CUT_SHORT, "write it again as it was planned", rewrite)
 
-    def _check_done(self, folder: Path, attempts: Mapping[int, Path], winner: int) -> Iterator[Finding]:
-        """What is left over in the folder of a done trial."""
+    def _check_done(self, paths: Iterable[Path], attempts: Mapping[int, Path], winner: int) -> Iterator[Finding]:
+        """What is left over in the folder of a done trial. paths: what is in it."""
         remedy = "delete it: no reader follows it"
         for number, path in attempts.items():
             if number != winner:
                 why = f"attempt {winner} finished first, and was killed before it swept, as was this one"
                 yield Finding(path, "is an attempt that lost", why, remedy, guard_change(path, partial(remove, path)))
-            else:
-                yield from self._find_temporaries(path)
-        for path in [attempts[winner] / CHECKPOINT, attempts[winner] / PROGRESS, folder / ERROR_TXT]:
-            if path.exists():
-                why = "its process was killed between finishing and sweeping"
-                yield Finding(path, "is left of a done trial", why, remedy, guard_change(path, partial(remove, path)))
+        parts = list_folder(attempts[winner])
+        yield from self._find_temporaries(parts)
+        left = [path for path in parts if path.name in (CHECKPOINT, PROGRESS)]
+        for path in [*left, *(path for path in paths if path.name == ERROR_TXT)]:
+            why = "its process was killed between finishing and sweeping"
+            yield Finding(path, "is left of a done trial", why, remedy, guard_change(path, partial(remove, path)))
 
     def _check_open(self, folder: Path, leases: Mapping[int, Path], attempts: Mapping[int, Path]) -> Iterator[Finding]:
         """What holds up a trial that is not done and at which nobody is at work."""
@@ -220,7 +224,7 @@ class Examination:
             checkpoint = path / CHECKPOINT
             if os.path.lexists(checkpoint):
                 yield from self._judge(checkpoint, check_zip, partial(self._put_aside, checkpoint))
-            yield from self._find_temporaries(path)
+            yield from self._find_temporaries(list_folder(path))
 
     def _find_stale(self, leases: Mapping[int, Path]) -> Iterator[Finding]:
         """The newest lease where it was neither given back nor renewed."""
@@ -340,9 +344,9 @@ class Examination:
         aside = guard_change(path, partial(self._put_aside, path))
         return Finding(path, "is not a folder", "it was not written by stdac", "put it aside into damaged/", aside)
 
-    def _find_temporaries(self, folder: Path) -> Iterator[Finding]:
-        """Temporary files that no living writer has."""
-        for path in list_folder(folder):
+    def _find_temporaries(self, paths: Iterable[Path]) -> Iterator[Finding]:
+        """Those of the paths that are temporary files which no living writer has."""
+        for path in paths:
             if TEMPORARY.fullmatch(path.name) and path.is_file() and self._measure_age(path) > LEASE_S:
                 why = f"its writer was killed {format_duration(self._measure_age(path))} ago"
                 yield Finding(path, "is half-written", why, "delete it", guard_change(path, partial(remove, path)))

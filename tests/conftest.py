@@ -72,6 +72,7 @@ LONGEST_FIRST = (
     "cluster/test_slurm.py",
     "test_launch.py",
     "cluster/test_ray.py",
+    "test_sort.py",
     "test_export.py",
     "test_docs.py",
     "test_fuzz.py",

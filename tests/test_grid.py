@@ -47,11 +47,15 @@ def test_paper_is_table_6_and_then_what_differs_from_it() -> None:
     assert {t.epochs for t in trials if t.method == "dac-star"} == {20}
 
 
-def test_quick_has_every_ablation_cell_twice() -> None:
+def test_quick_has_every_ablation_cell_three_times_and_a_student_of_a_committee() -> None:
     trials = load_grid("quick").trials
-    assert {getattr(t.params, "stn", None) for t in trials if t.method == "st-dac"} == {0, 1, 2, 3}
-    assert {"kmeans", "dac-star", "st-dac"} == {t.method for t in trials}
-    assert all(t.dataset == "digits" for t in trials) and len({t.seed for t in trials}) >= 2
+    cells = [(t.method, t.params.stn) for t in trials if t.method == "st-dac"]
+    assert {cells.count(cell) for cell in cells} == {3} and {stn for _, stn in cells} == {0, 1, 2, 3}
+    assert {"kmeans", "hog-kmeans", "umap-gmm", "dac-star"} <= {t.method for t in trials}
+    (committee,), (student,) = ([t for t in trials if t.method == name] for name in ("committee", "student"))
+    assert student.needs == (committee.id,) and set(committee.needs) < {t.id for t in trials}
+    assert len(committee.needs) == 8 and len(trials) == 26, "the members are trials of the table"
+    assert all(t.dataset == "digits" for t in trials)
 
 
 def test_every_preset_expands() -> None:

@@ -20,7 +20,7 @@ from stdac.command import read_side
 from stdac.data import NAMES
 from stdac.errors import StdacError
 from stdac.text import escape_name
-from stdac.words import count_noun, escape_line, format_score
+from stdac.words import count_noun, escape_line, format_duration, format_score
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -84,7 +84,7 @@ def sort_command(
     PICTURES: a folder, or whatever else stdac train takes. OUT gets a model, the rows, and a gallery to name the groups
     in. No picture is changed or moved. Stopped or killed, the same command goes on.
     """
-    from cluster_jobs.album import check_clusters, choose_members
+    from cluster_jobs.album import check_clusters, choose_members, choose_student
     from export.results.groups import check_pictures, lay_out
     from stdac.methods import METHODS
     from stdac.sizing import choose_epochs
@@ -95,12 +95,12 @@ def sort_command(
     album = _open_album(pictures, out, image_size, background)
     click.echo(f"{escape_line(pictures)}: {album.describe()}", err=True)
     check_clusters(album, clusters)
-    options = _make_options(device=device if device != "auto" else None, workers=workers, yes=yes)
+    options = _make_options(device=device if device != "auto" else None, workers=workers)
     run = Runner(show=show)
 
     # how many groups
     if clusters is None:
-        run("stdac suggest-k", images, "--out", out / "suggest-k", *options)
+        run("stdac suggest-k", images, "--out", out / "suggest-k", *options, *_make_options(yes=yes))
         clusters = SHOWN_K if show else _read_suggestion(out / "suggest-k", len(album.images))
 
     # which trials vote
@@ -112,8 +112,12 @@ def sort_command(
     for line in plan.lines:
         click.echo(line, err=True)
     teacher = {"method": "committee", "params": {"members": plan.members}}
-    grid = _write_grid(out / "sort.toml", defaults, {"method": "student", "params": {"teacher": teacher}}, run)
-    run("stdac-grid launch", grid, "--out", out / "run", *options, *_make_options(backend=backend, nodes=nodes))
+    student = {"method": "student", "params": {**choose_student(album), "teacher": teacher}}
+    grid = _write_grid(out / "sort.toml", defaults, student, run)
+    if not show:
+        _confirm(grid, out / "run", len(album.images), device, workers, yes)
+    asked = _make_options(backend=backend, nodes=nodes, yes=True)
+    run("stdac-grid launch", grid, "--out", out / "run", *options, *asked)
 
     # what comes of them
     model, rows, gallery = (out / name for name in ("model.onnx", "clusters.parquet", "gallery.html"))
@@ -227,7 +231,7 @@ def _try_transformers(
         return 0
     short = {"method": "st-dac", "seeds": SEEDS, "epochs": max(2, epochs // 4), "limit": TRIED}
     grid = _write_grid(out / "try.toml", defaults, {**short, "params": {"stn": [0, 2], "width": 0.25}}, run)
-    run("stdac-grid launch", grid, "--out", out / "try", *options)
+    run("stdac-grid launch", grid, "--out", out / "try", *options, "--yes")
     if run.show:
         return 0
     agreements = _measure_agreements(grid, out / "try")
@@ -267,6 +271,24 @@ def _write_grid(path: Path, defaults: Mapping[str, Any], block: Mapping[str, Any
     with atomic_write(path) as file:
         file.write(text.encode())
     return path
+
+
+def _confirm(grid: Path, run: Path, images: int, device: str, workers: int | None, yes: bool) -> None:
+    """Say how long what is left of a grid on so many images takes, and ask where that is hours."""
+    from cluster_jobs.commands.launch import HOURS_TO_CONFIRM
+    from cluster_jobs.grid import load_grid
+    from cluster_jobs.ledger import Ledger
+    from cluster_jobs.local import count_places, uses_gpu
+    from stdac.cost import estimate_seconds
+
+    ledger, gpu = Ledger(run), uses_gpu(device)
+    left = [trial for trial in load_grid(str(grid)).trials if ledger.folder(trial.id).done() is None]
+    seconds = sum(estimate_seconds(trial, gpu=gpu, images=images) for trial in left)
+    seconds /= max(1, min(workers or count_places(device), len(left)))
+    if left:
+        click.echo(f"{count_noun(len(left), 'trial')}, roughly {format_duration(seconds)} on this machine", err=True)
+    if seconds > HOURS_TO_CONFIRM * 3600 and not yes:
+        click.confirm("Go on?", abort=True, err=True)
 
 
 def _find_student(grid: Path, run: Path) -> Path:
