@@ -134,9 +134,9 @@ def _read_settings(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
 
 
 def _describe_named(trial_id: str, known: Mapping[str, Mapping[str, Any]]) -> Settings | str:
-    """The method and settings of a trial that is named; a word where it is none of the known ones."""
+    """The method and settings of a trial that is named; words where there is none, or none of the known ones."""
     if not trial_id:
-        return "none"
+        return "no trial"
     row = known.get(trial_id)
     return UNKNOWN if row is None else {"method": row["method"]} | _read_settings(row, known)
 

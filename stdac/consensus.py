@@ -160,7 +160,7 @@ def find_complete(votes: Votes, k: int, _seed: int) -> Labels:
 
 def _link(votes: Votes, k: int, linkage: str) -> Labels:
     """Hierarchical clustering of the share of members, of those that know both, that put two images together."""
-    from scipy.cluster.hierarchy import fcluster
+    from scipy.cluster.hierarchy import cut_tree
     from scipy.cluster.hierarchy import linkage as link
     from scipy.spatial.distance import squareform
 
@@ -169,7 +169,10 @@ def _link(votes: Votes, k: int, linkage: str) -> Labels:
         raise StdacError(f"got {n:,} images for {linkage} linkage, expected fewer than {MOST_PAIRED:,}: take spectral")
     both = votes.voted @ votes.voted.T
     distances = 1 - (votes.table @ votes.table.T).toarray() / np.maximum(both, 1)  # (N, N)
-    labels: Labels = fcluster(link(squareform(distances, checks=False), linkage), k, "maxclust").astype(np.int64)
+    tree = link(squareform(distances, checks=False), linkage)
+    labels: Labels = cut_tree(tree, n_clusters=min(k, n))[:, 0].astype(
+        np.int64
+    )  # K of them, even where many are as far
     return labels
 
 
