@@ -100,7 +100,7 @@ def suggest_k_command(
     from stdac.sizing import fill_preset
 
     check_names({method}, METHODS, "method")
-    spec = {"method": method, "image_size": image_size, "background": background}
+    spec: dict[str, Any] = {"method": method, "image_size": image_size, "background": background}
     spec["params"] = dict(map(parse_setting, settings))
     if preset is not None:
         click.echo(f"--preset {preset}: {PRESETS[preset].flags}", err=True)
@@ -160,8 +160,8 @@ def _take_images(asked: Study, run: Path, data_dir: Path | None) -> "tuple[NDArr
     now = hash_files({"dataset": asked.input}) if is_there else None
     if kept is not None and (now is None or (files.exists() and read_json(files) == now)):
         return kept.images, now
-    given = {"data_dir": data_dir, "limit": asked.limit, "background": asked.background}
-    taken = load(asked.input, image_size=_choose_side(asked), **given)
+    side = _choose_side(asked)
+    taken = load(asked.input, data_dir=data_dir, image_size=side, limit=asked.limit, background=asked.background)
     for note in taken.notes:
         click.echo(escape_line(note), err=True)
     if kept is not None and taken.fingerprint != kept.fingerprint:
