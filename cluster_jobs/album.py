@@ -1,5 +1,6 @@
 """A person's pictures, before they are sorted: how many, what they look like, and which trials suit them."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +14,12 @@ FEW = 200  # different pictures: fewer teach a network nothing that their descri
 SEEDS = 3  # of each family of members: fewer have no agreement to speak of
 DARK = 0.04  # mean of the pixels, in [0, 1], below which a picture is nearly black
 GRAY = 0.02  # mean difference of the channels, in [0, 1], below which a picture has no colour to speak of
-TRIED = 2000  # pictures that the short trials are trained on
+NETWORK = {"width": 0.25, "macro_batch": 500, "passes": 2, "lr": 3e-4}
+"""What the networks are: narrow, and learning three times as fast as the paper's, which see 20 times as many images."""
+
+SEEN = 64_000  # images that a network sees at least; on 2,530 letters seeds stood at .87 after 24,000
+LEAST_EPOCHS = 3
+TRIED, TRIED_EPOCHS = 2000, 3  # pictures that the short trials are trained on, and how often they go over them
 
 
 class Album(NamedTuple):
@@ -84,6 +90,11 @@ class Plan(NamedTuple):
     lines: Sequence[str]
 
 
+def choose_epochs(album: Album) -> int:
+    """Epochs in which a network sees SEEN images."""
+    return max(LEAST_EPOCHS, math.ceil(SEEN / (album.different * int(NETWORK["passes"]))))
+
+
 def choose_members(album: Album, *, epochs: int, stn: int, layout: bool) -> Plan:
     """The trials that vote on an album's clusters. epochs, stn: of the networks. layout: whether UMAP is installed."""
     descriptors: list[dict[str, Any]] = [{"method": "hog-kmeans"}]
@@ -94,7 +105,7 @@ def choose_members(album: Album, *, epochs: int, stn: int, layout: bool) -> Plan
         told = "shapes and colours" if album.in_colour else "shapes"
         line = f"{few}, too few to train a network on: k-means on pixels and k-means on {told} vote"
         return Plan([{"method": "pca-kmeans", "params": {"components": 0.9}}, *descriptors], [line])
-    network: dict[str, Any] = {"method": "st-dac", "epochs": epochs, "params": {"stn": stn, "width": 0.25}}
+    network: dict[str, Any] = {"method": "st-dac", "epochs": epochs, "params": {"stn": stn, **NETWORK}}
     lines = [f"{SEEDS} networks with {stn} spatial transformers, trained for {count_noun(epochs, 'epoch')} each, vote"]
     if not layout:
         lines.append("without umap-learn, which makes them better: pip install 'stdac[umap]'")

@@ -84,10 +84,8 @@ def sort_command(
     PICTURES: a folder, or whatever else stdac train takes. OUT gets a model, the rows, and a gallery to name the groups
     in. No picture is changed or moved. Stopped or killed, the same command goes on.
     """
-    from cluster_jobs.album import check_clusters, choose_members, choose_student
+    from cluster_jobs.album import check_clusters, choose_epochs, choose_members, choose_student
     from export.results.groups import check_pictures, lay_out
-    from stdac.methods import METHODS
-    from stdac.sizing import choose_epochs
 
     if into is not None:
         check_pictures(pictures)
@@ -104,10 +102,10 @@ def sort_command(
         clusters = SHOWN_K if show else _read_suggestion(out / "suggest-k", len(album.images))
 
     # which trials vote
-    epochs = epochs or choose_epochs(METHODS["st-dac"], album.different)
+    epochs = epochs or choose_epochs(album)
     defaults = {"dataset": images.name, "n_clusters": clusters, "background": background}
     if stn is None:
-        stn = _try_transformers(album, out, defaults, epochs, run, options)
+        stn = _try_transformers(album, out, defaults, run, options)
     plan = choose_members(album, epochs=epochs, stn=stn, layout=find_spec("umap") is not None)
     for line in plan.lines:
         click.echo(line, err=True)
@@ -221,16 +219,14 @@ def _read_suggestion(study: Path, n: int) -> int:
     return int(found["k"])
 
 
-def _try_transformers(
-    album: "Album", out: Path, defaults: Mapping[str, Any], epochs: int, run: Runner, options: list[str]
-) -> int:
+def _try_transformers(album: "Album", out: Path, defaults: Mapping[str, Any], run: Runner, options: list[str]) -> int:
     """0 or 2 spatial transformers: the one of which short trials on some of the pictures agree better."""
-    from cluster_jobs.album import FEW, SEEDS, TRIED, choose_stn
+    from cluster_jobs.album import FEW, NETWORK, SEEDS, TRIED, TRIED_EPOCHS, choose_stn
 
     if album.different < FEW:
         return 0
-    short = {"method": "st-dac", "seeds": SEEDS, "epochs": max(2, epochs // 4), "limit": TRIED}
-    grid = _write_grid(out / "try.toml", defaults, {**short, "params": {"stn": [0, 2], "width": 0.25}}, run)
+    short = {"method": "st-dac", "seeds": SEEDS, "epochs": TRIED_EPOCHS, "limit": min(TRIED, len(album.images))}
+    grid = _write_grid(out / "try.toml", defaults, {**short, "params": {"stn": [0, 2], **NETWORK}}, run)
     run("stdac-grid launch", grid, "--out", out / "try", *options, "--yes")
     if run.show:
         return 0
