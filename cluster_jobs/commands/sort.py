@@ -17,7 +17,6 @@ from cluster_jobs.commands.launch import launch
 from cluster_jobs.commands.suggest_k import suggest_k_command
 from export.cli import cluster_command, export_command
 from stdac.command import read_side
-from stdac.data import NAMES
 from stdac.errors import StdacError
 from stdac.text import escape_name
 from stdac.words import count_noun, escape_line, format_duration, format_score
@@ -160,7 +159,7 @@ def _open_album(pictures: Path, out: Path, image_size: int | str | None, backgro
     import numpy as np
 
     from cluster_jobs.album import look_at
-    from stdac.data import load, resolve_name
+    from stdac.data import NAMES, load, resolve_name
     from stdac.files import atomic_write, encode_json, explain_refusal, link_once, read_record
     from stdac.presets import NATIVE
     from stdac.sizing import choose_side, survey_pictures
