@@ -134,7 +134,7 @@ def fit_mixture(z: NDArray[np.float64], k: int, starts: int, seed: int) -> Clust
 
     confidence: the posterior of an image's component, times 1 / (1 + m² / d), where m is its Mahalanobis distance from
     the middle of it. In a layout clusters lie so far apart that the posterior alone is 1 for nearly all images: on MNIST
-    for 99.7 %, and the surest 70 % of each cluster are no purer by it than all (.974), where by this they are (.991).
+    for 99.7 %; the surest 70 % of each cluster are no purer by it than all (.974), by this they are (.991).
     """
     from sklearn.mixture import GaussianMixture
 
