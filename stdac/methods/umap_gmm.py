@@ -132,9 +132,9 @@ def cluster(z: Floats, k: int, params: UMAPParams, seed: int) -> Clustering:
 def fit_mixture(z: NDArray[np.float64], k: int, starts: int, seed: int) -> Clustering:
     """A mixture of Gaussians with full covariances, the likeliest of several starts.
 
-    confidence: the posterior of an image's component, times 1 / (1 + m² / d), where m is its Mahalanobis distance from
-    the middle of it. In a layout clusters lie so far apart that the posterior alone is 1 for nearly all images: on
-    MNIST for 99.7 %, and the surest 70 % of each cluster are then no purer than all (.974); by this they are (.991).
+    confidence: the posterior of an image's component, times 1 / (1 + m² / d), where m is its Mahalanobis distance
+    from the middle of it. In a layout clusters lie so far apart that the posterior alone is 1 for nearly all images,
+    on MNIST for 99.7 %: the surest 70 % of each cluster are no purer by it than all (.974), by this they are (.991).
     """
     from sklearn.mixture import GaussianMixture
 
