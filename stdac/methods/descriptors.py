@@ -44,8 +44,7 @@ class HOG(nn.Module):
 
     gray: Tensor
     directions: Tensor
-    down: Tensor
-    across: Tensor
+    pool: Tensor
 
     def __init__(self, shape: Shape, cells: int, bins: int) -> None:
         super().__init__()
@@ -59,13 +58,14 @@ class HOG(nn.Module):
         angle = 2 * pi * torch.arange(bins) / bins  # of an orientation, doubled: opposite directions are one
         self.least = cos(2 * pi / bins)  # a vote reaches as far as the next bin
         self.register_buffer("directions", torch.stack([angle.cos(), angle.sin()])[..., None, None], persistent=False)
-        self.register_buffer("down", pool(height, cells), persistent=False)
-        self.register_buffer("across", pool(width, cells).T.contiguous(), persistent=False)
+        # one product with a constant on its right: others onnxruntime refuses for no images
+        pool = torch.kron(pool_side(height, cells), pool_side(width, cells))
+        self.register_buffer("pool", pool, persistent=False)
 
     @property
     def values(self) -> int:
         """D, the length of a descriptor."""
-        return self.directions.shape[1] * self.down.shape[0] * self.across.shape[1]
+        return self.directions.shape[1] * self.pool.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x * self.gray).sum(1, keepdim=True)  # (B, 1, H, W)
@@ -74,14 +74,14 @@ class HOG(nn.Module):
         size = (gx * gx + gy * gy).sqrt()
         along = (gx * gx - gy * gy) * self.directions[0] + 2 * gx * gy * self.directions[1]  # (B, bins, H - 2, W - 2)
         votes = F.relu(along / (size + EPSILON) - self.least * size)
-        return (self.down @ votes @ self.across).flatten(1)  # (B, bins * rows * columns)
+        return (votes.flatten(2) @ self.pool).flatten(1)  # (B, bins * rows * columns)
 
 
-def pool(length: int, cells: int) -> Tensor:
-    """What makes means over cells of the pixels inside a border: (at most `cells`, length - 2)."""
+def pool_side(length: int, cells: int) -> Tensor:
+    """What makes means over cells of the pixels inside a border: (length - 2, at most `cells`)."""
     side = -(-length // cells)
     cell = torch.arange(1, length - 1) // side
-    return (cell == torch.arange(-(-length // side))[:, None]) / side
+    return (cell[:, None] == torch.arange(-(-length // side))) / side
 
 
 class ColourHistogram(nn.Module):
