@@ -174,7 +174,9 @@ def test_the_epochs_of_a_study_follow_from_its_images(tmp_path: Path) -> None:
     assert {t.epochs for t in make_grid(asked, tmp_path, [2, 3], 3, 100).trials} == {214}
 
 
-@pytest.mark.parametrize("method", [*(name for name, method in METHODS.items() if method.small), "kmeans"])
+@pytest.mark.parametrize(
+    "method", [*(name for name, method in METHODS.items() if method.small and not method.follows), "kmeans"]
+)
 def test_the_grid_that_is_kept_with_the_run_says_the_same_trials(method: str, tmp_path: Path) -> None:
     asked = Study("digits", method, 8, 1000, 28, dict(METHODS[method].small))
     grid = make_grid(asked, tmp_path / 'é "quoted" 漢', [2, 5], 3, 1000)
