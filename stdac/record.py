@@ -123,6 +123,8 @@ def conform_metrics(table: pa.Table) -> pa.Table:
     missing = [name for name in CORE if name not in names]
     if missing:
         raise StdacError(f"it lacks the columns {', '.join(missing)}: expected a file that stdac wrote")
+    if len(set(names)) < len(names):
+        raise StdacError("it has two columns of one name: expected a file that stdac wrote")
     more = sorted(name for name in names if name not in METRICS.names and OPEN.fullmatch(name))
     schema = pa.schema([*METRICS, *((name, pa.float64()) for name in more)])
     columns = {f.name: table[f.name] if f.name in names else pa.nulls(len(table), f.type) for f in schema}

@@ -271,6 +271,13 @@ def test_a_column_of_another_type_is_told(name: str, values: list[Any]) -> None:
         conform_metrics(table)
 
 
+def test_two_columns_of_one_name_are_told() -> None:
+    table = make_metrics([{"trial_id": "a", "phase": "cluster", "epoch": 1, "term_a": 1.0, "term_b": 2.0}])
+    names = ["term_a" if name == "term_b" else name for name in table.column_names]
+    with pytest.raises(StdacError, match="it has two columns of one name"):
+        conform_metrics(table.rename_columns(names))
+
+
 # parameters that are added later, and tuples
 
 
