@@ -314,8 +314,13 @@ def _read_collected(path: Path) -> pa.Table:
         table = table.append_column(ROWS.field(name), before)
     if "finished" not in table.column_names:
         table = table.append_column(ROWS.field("finished"), pa.array([True] * len(table), pa.bool_()))
-    if set(SETTINGS) <= set(table.column_names):
+    missing = [name for name in SETTINGS if name not in table.column_names]
+    if not missing:
         return concat_rows([table])
+    if len(missing) < len(SETTINGS):
+        raise StdacError(
+            f"cannot use {path}, as it lacks the columns {', '.join(missing)}: expected a file that stdac wrote"
+        )
     trials: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
         trials.setdefault(row["trial_id"], []).append(row)
