@@ -45,7 +45,7 @@ def load_grid(name: str, without: Path | None = None) -> Grid:
     unknown preset (the known ones are named), a file that is not TOML, or a trial that `stdac.methods.resolve` refuses.
 
     >>> [trial.params.stn for trial in load_grid("quick").trials if trial.method == "st-dac"]
-    [0, 1, 2, 3, 0, 1, 2, 3]
+    [0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3]
     """
     from stdac.methods import add_needs
 

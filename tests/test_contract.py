@@ -85,7 +85,7 @@ def test_a_new_method_is_planned_shown_and_reported(tmp_path: Path) -> None:
     assert "Toy, hidden 16-8" in Path(call(stdac_grid, "report", run).strip()).read_text()
     assert call(stdac_grid, "best", run, "--method", "toy").strip().endswith("model.pt")
     collected = pq.read_table(call(stdac_grid, "collect", run).strip())
-    assert collected.schema.names[-2:] == ["term_entropy", "term_spread"] and len(collected) == 4 * 6 + 2
+    assert collected.schema.names[-3:] == ["term_entropy", "term_moved", "term_spread"] and len(collected) == 4 * 6 + 2
     assert read_metrics(run).num_rows == len(collected)
 
 
