@@ -14,7 +14,7 @@ TABLES = ROOT / "docs" / "results.md"
 
 def test_the_readme_shows_commands() -> None:
     words = set(re.findall(r"^stdac(?:-grid)? ([a-z-]+)", README, re.MULTILINE))
-    assert {"suggest-k", "train", "export", "cluster", "plan", "launch", "status", "results"} <= words
+    assert {"sort", "suggest-k", "train", "export", "cluster", "plan", "launch", "status", "results"} <= words
     assert "\nmake demo\n" in README and "pip install '.[cpu]'" in README
 
 
