@@ -179,7 +179,7 @@ def test_what_has_no_model_or_takes_other_images_is_told(tmp_path: Path) -> None
 
     said = plan("without", "{ method = 'umap-gmm', params = { dimensions = 2 } }")
     assert "has no model, as none of method umap-gmm has: name one of a method that makes one" in said
-    said = plan("other", "{ method = 'kmeans', image_size = 8, params = { restarts = 1 } }")
+    said = plan("other", "{ method = 'pca-kmeans', image_size = 8, params = { restarts = 1, components = 5 } }")
     assert "takes other images than these of 1×28×28" in said
 
 
