@@ -39,7 +39,7 @@ class Labels:
     def __call__(self, trial: Mapping[str, Any]) -> str:
         swept = self.swept.get((trial["method"], trial["dataset"]), [])
         shown = self._shorten_params(trial)
-        params = [f"{name}={shown.get(name)}" for name in swept]
+        params = [f"{name}={shown.get(name)}" for name in swept if shown.get(name) != ""]  # it names no trial
         what = " ".join([trial["method"], *params])
         dataset = self.datasets.get(trial["dataset"], trial["dataset"])
         return f"{what} on {dataset}, K {trial['n_clusters']}, seed {trial['seed']}"
