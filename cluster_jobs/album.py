@@ -50,8 +50,10 @@ class Album(NamedTuple):
         shown = [f"{width}x{height}" for height, width in sorted(self.sizes)]
         size = f" of {shown[0]}{f' to {shown[-1]}' if len(shown) > 1 else ''} pixels" if shown else ""
         parts = [f"{count_noun(len(self.images), 'picture')}{size}, {'in colour' if self.in_colour else 'gray'}"]
-        odd = ((self.copies, "copies of others"), (self.flat, "of one colour"), (self.dark, "nearly black"))
-        parts += [f"{count:,} {what}" for count, what in odd if count]
+        parts += [f"{count_noun(self.copies, 'copy', 'copies')} of others"] if self.copies else []
+        parts += [
+            f"{count:,} {what}" for count, what in ((self.flat, "of one colour"), (self.dark, "nearly black")) if count
+        ]
         return ", ".join(parts)
 
 

@@ -156,7 +156,7 @@ def test_an_album_says_what_is_odd_in_it() -> None:
     some[4] = 0
     album = look_at(some, [(8, 8), (30, 20)])
     assert (album.copies, album.flat, album.dark, album.different, album.in_colour) == (1, 1, 1, 9, True)
-    said = "10 pictures of 8x8 to 20x30 pixels, in colour, 1 copies of others, 1 of one colour, 1 nearly black"
+    said = "10 pictures of 8x8 to 20x30 pixels, in colour, 1 copy of others, 1 of one colour, 1 nearly black"
     assert album.describe() == said
     assert not look_at(np.repeat(images(5), 3, 1), [(8, 8)]).in_colour
 
