@@ -51,9 +51,8 @@ class Album(NamedTuple):
         size = f" of {shown[0]}{f' to {shown[-1]}' if len(shown) > 1 else ''} pixels" if shown else ""
         parts = [f"{count_noun(len(self.images), 'picture')}{size}, {'in colour' if self.in_colour else 'gray'}"]
         parts += [f"{count_noun(self.copies, 'copy', 'copies')} of others"] if self.copies else []
-        parts += [
-            f"{count:,} {what}" for count, what in ((self.flat, "of one colour"), (self.dark, "nearly black")) if count
-        ]
+        parts += [f"{self.flat:,} of one colour"] if self.flat else []
+        parts += [f"{self.dark:,} nearly black"] if self.dark else []
         return ", ".join(parts)
 
 
