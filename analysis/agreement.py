@@ -16,7 +16,6 @@ from analysis.runs import list_finished, list_trial_folders, look_at
 from analysis.table import show
 from stdac.consensus import compare_members, count_votes, find_fault
 from stdac.errors import StdacError
-from stdac.layout import TrialFiles
 from stdac.methods import METHODS
 from stdac.metrics import accuracy
 from stdac.results import read_part
@@ -64,9 +63,9 @@ def read_panels(run: Path, wanted: Callable[[Trial], bool] = lambda _: True) -> 
     """The finished trials at `run` whose clusters were kept, by the images that they are of; only where at least LEAST
     have a voice of their own. wanted: which trials to take. One that cannot be read is said on stderr."""
     groups: dict[str, list[tuple[Trial, Path]]] = {}
-    for trial, path in _list_kept(run):
+    for trial, path, fingerprint in _list_kept(run):
         if wanted(trial):
-            groups.setdefault(_name_images(trial, path), []).append((trial, path))
+            groups.setdefault(fingerprint or _name_images(trial), []).append((trial, path))
     panels = []
     for group in groups.values():
         voices = [voice for trial, path in group[:MOST] if (voice := _read_voice(trial, path)) is not None]
@@ -75,22 +74,20 @@ def read_panels(run: Path, wanted: Callable[[Trial], bool] = lambda _: True) -> 
     return panels
 
 
-def _list_kept(run: Path) -> Iterator[tuple[Trial, Path]]:
-    """(trial.json, folder of the attempt that counts) of every finished trial whose clusters were kept. Of thousands
-    that have none no more is read than the names of their files."""
+def _list_kept(run: Path) -> Iterator[tuple[Trial, Path, str]]:
+    """(trial.json, folder of the attempt that counts, fingerprint of its images) of every finished trial whose clusters
+    were kept. Of thousands that have none no more is read than the names of their files."""
     for folder in list_trial_folders(run):
         seen = look_at(folder) if any(folder.path.glob("attempt-*/assignments.parquet")) else None
         if seen is not None and seen.done is not None and seen.trial is not None:
             path = folder.attempt_path(seen.done["attempt"])
             if (path / "assignments.parquet").is_file():
-                yield seen.trial, path
+                yield seen.trial, path, seen.done.get("fingerprint", "")
 
 
-def _name_images(trial: Trial, path: Path) -> str:
-    """What trials of the same images have in common."""
-    done = TrialFiles(path.parent).done() or {}
-    names = ("dataset", "limit", "image_size", "background")
-    return done.get("fingerprint") or write_canonical([trial.get(name) for name in names])
+def _name_images(trial: Trial) -> str:
+    """What trials of the same images have in common, where an earlier stdac kept no fingerprint."""
+    return write_canonical([trial.get(name) for name in ("dataset", "limit", "image_size", "background")])
 
 
 def _read_voice(trial: Trial, path: Path) -> Voice | None:

@@ -12,6 +12,7 @@ from stdac.words import count_noun
 
 FEW = 200  # different pictures: fewer teach a network nothing that their descriptors do not tell
 SEEDS = 3  # of each family of members: fewer have no agreement to speak of
+MOST_STUDIED = 20  # clusters that are tried where their number is not given
 DARK = 0.04  # mean of the pixels, in [0, 1], below which a picture is nearly black
 GRAY = 0.02  # mean difference of the channels, in [0, 1], below which a picture has no colour to speak of
 NETWORK = {"width": 0.25, "macro_batch": 500, "passes": 2, "lr": 3e-4}
@@ -84,6 +85,14 @@ def check_clusters(album: Album, k: int | None) -> None:
         raise StdacError(f"got --clusters {k} for {album.different} different pictures: expected fewer than there are")
 
 
+def choose_study(album: Album) -> list[str]:
+    """The options of the study of K that suits an album. Raises StdacError where there are too few pictures for one."""
+    most = min(MOST_STUDIED, album.different - 1)
+    if most <= 2:
+        raise StdacError(f"{album.different} different pictures are too few to suggest K: name it with --clusters")
+    return ["--k", f"2..{most}", *(["--method", "hog-kmeans"] if album.different < FEW else [])]
+
+
 class Plan(NamedTuple):
     """What is run. members: the blocks of a grid whose trials vote. lines: why, a sentence each."""
 
@@ -91,7 +100,7 @@ class Plan(NamedTuple):
     lines: Sequence[str]
 
 
-def choose_epochs(album: Album) -> int:
+def count_epochs(album: Album) -> int:
     """Epochs in which a network sees SEEN images."""
     return max(LEAST_EPOCHS, math.ceil(SEEN / (album.different * int(NETWORK["passes"]))))
 

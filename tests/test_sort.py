@@ -110,6 +110,23 @@ def test_shown_it_runs_nothing(pictures: Path, tmp_path: Path) -> None:
     assert 'method = "student"' in result.output and not (tmp_path / "sorted" / "run").exists()
 
 
+def test_pictures_that_stay_as_they_are_are_found_again(pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    for number, path in enumerate(sorted(pictures.glob("*/*.png"))):
+        Image.open(path).resize((28, 28)).save(tmp_path / "small" / f"{number}.png")
+    shown = (tmp_path / "small", "--clusters", 3, "-o", tmp_path / "sorted", "--show")
+    assert [sort(*shown).exit_code for _ in range(2)] == [0, 0]
+    said = sort(*shown, "--image-size", 20).output
+    assert "was begun at an image size of their own, now it is 20: choose another folder" in said
+
+
+def test_the_number_of_groups_is_suggested(pictures: Path, tmp_path: Path) -> None:
+    result = sort(pictures, "-o", tmp_path / "sorted")
+    assert result.exit_code == 0, result.output
+    assert "$ stdac suggest-k" in result.output and "--k 2..19 --method hog-kmeans" in result.output
+    assert "groups (candidates: " in result.output and (tmp_path / "sorted" / "model.onnx").exists()
+
+
 def test_other_pictures_or_settings_want_another_folder(pictures: Path, done: Result, tmp_path: Path) -> None:
     mine, out = tmp_path / "pictures", tmp_path / "sorted"
     shutil.copytree(pictures, mine)

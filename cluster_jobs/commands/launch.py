@@ -42,7 +42,7 @@ def plan(grid: str, device: str) -> None:
     label = Labels(trial.to_json() for trial in loaded.trials)
     for trial in loaded.trials:
         click.echo(f"{trial.id}  {label(trial.to_json()):<44} {format_duration(estimate(trial, gpu)):>14}")
-    total = _estimate_all(loaded.trials, gpu, workers)
+    total = estimate_all(loaded.trials, gpu, workers)
     click.echo(
         f"{count_noun(len(loaded.trials), 'trial')}, roughly {format_duration(total)}, "
         f"{workers} at a time on {_name_device(gpu)}"
@@ -54,16 +54,17 @@ def _name_device(gpu: bool) -> str:
     return "a GPU each" if gpu else "CPU cores"
 
 
-def estimate(trial: Any, gpu: bool) -> float:
-    """A rough guess of one trial's seconds, from its multiply-adds and the rate one core reached when measured."""
+def estimate(trial: Any, gpu: bool, images: int | None = None) -> float:
+    """A rough guess of one trial's seconds, from its multiply-adds and the rate one core reached when measured. images:
+    of its data set, see `stdac.cost.estimate_seconds`."""
     from stdac.cost import estimate_seconds
 
-    return estimate_seconds(trial, gpu=gpu)
+    return estimate_seconds(trial, gpu=gpu, images=images)
 
 
-def _estimate_all(trials: "Sequence[Trial]", gpu: bool, workers: int) -> float:
+def estimate_all(trials: "Sequence[Trial]", gpu: bool, workers: int, images: int | None = None) -> float:
     """Seconds for the trials with `workers` of them at a time."""
-    return sum(estimate(trial, gpu) for trial in trials) / max(1, min(workers, len(trials)))
+    return sum(estimate(trial, gpu, images) for trial in trials) / max(1, min(workers, len(trials)))
 
 
 def _add_slurm_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -142,7 +143,7 @@ def launch(
     chosen = choose_backend(backend or ("auto" if nodes else None), request, slurm, loaded.slurm)
     states = ledger.states() if ledger.exists() else {}
     left = [trial for trial in loaded.trials if states.get(trial.id) != "done"]
-    hours = _estimate_all(left, chosen.gpu, chosen.at_once) / 3600
+    hours = estimate_all(left, chosen.gpu, chosen.at_once) / 3600
     if hours > HOURS_TO_CONFIRM and not yes:
         took, device = format_duration(3600 * hours), _name_device(chosen.gpu)
         click.echo(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cluster_jobs.commands.launch import launch
+from cluster_jobs.commands.launch import HOURS_TO_CONFIRM, estimate_all, launch
 from cluster_jobs.commands.suggest_k import suggest_k_command
 from export.cli import cluster_command, export_command
 from stdac.command import read_side
@@ -83,7 +83,7 @@ def sort_command(
     PICTURES: a folder, or whatever else stdac train takes. OUT gets a model, the rows, and a gallery to name the groups
     in. No picture is changed or moved. Stopped or killed, the same command goes on.
     """
-    from cluster_jobs.album import check_clusters, choose_epochs, choose_members, choose_student
+    from cluster_jobs.album import check_clusters, choose_members, choose_student, choose_study, count_epochs
     from export.results.groups import check_pictures, lay_out
 
     if into is not None:
@@ -97,11 +97,12 @@ def sort_command(
 
     # how many groups
     if clusters is None:
-        run("stdac suggest-k", images, "--out", out / "suggest-k", *options, *_make_options(yes=yes))
+        study = choose_study(album)
+        run("stdac suggest-k", images, *study, "--out", out / "suggest-k", *options, *_make_options(yes=yes))
         clusters = SHOWN_K if show else _read_suggestion(out / "suggest-k", len(album.images))
 
     # which trials vote
-    epochs = epochs or choose_epochs(album)
+    epochs = epochs or count_epochs(album)
     defaults = {"dataset": images.name, "n_clusters": clusters, "background": background}
     if stn is None:
         stn = _try_transformers(album, out, defaults, run, options)
@@ -171,11 +172,15 @@ def _open_album(pictures: Path, out: Path, image_size: int | str | None, backgro
         raise StdacError(f"got {dataset}, expected a folder of pictures: stdac train takes data sets by their names")
     found = survey_pictures(dataset)
     side = image_size if isinstance(image_size, int) else None if image_size == NATIVE else choose_side(found)
-    asked = {"pictures": dataset, "files": hash_files({"dataset": dataset}), "side": side, "background": background}
+    sizes = sorted(found.sizes)
+    asked: dict[str, Any] = {"pictures": dataset, "files": hash_files({"dataset": dataset}), "background": background}
+    asked |= {} if side is None else {"side": side}
+    if about.exists():
+        _refuse_others(
+            asked, read_record(about, {"pictures": str, "files": str, "background": str}, {"side": int}), out
+        )
     if about.exists() and kept.exists():
-        before = read_record(about, {"pictures": str, "files": str, "background": str}, {"side": int, "sizes": list})
-        _refuse_others(asked, before, out)
-        return look_at(load(str(kept)).images, [tuple(size) for size in before["sizes"]])
+        return look_at(load(str(kept)).images, sizes)
     taken = load(dataset, image_size=side, background=background)
     for note in taken.notes:
         click.echo(escape_line(note), err=True)
@@ -185,18 +190,16 @@ def _open_album(pictures: Path, out: Path, image_size: int | str | None, backgro
         raise explain_refusal(error, out) from error
     with atomic_write(kept) as file:
         np.savez(file, images=taken.images)
-    sizes = sorted(found.sizes)
-    link_once(about, encode_json(asked | {"sizes": sizes}))
+    link_once(about, encode_json(asked))
     return look_at(taken.images, sizes, taken.notes)
 
 
 def _refuse_others(asked: Mapping[str, Any], before: Mapping[str, Any], out: Path) -> None:
     """Raise StdacError where OUT was made of other pictures, or with other settings."""
     for name, what in (("pictures", "of"), ("side", "at an image size of"), ("background", "on a background")):
-        if asked[name] != before.get(name):
-            raise StdacError(
-                f"{out} was begun {what} {before.get(name)}, now it is {asked[name]}: choose another folder (-o)"
-            )
+        if asked.get(name) != before.get(name):
+            then, now = before.get(name, "their own"), asked.get(name, "their own")
+            raise StdacError(f"{out} was begun {what} {then}, now it is {now}: choose another folder (-o)")
     if asked["files"] != before["files"]:
         raise StdacError(
             f"{asked['pictures']} holds other pictures than {out} was begun with: sort them with the model that is "
@@ -270,16 +273,13 @@ def _write_grid(path: Path, defaults: Mapping[str, Any], block: Mapping[str, Any
 
 def _confirm(grid: Path, run: Path, images: int, device: str, workers: int | None, yes: bool) -> None:
     """Say how long what is left of a grid on so many images takes, and ask where that is hours."""
-    from cluster_jobs.commands.launch import HOURS_TO_CONFIRM
     from cluster_jobs.grid import load_grid
     from cluster_jobs.ledger import Ledger
     from cluster_jobs.local import count_places, uses_gpu
-    from stdac.cost import estimate_seconds
 
-    ledger, gpu = Ledger(run), uses_gpu(device)
+    ledger = Ledger(run)
     left = [trial for trial in load_grid(str(grid)).trials if ledger.folder(trial.id).done() is None]
-    seconds = sum(estimate_seconds(trial, gpu=gpu, images=images) for trial in left)
-    seconds /= max(1, min(workers or count_places(device), len(left)))
+    seconds = estimate_all(left, uses_gpu(device), workers or count_places(device), images)
     if left:
         click.echo(f"{count_noun(len(left), 'trial')}, roughly {format_duration(seconds)} on this machine", err=True)
     if seconds > HOURS_TO_CONFIRM * 3600 and not yes:

@@ -5,7 +5,6 @@ at ground truth, loads in no time, and resumes on the same images whatever becam
 """
 
 import hashlib
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -122,7 +121,8 @@ def suggest_k_command(
     suggestion = suggest(curves)
     click.echo(describe_study(curves, suggestion))
     figure = draw_study(curves, suggestion, run / "suggest-k.png", title=Path(input_).name)
-    write_json(run / "suggestion.json", suggestion._asdict())
+    known = {} if suggestion.k is None else {"k": suggestion.k}
+    write_json(run / "suggestion.json", {"candidates": suggestion.candidates, "reasons": suggestion.reasons} | known)
     click.echo(f"wrote {figure} and suggestion.json beside it", err=True)
     _say_what_to_export(grid, run, suggestion.k)
 
@@ -214,7 +214,7 @@ def make_grid(asked: Study, run: Path, numbers: list[int], seeds: int, n: int) -
     """The trials of a study on n images, and their TOML. Raises StdacError for settings that the method refuses."""
     from dataclasses import asdict
 
-    from cluster_jobs.grid import Grid, expand
+    from cluster_jobs.grid import Grid, expand, to_toml
     from stdac.methods import METHODS, resolve, resolve_params
     from stdac.sizing import choose_epochs, count_passes
 
@@ -226,15 +226,10 @@ def make_grid(asked: Study, run: Path, numbers: list[int], seeds: int, n: int) -
     cell = {"dataset": str(run / "images.npz"), "method": asked.method, "epochs": epochs, "n_clusters": numbers}
     block = cell | {"seeds": seeds}
     given = {name: value for name, value in params.items() if value is not None}
-    lines = [f"{key} = {_to_toml(value)}" for key, value in block.items()]
-    table = ", ".join(f"{name} = {_to_toml(value)}" for name, value in given.items())
+    lines = [f"{key} = {to_toml(value)}" for key, value in block.items()]
+    table = ", ".join(f"{name} = {to_toml(value)}" for name, value in given.items())
     text = "\n".join(["[[trials]]", *lines, f"params = {{ {table} }}", ""])
     return Grid("suggest-k", [resolve(trial) for trial in expand(block | {"params": given})], text, {})
-
-
-def _to_toml(value: Any) -> str:
-    """A string, number, truth value or list of them as TOML, of which JSON's are a part."""
-    return json.dumps(value, ensure_ascii=False)
 
 
 def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Backend", yes: bool) -> None:

@@ -17,9 +17,8 @@ from stdac.networks import Standardize, calibrate
 from stdac.train import Assignment, Trainer
 
 CALIBRATION_BATCH = 1000
-NARROW = (
-    0.65  # a narrow network has a lower rate: .4 of the full one's at width .25 (MNIST, one core, 11 to 17 minutes)
-)
+NARROW = 0.65
+"""A narrow network has a lower rate: .4 of the full one's at width .25 (MNIST, one core, 11 to 17 minutes)."""
 
 
 class Deployed(nn.Module):
