@@ -12,7 +12,7 @@ import pyarrow as pa
 from analysis.intervals import Interval, estimate_difference, estimate_mean
 from analysis.published import Published, find_published, find_published_curve, is_comparable
 from analysis.runs import SETTINGS, TEXT_SETTINGS
-from stdac.methods import METHODS, fill_params, fill_title
+from stdac.methods import METHODS, fill_params, fill_title, name_system
 from stdac.trial import choose_telling, list_naming_fields, write_canonical
 from stdac.words import shorten_paths
 
@@ -67,7 +67,7 @@ class Cell:
     @property
     def published_curve(self) -> dict[int, float]:
         """The published mean ACC by epoch, where comparable."""
-        return find_published_curve(fill_title(self.method, self.settings), self.dataset) if self.published else {}
+        return find_published_curve(name_system(self.method, self.settings), self.dataset) if self.published else {}
 
     @property
     def difference(self) -> float | None:
@@ -109,7 +109,7 @@ def make_cells(rows: pa.Table) -> list[Cell]:
     groups: dict[tuple[str, ...], list[Trial]] = {}
     settings: dict[tuple[str, ...], Settings] = {}
     for trial_id, trial in trials.items():
-        if not list_epochs(trial):  # unfinished, in an earlier phase
+        if not list_epochs(trial):  # unfinished, in an earlier phase, or of a method that clusters nothing
             continue
         found = _read_settings(known[trial_id], known)
         key = (names[trial_id], known[trial_id]["method"], write_canonical(found))
@@ -147,8 +147,8 @@ def _sort_named(trial_ids: Iterable[str], known: Mapping[str, Mapping[str, Any]]
 
 
 def list_epochs(trial: Trial) -> list[int]:
-    """The epochs of the main phase that a trial has rows of."""
-    return [epoch for (_, epoch), row in trial.items() if row["main"]]
+    """The epochs of the main phase after which a trial has a clustering."""
+    return [epoch for (_, epoch), row in trial.items() if row["main"] and row["clusters_used"] is not None]
 
 
 def _name_datasets(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -189,7 +189,8 @@ def _make_cell(dataset: str, settings: Settings, trials: list[Trial]) -> Cell:
         trials = [cut_after(trial, epoch) for trial in trials]
     label = fill_title(first["method"], settings)
     metrics = SCORES if is_comparable(first) else ()
-    values = {metric: find_published(label, first["dataset"], metric, epoch) for metric in metrics}
+    system = name_system(first["method"], settings)
+    values = {metric: find_published(system, first["dataset"], metric, epoch) for metric in metrics}
     return Cell(
         dataset=dataset,
         method=first["method"],

@@ -29,14 +29,14 @@ def describe_settling(moved: float, epochs: int) -> str:
 
 def describe_sizes(clusters: NDArray[np.int64], k: int) -> str:
     """The sizes of K clusters (N,), -1 = noise, in a few words."""
-    sizes = np.bincount(clusters[clusters >= 0], minlength=k)
+    sizes = np.bincount(clusters[clusters >= 0], minlength=max(k, 1))
     return f"clusters of {sizes.min():,} to {sizes.max():,} images, median {np.median(sizes):,.0f}"
 
 
 def describe_separation(fitted: Fitted, images: NDArray[np.uint8], k: int) -> str | None:
     """The silhouettes of a trial's clusters and of k-means' in a sentence; None where there are none to compare."""
     index = np.sort(np.random.default_rng(0).permutation(len(images))[:SAMPLE])
-    if fitted.model is None or k >= len(index):
+    if fitted.model is None or fitted.labels is None or k >= len(index):
         return None
     points = embed_images(fitted.model, images[index], fitted.labels.device)
     if not np.isfinite(points).all():

@@ -42,7 +42,8 @@ class Labels:
         params = [f"{name}={shown.get(name)}" for name in swept if shown.get(name) != ""]  # it names no trial
         what = " ".join([trial["method"], *params])
         dataset = self.datasets.get(trial["dataset"], trial["dataset"])
-        return f"{what} on {dataset}, K {trial['n_clusters']}, seed {trial['seed']}"
+        k = f", K {trial['n_clusters']}" if trial["n_clusters"] else ""
+        return f"{what} on {dataset}{k}, seed {trial['seed']}"
 
     def _shorten_params(self, trial: Mapping[str, Any]) -> dict[str, Any]:
         """A trial's parameters, those that name trials by what these are: "3 × st-dac, 2 × kmeans"."""

@@ -109,7 +109,7 @@ class STDAC(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Bas
             fitted = run.fit(trial, images, scorer, machine, {})
         except StdacError as error:
             raise ValueError(str(error)) from error
-        assert fitted.model is not None, "st-dac has a model"
+        assert fitted.model is not None and fitted.labels is not None, "st-dac has both"
         self.model_: nn.Module = fitted.model.eval()
         self.labels_: NDArray[np.int64] = fitted.labels.cpu().numpy()
         self.image_shape_ = (*images.shape[2:], images.shape[1])

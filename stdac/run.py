@@ -58,17 +58,12 @@ class Scorer:
         self.protocol: Assignment | None = None
 
     def score(
-        self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float], *, main: bool = False
+        self, phase: str, epoch: int, assignment: Assignment | None, log: Mapping[str, float], *, main: bool = False
     ) -> None:
-        """Add the row (phase, epoch). Raises StdacError for a term in the log whose name METRICS does not take."""
+        """Add the row (phase, epoch), without scores where there is no assignment. Raises StdacError for a term in the
+        log whose name METRICS does not take."""
         check_log(log)
-        clusters, confidence = assignment.clusters.cpu(), assignment.confidence
-        moved: dict[str, float] = {}
-        if main:
-            if self.protocol is not None:
-                moved = {MOVED: float((clusters != self.protocol.clusters).double().mean())}
-            self.protocol = Assignment(clusters, None if confidence is None else confidence.cpu())
-        self.observer.on_clusters(clusters.numpy())
+        scores = {} if assignment is None else self._score_assignment(assignment, main)
         row = {
             "trial_id": self.trial.id,
             "method": self.trial.method,
@@ -76,9 +71,7 @@ class Scorer:
             "seed": self.trial.seed,
             "phase": phase,
             "epoch": epoch,
-            **score_clusters(self.truth, clusters.numpy()),
-            "mean_confidence": None if confidence is None else float(confidence.double().mean()),
-            **moved,
+            **scores,
             **log,
             "device": self.device,
             "params": write_canonical(self.trial.to_json()["params"]),
@@ -87,6 +80,18 @@ class Scorer:
         }
         self.rows.append(row)
         self.observer.on_score(row)
+
+    def _score_assignment(self, assignment: Assignment, main: bool) -> dict[str, float | int | None]:
+        """The scores of an assignment, which is the protocol's from now on if it is of the main phase."""
+        clusters, confidence = assignment.clusters.cpu(), assignment.confidence
+        scores = score_clusters(self.truth, clusters.numpy())
+        scores["mean_confidence"] = None if confidence is None else float(confidence.double().mean())
+        if main:
+            if self.protocol is not None:
+                scores[MOVED] = float((clusters != self.protocol.clusters).double().mean())
+            self.protocol = Assignment(clusters, None if confidence is None else confidence.cpu())
+        self.observer.on_clusters(clusters.numpy())
+        return scores
 
     @property
     def last_epoch(self) -> int:
@@ -209,9 +214,9 @@ def finish_attempt(
     fitted = fit(trial, dataset.images, scorer, machine, saved, needed=needed, source=data.source)
 
     # the scores of what training leaves, and the files
-    if scorer.protocol is None:
+    if scorer.protocol is None and fitted.labels is not None:
         scorer.score(FIRST_MAIN, 0, Assignment(fitted.labels, fitted.confidence), fitted.terms, main=True)
-    if fitted.model is not None:
+    if fitted.model is not None and fitted.labels is not None:
         scorer.score("deployed", scorer.last_epoch, Assignment(fitted.labels), {})
     observer.on_fitted(fitted, dataset.images)
     attempt.check()
@@ -282,6 +287,10 @@ def fit(
         fitted = method.fit(x, k, trial.params, trainer)
         if trial.epochs and not trainer.has_main:
             raise StdacError(f"method {trial.method} has marked no main phase: pass main=True to one call of phase()")
+        if trial.epochs and scorer.protocol is None and fitted.labels is not None:
+            raise StdacError(
+                f"the main phase of method {trial.method} has no evaluate: expected a function that clusters all images"
+            )
         check_fitted(fitted, x, k, trial.method)
     return fitted
 
@@ -305,11 +314,12 @@ def seed_everything(seed: int) -> None:
 
 def _write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fitted, scorer: Scorer) -> None:
     """Assignments, the model or encoder, and the figures' data."""
-    attempt.write_table("assignments.parquet", _make_assignments(dataset, fitted, scorer))
+    if fitted.labels is not None:
+        attempt.write_table("assignments.parquet", _make_assignments(dataset, fitted.labels, scorer))
     module = fitted.encoder if fitted.model is None else fitted.model
     if module is not None:
         _, channels, height, width = dataset.images.shape
-        deployed = {key: scorer.rows[-1][key] for key in ("acc", "nmi", "ari")}
+        deployed = {key: scorer.rows[-1].get(key) for key in ("acc", "nmi", "ari")}
         clusters = fitted.model is not None
         config = ModelConfig(trial, (channels, height, width), dataset.class_names, deployed, clusters=clusters)
         save_model(attempt.path / "model.pt", module, config)
@@ -318,14 +328,14 @@ def _write_results(attempt: Attempt, trial: Trial, dataset: Dataset, fitted: Fit
             np.savez_compressed(file, allow_pickle=False, **fitted.figures)
 
 
-def _make_assignments(dataset: Dataset, fitted: Fitted, scorer: Scorer) -> pa.Table:
+def _make_assignments(dataset: Dataset, labels: torch.Tensor, scorer: Scorer) -> pa.Table:
     """One row an image, see ASSIGNMENTS."""
     n = len(dataset.images)
     clusters, confidence = scorer.protocol if scorer.protocol is not None else (None, None)
     return pa.table(
         {
             "index": range(n),
-            "cluster": fitted.labels.cpu().numpy(),
+            "cluster": labels.cpu().numpy(),
             "protocol_cluster": [None] * n if clusters is None else clusters.numpy(),
             "protocol_confidence": [None] * n if confidence is None else confidence.float().numpy(),
             "label": [None] * n if dataset.labels is None else dataset.labels,

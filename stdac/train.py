@@ -43,7 +43,7 @@ class Recorder(Protocol):
     """Where a trial's numbers and checkpoints go; `stdac.run` has the one that writes a folder."""
 
     def score(
-        self, phase: str, epoch: int, assignment: Assignment, log: Mapping[str, float], *, main: bool
+        self, phase: str, epoch: int, assignment: Assignment | None, log: Mapping[str, float], *, main: bool
     ) -> None: ...
     def checkpoint(self, phases: Mapping[str, Any]) -> None: ...
     def progress(self, progress: Progress) -> None: ...
@@ -137,17 +137,15 @@ def phase(
     has the length of the mini-batch. Tensors that were yielded are not changed afterwards. A step is taken before the
     generator goes on, so that it may use the updated network. loss: a module-level function, or a partial of one; it
     returns the scalar to minimise and 0-d tensors to log, named loss_… or term_…, which are averaged over the epoch.
-    evaluate(epoch) clusters all images; it also runs before the first epoch, as epoch 0.
-    finished() ends the phase early after an epoch. main: whether this is the phase that the trial's epochs, curves and
-    last scores are of: one of a method's phases is, and it evaluates.
+    evaluate(epoch) clusters all images; it also runs before the first epoch, as epoch 0. Without it the rows have no
+    scores. finished() ends the phase early after an epoch. main: whether this is the phase that the trial's epochs,
+    curves and last scores are of: one of a method's phases is, and it evaluates where the method clusters.
 
     What follows a phase may rely on `state` and the random generators alone: stopped anywhere and resumed equals
     uninterrupted. Raises StdacError when the loss is no longer finite.
     """
     # where to begin: at the first epoch, or after the last one of the checkpoint
     trainer.begin(name, main)
-    if main and evaluate is None:
-        raise StdacError(f"the main phase {name!r} has no evaluate: expected a function that clusters all images")
     saved = trainer.saved.get(name)
     start = 1
     if saved is not None:
@@ -174,8 +172,7 @@ def phase(
             raise StdacError(f"the loss of phase {name} is not finite in epoch {epoch}: lower the learning rate")
         images_seen += images
         means |= {"images_seen": images_seen, "seconds": seconds, "images_per_s": images / seconds}
-        if evaluate is not None:
-            trainer.recorder.score(name, epoch, evaluate(epoch), means, main=main)
+        trainer.recorder.score(name, epoch, None if evaluate is None else evaluate(epoch), means, main=main)
         done = epoch == epochs or finished()
         progress = {"epoch": epoch, "finished": done, "images_seen": images_seen, "main": main}
         trainer.saved[name] = capture(state, None if done else optimizer) | progress

@@ -57,11 +57,12 @@ class Trial:
     """One training run, fully resolved: equal trials have equal ids on every machine.
 
     method: a name in METHODS. dataset: a name or a path, see `stdac.data.load`. seed: of every random number.
-    n_clusters: K >= 2. epochs: of the method's main phase (0 where it has none). params: the method's own dataclass.
-    limit: train on a fixed random subset of that many images (None: all). image_size: side in pixels that images are
-    resized to (None: as they are, which must then all be of one size). source: a second data set whose labels may be
-    read. needs: the ids of the trials whose results this one is given, in the order of `Method.needs`. background: what
-    the transparency of pictures is laid on, of `stdac.pictures.colour.BACKGROUNDS`.
+    n_clusters: K >= 2, or 0 where the method takes none. epochs: of the method's main phase (0 where it has none).
+    params: the method's own dataclass. limit: train on a fixed random subset of that many images (None: all).
+    image_size: side in pixels that images are resized to (None: as they are, which must then all be of one size).
+    source: a second data set whose labels may be read. needs: the ids of the trials whose results this one is given, in
+    the order of `Method.needs`. background: what the transparency of pictures is laid on, of
+    `stdac.pictures.colour.BACKGROUNDS`.
 
     Device, workers, paths and compilation are not part of it: they do not define the experiment.
 

@@ -27,14 +27,25 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CPU = Machine(device="cpu", compile="off", threads=1)
 
-ALONE = [name for name in METHODS if name not in ("committee", "student")]
+NAMING = ("committee", "student")
+"""The methods whose trials name others, which somebody must have chosen."""
+
+PRETRAINED = ("ae-kmeans", "dec", "idec", "fcdec-da", "convdec-da")
+"""The methods that start from an autoencoder, a trial of its own."""
+
+ALONE = [name for name in METHODS if name not in NAMING + PRETRAINED]
 """The methods that start from images, and need no other trial."""
 
 SMALLER: dict[str, dict[str, Any]] = {
     "pca-kmeans": {"params": {"components": 10}},
     "hog-kmeans": {"params": {"restarts": 2}},
     "colour-kmeans": {"params": {"restarts": 2}},
-    "dec": {"epochs": 3, "params": {"width": 0.05, "pretrain_epochs": 3, "update_interval": 4, "tolerance": 0.0}},
+    "autoencoder": {"params": {"width": 0.05}},
+    "ae-kmeans": {"params": {"width": 0.05, "pretrain_epochs": 3, "restarts": 2}},
+    **{
+        name: {"epochs": 3, "params": {"width": 0.05, "pretrain_epochs": 3, "update_interval": 4, "tolerance": 0.0}}
+        for name in ("dec", "idec", "fcdec-da", "convdec-da")
+    },
     "dac-star": {"params": {"width": 0.1, "macro_batch": 100, "passes": 1, "batch": 32}},
     "st-dac": {"params": {"stn": 2, "width": 0.1, "macro_batch": 100, "passes": 1, "lr": 1e-4}},
 }

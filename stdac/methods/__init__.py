@@ -9,9 +9,12 @@ from typing import Any
 
 from stdac.data import CLASSES, NAMES, resolve_name
 from stdac.errors import StdacError
+from stdac.methods.ae_kmeans import AE_KMEANS
+from stdac.methods.autoencoder import AUTOENCODER
 from stdac.methods.committee import COMMITTEE
 from stdac.methods.dac_star import DAC_STAR
-from stdac.methods.dec import DEC
+from stdac.methods.dec import DEC, IDEC
+from stdac.methods.dec_da import CONVDEC_DA, FCDEC_DA
 from stdac.methods.descriptors import COLOUR_KMEANS, HOG_KMEANS
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
@@ -28,7 +31,12 @@ METHODS: dict[str, Method] = {
     "hog-kmeans": HOG_KMEANS,
     "colour-kmeans": COLOUR_KMEANS,
     "umap-gmm": UMAP_GMM,
+    "autoencoder": AUTOENCODER,
+    "ae-kmeans": AE_KMEANS,
     "dec": DEC,
+    "idec": IDEC,
+    "fcdec-da": FCDEC_DA,
+    "convdec-da": CONVDEC_DA,
     "dac-star": DAC_STAR,
     "st-dac": ST_DAC,
     "committee": COMMITTEE,
@@ -64,19 +72,20 @@ def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
     check_names({name}, METHODS, "method")
     if not isinstance(dataset, str) or not dataset:
         raise StdacError(f"got dataset {dataset!r}, expected one of {', '.join(NAMES)}, or a path")
-    k = spec.get("n_clusters")
-    if k is None and dataset not in NAMES:
+    k, method = spec.get("n_clusters"), METHODS[name]
+    if not method.takes_k and k is not None and not (stored and k == 0):
+        raise StdacError(f"got n_clusters = {k!r}, but method {name} is not given the number of clusters: leave it out")
+    if k is None and method.takes_k and dataset not in NAMES:
         raise StdacError(f"the number of clusters of {dataset} is not known: pass n_clusters (--clusters)")
     dataset = dataset if stored else resolve_name(dataset, base)
 
     # every field with its default, then what follows from all of them
-    method = METHODS[name]
     epochs, given = spec.get("epochs"), spec.get("params") or {}
     trial = Trial(
         method=name,
         dataset=dataset,
         seed=_read_whole_number("seed", spec.get("seed", 0), 0),
-        n_clusters=_read_whole_number("n_clusters", CLASSES if k is None else k, 2),
+        n_clusters=_read_whole_number("n_clusters", CLASSES if k is None else k, 2) if method.takes_k else 0,
         epochs=method.epochs if epochs is None or not method.epochs else _read_whole_number("epochs", epochs, 1),
         params=resolve_params(method.params, given, stored=stored).resolved(dataset),
         limit=None if spec.get("limit") is None else _read_whole_number("limit", spec["limit"], 2),
@@ -130,6 +139,11 @@ def add_needs(trials: Iterable[Trial]) -> list[Trial]:
 def fill_title(method: str, params: Mapping[str, Any]) -> str:
     """What tables call a trial's method; the bare name of one that this version does not know."""
     return METHODS[method].fill_title(params) if method in METHODS else method
+
+
+def name_system(method: str, params: Mapping[str, Any]) -> str:
+    """The published system that a trial is one of: its title without the budget."""
+    return METHODS[method].name_system(params) if method in METHODS else method
 
 
 def fill_params(method: str, params: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,6 +242,7 @@ __all__ = [
     "escape_name",
     "fill_params",
     "fill_title",
+    "name_system",
     "resolve",
     "resolve_params",
 ]

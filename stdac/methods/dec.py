@@ -1,81 +1,83 @@
-"""DEC: Deep Embedded Clustering (Xie et al. 2016), pre-trained end to end (as FcDEC of Guo et al. 2018)."""
+"""DEC, Deep Embedded Clustering (Xie et al. 2016), and IDEC, which keeps the reconstruction (Guo et al. 2017).
+
+Both start from an autoencoder that was pre-trained end to end, as FcDEC of Guo et al. 2018 is, or layer by layer.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from stdac.methods.kmeans import find_centres
+from stdac.augment import AUGMENTATIONS, augment
+from stdac.autoencoders import Autoencoder, EncoderWithCentres
+from stdac.errors import StdacError
+from stdac.methods.ae_kmeans import assign_all, place_centres
+from stdac.methods.autoencoder import (
+    EPOCHS,
+    RECIPES,
+    PretrainedParams,
+    load_autoencoder,
+    measure_reconstruction,
+    name_autoencoder,
+)
 from stdac.methods.method import Cost, Fitted, Method, Shape, Task, count_forward
-from stdac.networks import SoftAssignment, Standardize, mlp, scale_channels
 from stdac.train import Assignment, Trainer, phase
-from stdac.trial import Params, check_ranges
+from stdac.trial import Trial, check_ranges
 
-EVAL_BATCH = 1000
+PRETRAIN_EPOCHS = 500  # Guo et al. 2018
+STEPS = 20_000  # of clustering, at most
 
 
 @dataclass(frozen=True)
-class DECParams(Params):
+class DECParams(PretrainedParams):
     """Hyperparameters. An epoch of the clustering phase is one target update: `update_interval` mini-batches."""
 
-    width: float = 1.0  # multiplier of the hidden layers' 500-500-2000 units
-    dimensions: int = 10  # of the code
-    # paper: pixels 0-255 times .02 for its layer-wise recipe; here: [0, 1], which the end-to-end recipe's lr 1 is for
-    scale: float = 1.0
-    pretrain_epochs: int = 500
-    pretrain_lr: float = 1.0  # SGD, momentum .9, mean squared error over pixels
     batch: int = 256
     restarts: int = 20  # of k-means on the codes
-    lr: float = 0.01  # SGD, momentum .9
+    optimizer: str = "sgd"  # momentum .9; or "adam"
+    lr: float = 0.01
     update_interval: int = 160  # mini-batches between two updates of the target distribution
     tolerance: float = 0.001  # ends when a smaller share of images changes cluster between two updates
+    reconstruction: float = 0.0  # weight of the reconstruction's mean squared error, which IDEC keeps
+
+    network: ClassVar[str] = "dense"
+    augmentation: ClassVar[str] = "none"  # of what is trained on, in both phases
+    published: ClassVar[tuple[str, int]] = ("sgd", PRETRAIN_EPOCHS)  # how the autoencoder is trained, see `RECIPES`
+    cpu_epochs: ClassVar[int] = EPOCHS
 
     def resolved(self, dataset: str) -> Self:
-        """Check the ranges. Raises StdacError for a value out of its range."""
-        least = dict.fromkeys(("dimensions", "pretrain_epochs", "batch", "restarts", "update_interval"), 1)
-        check_ranges(self, least | {"tolerance": 0}, ("width", "lr", "pretrain_lr", "scale"))
-        return self
+        """Check the ranges, fill in the budget. Raises StdacError for a value out of its range."""
+        check_ranges(self, dict.fromkeys(("dimensions", "batch", "restarts", "update_interval"), 1), ("width", "lr"))
+        check_ranges(self, {"tolerance": 0, "reconstruction": 0}, ())
+        if self.optimizer not in ("sgd", "adam"):
+            raise StdacError(f"got optimizer = {self.optimizer!r}, expected sgd or adam")
+        return self.fill_budget(*self.published, self.cpu_epochs)
 
 
-class DECModel(nn.Module):
-    """Scale, encode, soft assignment: (B, C, H, W) float32 in [0, 1] -> q (B, K)."""
+@dataclass(frozen=True)
+class IDECParams(DECParams):
+    """Hyperparameters. The loss is γ KL + reconstruction with γ = .1 in the paper, which is ten times this one."""
 
-    def __init__(self, k: int, pixels: int, params: DECParams) -> None:
-        super().__init__()
-        self.standardize = Standardize(0.0, params.scale)
-        self.encoder = mlp([pixels, *list_hidden(params), params.dimensions])
-        self.assign = SoftAssignment(k, params.dimensions)
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """What the autoencoder reconstructs: (B, C, H, W) -> (B, CHW)."""
-        y: Tensor = self.standardize(x).flatten(1)
-        return y
-
-    def embed(self, x: Tensor) -> Tensor:
-        """The codes: (B, C, H, W) -> (B, d) float32."""
-        z: Tensor = self.encoder(self.scaled(x))
-        return z
-
-    def classify(self, z: Tensor) -> Tensor:
-        """Soft assignments of codes z (B, d): (B, K) float32."""
-        q: Tensor = self.assign(z)
-        return q
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.classify(self.embed(x))
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    update_interval: int = 140
+    reconstruction: float = 10.0  # relative to the KL divergence
 
 
-def build(k: int, shape: Shape, params: DECParams) -> DECModel:
+def name_needed(trial: Trial) -> list[Trial]:
+    """The autoencoder that a trial of the family starts from."""
+    params: DECParams = trial.params  # type: ignore[assignment]  # it is of this family
+    return name_autoencoder(trial, network=params.network, augmentation=params.augmentation)
+
+
+def build(k: int, shape: Shape, params: DECParams) -> EncoderWithCentres:
     """The untrained deployed model."""
-    return DECModel(k, shape[0] * shape[1] * shape[2], params)
-
-
-def list_hidden(params: DECParams) -> list[int]:
-    """Units of the encoder's hidden layers."""
-    return [scale_channels(units, params.width) for units in (500, 500, 2000)]
+    assert params.recipe is not None, "resolved has filled it"
+    factor = RECIPES[params.recipe].factor
+    return EncoderWithCentres(k, shape, params.network, params.width, params.dimensions, factor)
 
 
 def sharpen_targets(q: Tensor) -> Tensor:
@@ -106,66 +108,40 @@ class Previous(nn.Module):
 
 
 def fit(images: Tensor, k: int, params: DECParams, trainer: Trainer) -> Fitted:
-    """Pre-train an autoencoder, place centres by k-means on its codes, then train encoder and centres on KL(P || Q)."""
-    shape = (images.shape[1], images.shape[2], images.shape[3])
-    model = build(k, shape, params).to(trainer.device)
-    decoder = mlp([params.dimensions, *reversed(list_hidden(params)), shape[0] * shape[1] * shape[2]]).to(
-        trainer.device
-    )
-    pretrain(model, decoder, images, params, trainer)
-    model.assign.centres.data.copy_(_find_initial_centres(model, images, k, params, trainer))
-    cluster(model, images, params, trainer)
-    return Fitted(assign_softly(model, images).argmax(1), model.eval())
+    """Place centres by k-means on the autoencoder's codes, then train encoder and centres, and the decoder where the
+    reconstruction is kept."""
+    autoencoder = load_autoencoder(trainer)
+    model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params).to(trainer.device)
+    model.take_encoder(autoencoder)
+    place_centres(model, images, k, params.restarts, trainer)
+    autoencoder.encoder = model.encoder  # one set of weights: the decoder's, where it is trained, follows it
+    cluster(model, autoencoder, images, params, trainer)
+    return Fitted(assign_all(model, images).argmax(1), model.eval())
 
 
-def pretrain(model: DECModel, decoder: nn.Module, images: Tensor, params: DECParams, trainer: Trainer) -> None:
-    """Phase "pretrain": mean squared reconstruction error, shuffled mini-batches."""
-    layers = nn.ModuleDict({"encoder": model.encoder, "decoder": decoder})
-    optimizer = torch.optim.SGD(layers.parameters(), lr=params.pretrain_lr, momentum=0.9)
-
-    def batches(_epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        for index in torch.randperm(len(images), device=images.device).split(params.batch):
-            yield (images[index].float() / 255,)
-
-    loss = partial(_reconstruction_loss, model, decoder)
-    phase(trainer, "pretrain", layers, optimizer, epochs=params.pretrain_epochs, batches=batches, loss=loss)
-
-
-def _reconstruction_loss(model: DECModel, decoder: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared error of what the decoder makes of the codes of x (B, C, H, W) in [0, 1]."""
-    reconstruction = (decoder(model.embed(x)) - model.scaled(x)).square().mean()
-    return reconstruction, {"loss_reconstruction": reconstruction}
-
-
-@torch.no_grad()
-def _find_initial_centres(model: DECModel, images: Tensor, k: int, params: DECParams, trainer: Trainer) -> Tensor:
-    """k-means on the codes of all images: (K, d)."""
-    codes = torch.cat([model.embed(x.float() / 255) for x in images.split(EVAL_BATCH)])
-    return torch.from_numpy(find_centres(codes.cpu().numpy(), k, trainer.seed, params.restarts))
-
-
-@torch.no_grad()
-def assign_softly(model: nn.Module, images: Tensor) -> Tensor:
-    """q of all images: (N, K)."""
-    return torch.cat([model(x.float() / 255) for x in images.split(EVAL_BATCH)])
-
-
-def cluster(model: DECModel, images: Tensor, params: DECParams, trainer: Trainer) -> None:
+def cluster(
+    model: EncoderWithCentres, autoencoder: Autoencoder, images: Tensor, params: DECParams, trainer: Trainer
+) -> None:
     """Phase "cluster": self-training on the target distribution, mini-batches in a fixed order that wraps around."""
     learned = nn.ModuleDict({"encoder": model.encoder, "assign": model.assign})
-    optimizer = torch.optim.SGD(learned.parameters(), lr=params.lr, momentum=0.9)
+    if params.reconstruction:
+        learned["decoder"] = autoencoder.decoder
+    if params.optimizer == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam(learned.parameters(), lr=params.lr, fused=True)
+    else:
+        optimizer = torch.optim.SGD(learned.parameters(), lr=params.lr, momentum=0.9)
     previous = Previous(len(images)).to(images.device)
     order = torch.randperm(len(images), device=images.device)
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        p = sharpen_targets(assign_softly(model, images))
+        p = sharpen_targets(assign_all(model, images))
         offsets = torch.arange(params.batch, device=images.device)
         for step in range((epoch - 1) * params.update_interval, epoch * params.update_interval):
             index = order[(step * params.batch + offsets) % len(images)]
             yield images[index].float() / 255, p[index]
 
     def evaluate(_epoch: int) -> Assignment:
-        confidence, clusters = assign_softly(model, images).max(1)
+        confidence, clusters = assign_all(model, images).max(1)
         previous.update(clusters)
         return Assignment(clusters, confidence)
 
@@ -176,27 +152,34 @@ def cluster(model: DECModel, images: Tensor, params: DECParams, trainer: Trainer
         optimizer,
         epochs=trainer.epochs,
         batches=batches,
-        loss=partial(_divergence_loss, model),
+        loss=partial(divergence_loss, model, autoencoder, params.augmentation, params.reconstruction),
         evaluate=evaluate,
         finished=lambda: float(previous.changed) < params.tolerance,
         main=True,
     )
 
 
-def _divergence_loss(model: DECModel, x: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """`clustering_loss` of images x (B, C, H, W) in [0, 1] against their targets p (B, K)."""
-    divergence = clustering_loss(p, model(x))
-    return divergence, {"loss_clustering": divergence}
+def divergence_loss(
+    model: EncoderWithCentres, autoencoder: Autoencoder, augmentation: str, reconstruction: float, x: Tensor, p: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """`clustering_loss` of images x (B, C, H, W) in [0, 1], augmented where that is asked for, against the targets
+    p (B, K) of the clean ones; and the weighted reconstruction."""
+    if augmentation != "none":
+        x = augment(x, AUGMENTATIONS[augmentation])
+    z = model.embed(x)
+    divergence = clustering_loss(p, model.classify(z))
+    if not reconstruction:
+        return divergence, {"loss_clustering": divergence}
+    error = measure_reconstruction(autoencoder, z, x)
+    return divergence + reconstruction * error, {"loss_clustering": divergence, "loss_reconstruction": error}
 
 
 def count_work(task: Task) -> Cost:
-    """What a trial computes: pre-training passes through encoder and decoder, which has as many weights; then each
-    epoch its mini-batches, and all images through the encoder for the targets and for the evaluation."""
+    """What a trial computes beside its autoencoder's: each epoch its mini-batches, and all images through the
+    encoder for the targets and for the evaluation."""
     params, encoder = task.params, count_forward(build(task.k, task.shape, task.params), task.shape)
-    pretraining = 3.0 * 2 * encoder * task.n * params.pretrain_epochs
-    trained = params.update_interval * params.batch
-    steps = params.pretrain_epochs * task.n / params.batch + task.epochs * params.update_interval
-    return Cost(encoder * task.epochs * (3.0 * trained + 2 * task.n), pretraining, steps)
+    trained = 3.0 * (2 if params.reconstruction else 1) * params.update_interval * params.batch
+    return Cost(encoder * task.epochs * (trained + 2 * task.n), steps=task.epochs * params.update_interval)
 
 
 DEC = Method(
@@ -204,8 +187,22 @@ DEC = Method(
     params=DECParams,
     build=build,
     fit=fit,
-    epochs=125,  # at most 20,000 mini-batches, as in Guo et al.
+    epochs=STEPS // 160,
     cost=count_work,
+    needs=name_needed,
+    readings=("budget",),
     colours={"DEC": "#997700"},
+    small={"width": 0.25, "pretrain_epochs": 50},
+)
+IDEC = Method(
+    title="IDEC",
+    params=IDECParams,
+    build=build,
+    fit=fit,
+    epochs=-(-STEPS // 140),
+    cost=count_work,
+    needs=name_needed,
+    readings=("budget",),
+    colours={"IDEC": "#666600"},
     small={"width": 0.25, "pretrain_epochs": 50},
 )

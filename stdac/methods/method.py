@@ -15,21 +15,24 @@ from stdac.trial import Params, Trial, list_named_trials, list_naming_fields
 
 Shape = tuple[int, int, int]
 CHECKED = 64  # images that a fitted model is tried on
+PUBLISHED = "published"
+BUDGETS = (PUBLISHED, "cpu")
+"""How long a method with the parameter `budget` trains: as its source says, or what CPU cores can do in an hour."""
 
 
 class Fitted(NamedTuple):
     """What a method returns.
 
     labels: (N,) int64, the cluster of each image, -1 = noise, in no cluster; where there is a model, its argmax in eval
-    mode. model: (B, C, H, W) float32 in [0, 1] -> (B, K) float32 scores whose rows sum to 1, with embed: (B, C, H, W)
-    -> (B, D) and classify: (B, D) -> (B, K), which one after the other are the model; None where new images cannot be
-    clustered. encoder: (B, C, H, W) -> (B, D) float32, an embedding model, of a method that has one and no model.
-    figures: named small arrays that pictures of the trial are drawn from. Of a method without a main phase, whose one
-    row they are for: confidence: (N,) float32 in [0, 1], how sure the clustering is of each image; terms: as a phase
-    logs them, loss_… or term_….
+    mode; None where nothing is clustered, and there is an encoder. model: (B, C, H, W) float32 in [0, 1] -> (B, K)
+    float32 scores whose rows sum to 1, with embed: (B, C, H, W) -> (B, D) and classify: (B, D) -> (B, K), which one
+    after the other are the model; None where new images cannot be clustered. encoder: (B, C, H, W) -> (B, D) float32,
+    an embedding model, of a method that has one and no model. figures: named small arrays that pictures of the trial
+    are drawn from. Of a method without a main phase, whose one row they are for: confidence: (N,) float32 in [0, 1],
+    how sure the clustering is of each image; terms: as a phase logs them, loss_… or term_….
     """
 
-    labels: Tensor
+    labels: Tensor | None
     model: nn.Module | None = None
     encoder: nn.Module | None = None
     figures: Mapping[str, NDArray[np.generic]] = {}
@@ -76,15 +79,16 @@ class Method:
     uint8 on the device; it never sees ground truth. build: (k, image shape (C, H, W), params) -> the untrained model,
     or encoder, whose state_dict a model file holds; None where there is neither.
 
-    epochs: default length of the main phase, which `fit` marks by main=True; 0 where there is none. cost: of a Task;
-    a guess from `build` if not given. colours: of curves, by filled-in title. small: parameters of a trial of seconds,
+    epochs: default length of the main phase, which `fit` marks by main=True; 0 where there is none. cost: of a Task; a
+    guess from `build` if not given. colours: of curves, by filled-in title. small: parameters of a trial of seconds,
     for suggest-k and tests. images_seen: what the main phase needs to see of pictures of one's own, 0 where its epochs
     are no passes, and on_pictures: parameters there, see `stdac.sizing`. readings: parameters that may differ from
     their defaults in a trial that still follows the published one: readings of an unclear text. needs: the trials whose
     results the trainer is to have, those that its parameters name if not given; the grid adds them, but for those named
     by their ids alone, which it must have. is_floor: one of those that every learned method has to beat. takes_source:
-    it reads the labels of a second data set, Trial.source. follows: its clusters are made of those of the trials that
-    it names, so that it is no voice of its own beside them.
+    it reads the labels of a second data set, Trial.source. takes_k: its trials are given the number of clusters; one
+    that clusters nothing, or finds that number, has n_clusters 0 in them. follows: its clusters are made of those of
+    the trials that it names, so that it is no voice of its own beside them.
     """
 
     title: str
@@ -101,11 +105,17 @@ class Method:
     needs: Callable[[Trial], Sequence[Trial | str]] = need_named_trials
     is_floor: bool = False
     takes_source: bool = False
+    takes_k: bool = True
     follows: bool = False
 
     def fill_title(self, params: Mapping[str, Any]) -> str:
-        """The title with a trial's parameters, {name: value}, filled in; what they lack has its default. Of several
-        trials that a parameter names it has the number."""
+        """The title with a trial's parameters, {name: value}, filled in, and its budget where that is not the published
+        one; what they lack has its default. Of several trials that a parameter names it has the number."""
+        budget = params.get("budget", PUBLISHED)
+        return self.name_system(params) + ("" if budget == PUBLISHED else f", {budget} budget")
+
+    def name_system(self, params: Mapping[str, Any]) -> str:
+        """The title without the budget: the published system that a trial is one of."""
         values = {name: params.get(name, getattr(self.params(), name)) for name in self.title_params}
         named = list_naming_fields(self.params)
         shown = {n: len(v) if n in named and isinstance(v, list | tuple) else v for n, v in values.items()}
@@ -147,6 +157,10 @@ def count_forward(model: nn.Module, shape: Shape) -> int:
 def check_fitted(fitted: Fitted, images: Tensor, k: int, method: str) -> None:
     """Raise StdacError where a method did not return what `Fitted` promises, tried on some of the images."""
     labels = fitted.labels
+    if labels is None and (fitted.encoder is None or fitted.model is not None):
+        raise StdacError(f"method {method} returned no labels: expected some, or an encoder and no model")
+    if labels is None:
+        labels = torch.zeros(len(images), dtype=torch.int64)
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64 or bool((labels < -1).any()):
         got = f"{tuple(labels.shape)} {labels.dtype}, the least {labels.min().item()}"
         raise StdacError(f"method {method} returned labels {got}: expected ({len(images)},) int64 of at least -1")
