@@ -20,7 +20,10 @@ from stdac.model_file import ModelConfig, save_model
 from stdac.observer import Observer
 from stdac.pictures.pixels import Pixels
 from stdac.record import TIMINGS
+from stdac.results import Result, take_result
+from stdac.run import run_trial
 from stdac.train import Progress
+from stdac.trial import Trial
 
 # A job in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -35,6 +38,9 @@ PRETRAINED = ("ae-kmeans", "dec", "idec", "fcdec-da", "convdec-da")
 
 ALONE = [name for name in METHODS if name not in NAMING + PRETRAINED]
 """The methods that start from images, and need no other trial."""
+
+CLUSTERING = [name for name in METHODS if name not in (*NAMING, "autoencoder")]
+"""The methods whose small trial on digits makes clusters, of nothing but what `Method.needs` says."""
 
 SMALLER: dict[str, dict[str, Any]] = {
     "pca-kmeans": {"params": {"components": 10}},
@@ -58,6 +64,21 @@ def small(method: str, **changes: Any) -> dict[str, Any]:
     params = {**METHODS[method].small, **smaller.get("params", {}), **changes.pop("params", {})}
     epochs = {"epochs": smaller.get("epochs", 2)} if METHODS[method].epochs else {}
     return {"method": method, "dataset": "digits", "limit": 200, **epochs, **changes, "params": params}
+
+
+@pytest.fixture(scope="session")
+def find_needed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Trial], list[Result]]:
+    """Gives the results of the trials that one needs, each trained once."""
+    folder = tmp_path_factory.mktemp("needed")
+
+    def find(trial: Trial) -> list[Result]:
+        needed = [each for each in METHODS[trial.method].needs(trial) if isinstance(each, Trial)]
+        for each in needed:
+            if TrialFolder(folder / each.id).done() is None:
+                run_trial(each, TrialFolder(folder / each.id), machine=CPU, needed=find(each))
+        return [take_result(TrialFolder(folder / each.id)) for each in needed]
+
+    return find
 
 
 class Watch(Observer):
