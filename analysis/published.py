@@ -14,6 +14,9 @@ from stdac.methods import METHODS, fill_params, resolve
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 """The data sets of ours that have published values, and what the papers call them."""
 
+METRICS = {"acc_majority": "majority-vote ACC", "acc_relabelled": "ACC (unmatched clusters relabelled 0)"}
+"""What the file calls a score, where that is not its name in capitals."""
+
 
 class Published(NamedTuple):
     """A published score: mean and standard deviation in [0, 1] (std None where not given), and where it stands."""
@@ -34,14 +37,18 @@ class Published(NamedTuple):
         return int(told[1]) if told else None
 
 
-def find_published(label: str, dataset: str, metric: str, epoch: int | None = None) -> Published | None:
+def find_published(
+    label: str, dataset: str, metric: str, epoch: int | None = None, limit: int | None = None
+) -> Published | None:
     """The published value of a method, the first in the file, or None.
 
     label: "ST-DAC, 2 STN", "DAC*", "DEC" … as the tables have it, or as the file has it. dataset: "mnist" or
-    "MNIST". metric: "acc", "nmi" or "ari". epoch: the mean after that epoch, read off a figure; None: the final value.
+    "MNIST". metric: "acc", "nmi", "ari", or one of METRICS. epoch: the mean after that epoch, read off a figure; None:
+    the final value. limit: of how many images of the data set it is; None: of all.
     """
     method, dataset = label.replace(", ", "+").replace(" STN", "STN"), DATASETS.get(dataset, dataset)
-    name = metric.upper() + ("" if epoch is None else f" at epoch {epoch}")
+    dataset += "" if limit is None else f" {limit}"
+    name = METRICS.get(metric, metric.upper()) + ("" if epoch is None else f" at epoch {epoch}")
     for row in read_published():
         if (row["method"], row["dataset"], row["metric"]) == (method, dataset, name):
             return Published(float(row["mean"]), float(row["std"]) if row["std"] else None, row["source"])
@@ -62,12 +69,12 @@ def find_published_curve(label: str, dataset: str, metric: str = "acc") -> dict[
 def is_comparable(row: Mapping[str, Any]) -> bool:
     """Whether the trial of a row of `analysis.runs.ROWS` follows the paper, so that its values stand beside ours.
 
-    That is: a data set of the paper, whole and at its own size, ten clusters, and the method's default epochs and
-    parameters (which are the paper's), but for `Method.readings`.
+    That is: a data set of the paper at its own size, whole or as much of it as the paper takes, ten clusters, and the
+    method's default epochs and parameters (which are the paper's), but for `Method.readings`.
     """
-    if row["dataset"] not in DATASETS or row["limit"] is not None or row["image_size"] is not None:
+    if row["dataset"] not in DATASETS or row["image_size"] is not None or row["method"] not in METHODS:
         return False
-    if row["method"] not in METHODS:
+    if row["limit"] != METHODS[row["method"]].limit:
         return False
     params = fill_params(row["method"], json.loads(row["params"]))
     reading = {name: params[name] for name in METHODS[row["method"]].readings if name in params}

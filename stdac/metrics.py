@@ -54,6 +54,8 @@ def majority_accuracy(truth: Labels, clusters: Labels) -> float:
     them the lowest. Noise is wrong. Clusters may share a class: beside ACC it says how pure clusters are, as purity
     does, and grows with their number.
     """
+    if not (clusters >= 0).any():
+        return 0.0
     table = contingency(truth, clusters)
     order = np.random.default_rng(0).permutation(len(truth))
     order = order[clusters[order] >= 0]
@@ -61,7 +63,7 @@ def majority_accuracy(truth: Labels, clusters: Labels) -> float:
     start = np.concatenate([[0], np.cumsum(table.sum(0))[:-1]]).astype(np.int64)
     chosen = np.arange(len(order)) - np.repeat(start, table.sum(0)) < REPRESENTATIVES
     names = contingency(truth, np.where(np.isin(np.arange(len(truth)), order[chosen]), clusters, -1)).argmax(0)
-    return float(table[names, np.arange(len(names))].sum() / len(truth)) if len(order) else 0.0
+    return float(table[names, np.arange(len(names))].sum() / len(truth))
 
 
 def relabelled_accuracy(truth: Labels, clusters: Labels) -> float:
