@@ -12,6 +12,7 @@ import pyarrow as pa
 from analysis.intervals import Interval, estimate_difference, estimate_mean
 from analysis.published import Published, find_published, find_published_curve, is_comparable
 from analysis.runs import SETTINGS, TEXT_SETTINGS
+from stdac.data import CLASSES
 from stdac.methods import METHODS, fill_params, fill_title, name_system
 from stdac.trial import choose_telling, list_naming_fields, write_canonical
 from stdac.words import shorten_paths
@@ -190,7 +191,8 @@ def _make_cell(dataset: str, settings: Settings, trials: list[Trial]) -> Cell:
     label = fill_title(first["method"], settings)
     metrics = SCORES if is_comparable(first) else ()
     system = name_system(first["method"], settings)
-    values = {metric: find_published(system, first["dataset"], metric, epoch) for metric in metrics}
+    k = first["n_clusters"] or CLASSES
+    values = {metric: find_published(system, first["dataset"], metric, epoch, k) for metric in metrics}
     return Cell(
         dataset=dataset,
         method=first["method"],

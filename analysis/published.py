@@ -8,11 +8,27 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from stdac.data import CLASSES
 from stdac.errors import StdacError
 from stdac.methods import METHODS, fill_params, resolve
 
 DATASETS = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 """The data sets of ours that have published values, and what the papers call them."""
+
+CONFIGURATIONS = {
+    "DKM_a, α₀ 0.01": "DKM_a config 1 (alpha0=0.01)",
+    "DKM_a, α₀ 0.1": "DKM_a config 2 (alpha0=0.1)",
+    "DKM_a, α₀ 0.5": "DKM_a config 3 (alpha0=0.5)",
+    "DKM_a, α₀ 1": "DKM_a config 4 (alpha0=1)",
+    "DKM_p, α 3": "DKM_p config 5 (alpha=3)",
+    "DKM_p, α 30": "DKM_p config 6 (alpha=30)",
+    "DKM_p, α 150": "DKM_p config 7 (alpha=150)",
+    "DKM_p, α 300": "DKM_p config 8 (alpha=300)",
+}
+"""What the report on Deep K-Means calls our systems; it has values of several K for one of them."""
+
+METRICS = {"acc_relabelled": "ACC (unmatched clusters relabelled 0)"}
+"""What the file calls a score of ours that is not its name in capitals."""
 
 
 class Published(NamedTuple):
@@ -34,23 +50,34 @@ class Published(NamedTuple):
         return int(told[1]) if told else None
 
 
-def find_published(label: str, dataset: str, metric: str, epoch: int | None = None) -> Published | None:
+def find_published(
+    label: str, dataset: str, metric: str, epoch: int | None = None, k: int = CLASSES
+) -> Published | None:
     """The published value of a method, the first in the file, or None.
 
     label: "ST-DAC, 2 STN", "DAC*", "DEC" … as the tables have it, or as the file has it. dataset: "mnist" or
-    "MNIST". metric: "acc", "nmi" or "ari". epoch: the mean after that epoch, read off a figure; None: the final value.
+    "MNIST". metric: "acc", "nmi", "ari", or "acc_relabelled", see `stdac.metrics.score_relabelled`, which is ACC where
+    there are no more clusters than classes. epoch: the mean after that epoch, read off a figure; None: the final value.
+    k: the number of clusters.
     """
-    method, dataset = label.replace(", ", "+").replace(" STN", "STN"), DATASETS.get(dataset, dataset)
-    name = metric.upper() + ("" if epoch is None else f" at epoch {epoch}")
+    method, dataset = _name_system(label, k), DATASETS.get(dataset, dataset)
+    name = METRICS.get(metric, metric.upper()) + ("" if epoch is None else f" at epoch {epoch}")
     for row in read_published():
         if (row["method"], row["dataset"], row["metric"]) == (method, dataset, name):
             return Published(float(row["mean"]), float(row["std"]) if row["std"] else None, row["source"])
-    return None
+    return find_published(label, dataset, "acc_relabelled", epoch, k) if metric == "acc" and k <= CLASSES else None
+
+
+def _name_system(label: str, k: int = CLASSES) -> str:
+    """What the file calls a system with that many clusters."""
+    if label in CONFIGURATIONS:
+        return f"{CONFIGURATIONS[label]}, K={k}"
+    return label.replace(", ", "+").replace(" STN", "STN") + ("" if k == CLASSES else f", K={k}")
 
 
 def find_published_curve(label: str, dataset: str, metric: str = "acc") -> dict[int, float]:
     """The published mean by epoch, {epoch: value in [0, 1]}; empty where there is none."""
-    method, dataset = label.replace(", ", "+").replace(" STN", "STN"), DATASETS.get(dataset, dataset)
+    method, dataset = _name_system(label), DATASETS.get(dataset, dataset)
     start = f"{metric.upper()} at epoch "
     return {
         int(row["metric"].removeprefix(start)): float(row["mean"])
@@ -62,8 +89,8 @@ def find_published_curve(label: str, dataset: str, metric: str = "acc") -> dict[
 def is_comparable(row: Mapping[str, Any]) -> bool:
     """Whether the trial of a row of `analysis.runs.ROWS` follows the paper, so that its values stand beside ours.
 
-    That is: a data set of the paper, whole and at its own size, ten clusters, and the method's default epochs and
-    parameters (which are the paper's), but for `Method.readings`.
+    That is: a data set of the paper, whole and at its own size, and the method's default epochs and parameters (which
+    are the paper's), but for `Method.readings`. Its number of clusters is for `find_published` to look at.
     """
     if row["dataset"] not in DATASETS or row["limit"] is not None or row["image_size"] is not None:
         return False
@@ -71,8 +98,9 @@ def is_comparable(row: Mapping[str, Any]) -> bool:
         return False
     params = fill_params(row["method"], json.loads(row["params"]))
     reading = {name: params[name] for name in METHODS[row["method"]].readings if name in params}
+    spec = {name: row[name] for name in ("method", "dataset")} | {"n_clusters": row["n_clusters"] or None}
     try:
-        usual = resolve({"method": row["method"], "dataset": row["dataset"], "params": reading}).to_json()
+        usual = resolve({**spec, "params": reading}).to_json()
     except StdacError:
         return False
     usual["params"] = fill_params(row["method"], usual["params"])

@@ -51,6 +51,11 @@ class Params:
         """The same parameters with everything that depends on the data set filled in."""
         return self
 
+    def default_epochs(self, usual: int) -> int:
+        """The epochs of a trial with these parameters, resolved, where nobody says: those usual for its method, or what
+        follows from a budget or a schedule among the parameters."""
+        return usual
+
 
 @dataclass(frozen=True)
 class Trial:

@@ -30,7 +30,7 @@ CPU = Machine(device="cpu", compile="off", threads=1)
 NAMING = ("committee", "student")
 """The methods whose trials name others, which somebody must have chosen."""
 
-PRETRAINED = ("ae-kmeans", "dec", "idec", "fcdec-da", "convdec-da")
+PRETRAINED = ("ae-kmeans", "dcn", "dec", "idec", "vade", "dkm-p", "fcdec-da", "convdec-da")
 """The methods that start from an autoencoder, a trial of its own."""
 
 ALONE = [name for name in METHODS if name not in NAMING + PRETRAINED]
@@ -46,6 +46,10 @@ SMALLER: dict[str, dict[str, Any]] = {
         name: {"epochs": 3, "params": {"width": 0.05, "pretrain_epochs": 3, "update_interval": 4, "tolerance": 0.0}}
         for name in ("dec", "idec", "fcdec-da", "convdec-da")
     },
+    "dcn": {"params": {"width": 0.05, "pretrain_epochs": 3, "restarts": 2}},
+    "vade": {"params": {"width": 0.05, "pretrain_epochs": 3, "starts": 1}},
+    "dkm-a": {"params": {"width": 0.05}},
+    "dkm-p": {"params": {"width": 0.05, "pretrain_epochs": 3, "restarts": 2}},
     "dac-star": {"params": {"width": 0.1, "macro_batch": 100, "passes": 1, "batch": 32}},
     "st-dac": {"params": {"stn": 2, "width": 0.1, "macro_batch": 100, "passes": 1, "lr": 1e-4}},
 }

@@ -13,14 +13,17 @@ from stdac.methods.ae_kmeans import AE_KMEANS
 from stdac.methods.autoencoder import AUTOENCODER
 from stdac.methods.committee import COMMITTEE
 from stdac.methods.dac_star import DAC_STAR
+from stdac.methods.dcn import DCN
 from stdac.methods.dec import DEC, IDEC
 from stdac.methods.dec_da import CONVDEC_DA, FCDEC_DA
+from stdac.methods.deep_kmeans import DKM_A, DKM_P
 from stdac.methods.descriptors import COLOUR_KMEANS, HOG_KMEANS
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
 from stdac.methods.student import STUDENT
 from stdac.methods.umap_gmm import UMAP_GMM
+from stdac.methods.vade import VADE
 from stdac.pictures.colour import BACKGROUNDS
 from stdac.text import escape_name
 from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
@@ -33,8 +36,12 @@ METHODS: dict[str, Method] = {
     "umap-gmm": UMAP_GMM,
     "autoencoder": AUTOENCODER,
     "ae-kmeans": AE_KMEANS,
+    "dcn": DCN,
     "dec": DEC,
     "idec": IDEC,
+    "vade": VADE,
+    "dkm-a": DKM_A,
+    "dkm-p": DKM_P,
     "fcdec-da": FCDEC_DA,
     "convdec-da": CONVDEC_DA,
     "dac-star": DAC_STAR,
@@ -80,14 +87,16 @@ def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
     dataset = dataset if stored else resolve_name(dataset, base)
 
     # every field with its default, then what follows from all of them
-    epochs, given = spec.get("epochs"), spec.get("params") or {}
+    epochs, params = spec.get("epochs"), resolve_params(method.params, spec.get("params") or {}, stored=stored)
+    params = params.resolved(dataset)
+    usual = params.default_epochs(method.epochs) if method.epochs else 0
     trial = Trial(
         method=name,
         dataset=dataset,
         seed=_read_whole_number("seed", spec.get("seed", 0), 0),
         n_clusters=_read_whole_number("n_clusters", CLASSES if k is None else k, 2) if method.takes_k else 0,
-        epochs=method.epochs if epochs is None or not method.epochs else _read_whole_number("epochs", epochs, 1),
-        params=resolve_params(method.params, given, stored=stored).resolved(dataset),
+        epochs=usual if epochs is None or not method.epochs else _read_whole_number("epochs", epochs, 1),
+        params=params,
         limit=None if spec.get("limit") is None else _read_whole_number("limit", spec["limit"], 2),
         image_size=None if spec.get("image_size") is None else _read_whole_number("image_size", spec["image_size"], 1),
         source=_read_source(spec.get("source"), name, method, base, stored=stored),
