@@ -14,10 +14,23 @@ if TYPE_CHECKING:
     from export.clusterer import Clusterer
     from export.convert.to_onnx import export_model
     from stdac.data import load as load_dataset
-    from stdac.estimator import DEC, IDEC, STDAC, AEKMeans, ConvDECDA, DACStar, FcDECDA
+    from stdac.estimator import (
+        DCN,
+        DEC,
+        IDEC,
+        STDAC,
+        AEKMeans,
+        ConvDECDA,
+        DACStar,
+        DeepKMeansA,
+        DeepKMeansP,
+        FcDECDA,
+        VaDE,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "DCN",
     "DEC",
     "IDEC",
     "STDAC",
@@ -25,14 +38,20 @@ __all__ = [
     "Clusterer",
     "ConvDECDA",
     "DACStar",
+    "DeepKMeansA",
+    "DeepKMeansP",
     "FcDECDA",
+    "VaDE",
     "__version__",
     "export_model",
     "load_dataset",
     "load_run",
 ]
 
-ESTIMATORS = ("AEKMeans", "DEC", "IDEC", "FcDECDA", "ConvDECDA", "DACStar", "STDAC")
+ESTIMATORS = (
+    *("AEKMeans", "DCN", "DEC", "IDEC", "VaDE", "DeepKMeansA", "DeepKMeansP"),
+    *("FcDECDA", "ConvDECDA", "DACStar", "STDAC"),
+)
 """A class for each method that has a model, see `stdac.estimator`."""
 
 _PUBLIC = {

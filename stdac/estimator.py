@@ -177,8 +177,8 @@ class MethodEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Cluster
         params = {f.name: to_plain(getattr(self, f.name)) for f in fields(method.params)}
         spec = {"method": self._method, "dataset": IN_MEMORY, "n_clusters": to_plain(self.n_clusters), "params": params}
         if method.epochs:
-            given = to_plain(self.epochs)
-            spec["epochs"] = choose_epochs(method, n, params.get("passes", 1)) if given is None else given
+            chosen = choose_epochs(method, n, params.get("passes", 1)) if method.images_seen else None
+            spec["epochs"] = chosen if self.epochs is None else to_plain(self.epochs)
         return resolve(spec | {"seed": int(check_random_state(self.random_state).randint(2**31 - 1))})
 
     def __sklearn_tags__(self) -> Any:
@@ -265,16 +265,22 @@ def list_parameters(method: Method) -> Iterator[tuple[str, Any, Any]]:
     for own in fields(method.params):
         yield own.name, hints[own.name], field(default=own.default, kw_only=True)
     if method.epochs:
-        yield "epochs", int | None, field(default=method.epochs, kw_only=True)
+        yield "epochs", int | None, field(default=None if has_schedule(method) else method.epochs, kw_only=True)
     yield "image_shape", tuple[int, ...] | None, field(default=None, kw_only=True)
     yield "device", str, field(default="auto", kw_only=True)
     yield "random_state", int | np.random.RandomState | None, field(default=None, kw_only=True)
 
 
+def has_schedule(method: Method) -> bool:
+    """Whether a method's epochs follow from its other parameters."""
+    return method.params.default_epochs is not Params.default_epochs
+
+
 def write_docstring(name: str, about: str, method: Method, side: int) -> str:
     """What an estimator is, takes and leaves; the parameters as the docstrings of their dataclass have them."""
-    more = "None takes more of them where images are few, see `stdac.sizing`. " if method.images_seen else ""
-    epochs = f"epochs: of the main phase; {more or 'None takes as many as by default. '}" if method.epochs else ""
+    usual = "as many as by default" if not has_schedule(method) else "those of the budget or the schedule"
+    none = "more of them where images are few, see `stdac.sizing`" if method.images_seen else usual
+    epochs = f"epochs: of the main phase; None takes {none}. " if method.epochs else ""
     names = [parameter for parameter, _, _ in list_parameters(method)]
     quick = ", ".join(f"{key}={value}" for key, value in QUICK.items() if key in names)
     parts = [
@@ -301,6 +307,11 @@ class AEKMeans(MethodEstimator):
     """Clusters images by k-means on the codes of an autoencoder, trained before (Fard et al. 2018)."""
 
 
+@estimator_of("dcn")
+class DCN(MethodEstimator):
+    """Clusters images by Deep Clustering Network (Yang et al. 2017): codes are drawn to the centres of k-means."""
+
+
 @estimator_of("dec")
 class DEC(MethodEstimator):
     """Clusters images by Deep Embedded Clustering (Xie et al. 2016), on CPU or GPU."""
@@ -309,6 +320,21 @@ class DEC(MethodEstimator):
 @estimator_of("idec")
 class IDEC(MethodEstimator):
     """Clusters images by DEC with the reconstruction kept (Guo et al. 2017), on CPU or GPU."""
+
+
+@estimator_of("vade")
+class VaDE(MethodEstimator):
+    """Clusters images by Variational Deep Embedding (Jiang et al. 2017): a mixture of Gaussians is the codes' prior."""
+
+
+@estimator_of("dkm-a")
+class DeepKMeansA(MethodEstimator):
+    """Clusters images by Deep K-Means (Fard et al. 2018) with assignments that harden, begun untrained."""
+
+
+@estimator_of("dkm-p")
+class DeepKMeansP(MethodEstimator):
+    """Clusters images by Deep K-Means (Fard et al. 2018) with hard assignments, begun at an autoencoder."""
 
 
 @estimator_of("fcdec-da")

@@ -35,6 +35,10 @@ PRETRAINED = {"width": 0.1, "pretrain_epochs": 2, "restarts": 2, "device": "cpu"
 SELF_TRAINED = PRETRAINED | {"epochs": 2, "update_interval": 2, "tolerance": 0.0}
 TINY: dict[str, dict[str, Any]] = {
     "AEKMeans": PRETRAINED,
+    "DCN": PRETRAINED | {"epochs": 2},
+    "VaDE": {name: value for name, value in PRETRAINED.items() if name != "restarts"} | {"epochs": 2, "starts": 1},
+    "DeepKMeansA": {"width": 0.1, "epochs": 2, "device": "cpu", "random_state": 0},
+    "DeepKMeansP": PRETRAINED | {"epochs": 2},
     "DEC": SELF_TRAINED,
     "IDEC": SELF_TRAINED,
     "FcDECDA": SELF_TRAINED,
@@ -43,6 +47,9 @@ TINY: dict[str, dict[str, Any]] = {
     "STDAC": {"stn": 1, "width": 0.05, "epochs": 2, "macro_batch": 64, "device": "cpu", "random_state": 0},
 }
 """What lets an estimator train in a fraction of a second."""
+
+SCHEDULED = ("VaDE", "DeepKMeansA", "DeepKMeansP")
+"""Those whose epochs follow from a budget or a schedule."""
 
 ESTIMATORS = pytest.mark.parametrize("name", stdac.ESTIMATORS)
 NOT_FOR = {
@@ -98,7 +105,7 @@ def test_a_constructor_has_the_methods_parameters_and_defaults(name: str) -> Non
     given = dict(inspect.signature(getattr(stdac, name)).parameters)
     expected = {f.name: f.default for f in fields(method.params)}
     expected |= {"n_clusters": 10, "image_shape": None, "device": "auto", "random_state": None}
-    expected |= {"epochs": method.epochs} if method.epochs else {}
+    expected |= {"epochs": None if name in SCHEDULED else method.epochs} if method.epochs else {}
     assert {key: parameter.default for key, parameter in given.items()} == expected
     assert next(iter(given)) == "n_clusters" and {p.kind for p in list(given.values())[1:]} == {
         inspect.Parameter.KEYWORD_ONLY
@@ -130,7 +137,7 @@ def test_every_method_that_clusters_and_has_a_model_has_one() -> None:
 # --- what is needed is trained first
 
 
-@pytest.mark.parametrize("name", ["AEKMeans", "DEC", "IDEC", "ConvDECDA"])
+@pytest.mark.parametrize("name", ["AEKMeans", "DCN", "DEC", "IDEC", "VaDE", "DeepKMeansP", "ConvDECDA"])
 def test_an_estimator_clusters_as_the_trials_of_a_folder_do(name: str, x: NDArray[np.uint8], tmp_path: Path) -> None:
     estimator = tiny(name, n_clusters=3).fit(x)
     kind = METHODS[estimator._method]
@@ -160,6 +167,8 @@ def test_n_iter_counts_the_epochs_that_were_trained(x: NDArray[np.uint8]) -> Non
     assert tiny("DEC", n_clusters=3, epochs=5, tolerance=1.0).fit(x).n_iter_ == 1
     assert tiny("AEKMeans", n_clusters=3).fit(x).n_iter_ == 0
     assert tiny("DEC", epochs=None)._trial(100).epochs == METHODS["dec"].epochs
+    assert [stdac.VaDE(budget=budget)._trial(100).epochs for budget in ("published", "cpu")] == [300, 30]
+    assert stdac.DeepKMeansA(alpha_values=3, epochs_per_alpha=2)._trial(100).epochs == 6
 
 
 def test_too_many_clusters_are_refused_before_anything_is_trained(x: NDArray[np.uint8]) -> None:
