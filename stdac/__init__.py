@@ -1,6 +1,6 @@
-"""Deep clustering of images with spatial transformers (ST-DAC): trials, models, and a scikit-learn estimator.
+"""Deep clustering of images with spatial transformers (ST-DAC): trials, models, and scikit-learn estimators.
 
-What a program uses is imported from here: `from stdac import STDAC, Clusterer, load_run`.
+What a program uses is imported from here: `from stdac import STDAC, DEC, Clusterer, load_run`.
 """
 
 import sys
@@ -14,13 +14,48 @@ if TYPE_CHECKING:
     from export.clusterer import Clusterer
     from export.convert.to_onnx import export_model
     from stdac.data import load as load_dataset
-    from stdac.estimator import STDAC
+    from stdac.estimator import (
+        DCN,
+        DEC,
+        IDEC,
+        STDAC,
+        AEKMeans,
+        ConvDECDA,
+        DACStar,
+        DeepKMeansA,
+        DeepKMeansP,
+        FcDECDA,
+        VaDE,
+    )
 
 __version__ = "0.1.0"
-__all__ = ["STDAC", "Clusterer", "__version__", "export_model", "load_dataset", "load_run"]
+__all__ = [
+    "DCN",
+    "DEC",
+    "IDEC",
+    "STDAC",
+    "AEKMeans",
+    "Clusterer",
+    "ConvDECDA",
+    "DACStar",
+    "DeepKMeansA",
+    "DeepKMeansP",
+    "FcDECDA",
+    "VaDE",
+    "__version__",
+    "export_model",
+    "load_dataset",
+    "load_run",
+]
+
+ESTIMATORS = (
+    *("AEKMeans", "DCN", "DEC", "IDEC", "VaDE", "DeepKMeansA", "DeepKMeansP"),
+    *("FcDECDA", "ConvDECDA", "DACStar", "STDAC"),
+)
+"""A class for each method that has a model, see `stdac.estimator`."""
 
 _PUBLIC = {
-    "STDAC": ("stdac.estimator", "STDAC"),
+    **{name: ("stdac.estimator", name) for name in ESTIMATORS},
     "Clusterer": ("export.clusterer", "Clusterer"),
     "export_model": ("export.convert.to_onnx", "export_model"),
     "load_dataset": ("stdac.data", "load"),

@@ -30,7 +30,7 @@ from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, MOVED, PRECISION, che
 from stdac.results import Result
 from stdac.step import set_precision
 from stdac.torch_state import borrow_generators, fix_state
-from stdac.train import Assignment, Progress, Source, Trainer
+from stdac.train import Assignment, Needed, Progress, Source, Trainer
 from stdac.trial import SCHEMA_VERSION, Trial, make_id, write_canonical
 from stdac.trial_data import DATA, load_trial_data
 from stdac.words import count_noun
@@ -270,7 +270,7 @@ def fit(
     machine: Machine,
     saved: dict[str, Any],
     *,
-    needed: Sequence[Result] = (),
+    needed: Sequence[Needed] = (),
     source: Dataset | None = None,
 ) -> Fitted:
     """Fit the trial's method to images (N, C, H, W) uint8, seeded; what the process has set does not matter, and stays.
@@ -278,8 +278,7 @@ def fit(
     Raises StdacError where the method does not keep its contract, see `Fitted` and `phase`.
     """
     k, n = trial.n_clusters, len(images)
-    if k > n:
-        raise StdacError(f"got {k} clusters for {count_noun(n, 'image')}: expected at most one cluster an image")
+    check_clusters(k, n)
     method, device = METHODS[trial.method], machine.torch_device()
     shape = (images.shape[1], images.shape[2], images.shape[3])
     precision = getattr(trial.params, "precision", "float32")
@@ -302,6 +301,12 @@ def fit(
             )
         check_fitted(fitted, x, k, trial.method)
     return fitted
+
+
+def check_clusters(k: int, n: int) -> None:
+    """Raise StdacError for more clusters than images."""
+    if k > n:
+        raise StdacError(f"got {k} clusters for {count_noun(n, 'image')}: expected at most one cluster an image")
 
 
 def _to_tensor(images: NDArray[np.uint8], device: torch.device) -> torch.Tensor:

@@ -7,19 +7,20 @@ from typing import Any
 
 import pytest
 
+import stdac
 from analysis.runs import read_metrics
 from cluster_jobs.grid import load_grid
 from export.clusterer import Clusterer
 from export.convert.to_onnx import export_model
 from stdac.data import load
-from stdac.estimator import STDAC
 from stdac.methods import resolve
 from stdac.metrics import score_clusters
 from stdac.model_file import load_model
 from stdac.run import run_trial
 from stdac.trial import Trial, added
 
-PUBLIC = [load, resolve, Trial, added, score_clusters, load_grid, STDAC]
+PUBLIC = [load, resolve, Trial, added, score_clusters, load_grid]
+PUBLIC += [getattr(stdac, name) for name in stdac.ESTIMATORS]
 PUBLIC += [run_trial, read_metrics, load_model, export_model, Clusterer]  # each may use what those before it wrote
 
 

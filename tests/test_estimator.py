@@ -1,4 +1,7 @@
-"""STDAC keeps scikit-learn's contract, and its answers do not depend on how the images are handed over."""
+"""STDAC keeps scikit-learn's contract, and its answers do not depend on how the images are handed over.
+
+What all estimators share is tested on it; what differs, in `tests/test_estimators.py`.
+"""
 
 import io
 import multiprocessing

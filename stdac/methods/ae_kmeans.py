@@ -16,9 +16,12 @@ from stdac.trial import check_ranges
 
 @dataclass(frozen=True)
 class AEKMeansParams(PretrainedParams):
-    """Hyperparameters."""
+    """Hyperparameters.
 
-    restarts: int = 20  # of k-means
+    restarts: of k-means, of which the best is kept.
+    """
+
+    restarts: int = 20
 
     def resolved(self, dataset: str) -> Self:
         """Fill in the budget. Raises StdacError for a value out of its range."""

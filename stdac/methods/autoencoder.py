@@ -81,12 +81,17 @@ class AutoencoderParams(Params):
 
 @dataclass(frozen=True)
 class PretrainedParams(Params):
-    """What the methods share that start from an autoencoder. None: as the budget has it, see `fill_budget`."""
+    """What the methods share that start from an autoencoder. None: as the budget has it, see `fill_budget`.
 
-    budget: str = PUBLISHED  # or "cpu": the autoencoder that all of them share, of fewer epochs
-    width: float = 1.0  # multiplier of the hidden layers' units
-    dimensions: int = 10  # of the code
-    recipe: str | None = None  # of `RECIPES`
+    budget: "published", or "cpu": the autoencoder that all of them share, of fewer epochs. width: multiplier of the
+    hidden layers' units or channels. dimensions: of the code. recipe: how the autoencoder is trained, "adam", "sgd",
+    "dec" or "dcn", see `RECIPES`. pretrain_epochs: of it.
+    """
+
+    budget: str = PUBLISHED
+    width: float = 1.0
+    dimensions: int = 10
+    recipe: str | None = None
     pretrain_epochs: int | None = None
 
     def fill_budget(self, recipe: str, epochs: int, cpu_epochs: int = EPOCHS) -> Self:

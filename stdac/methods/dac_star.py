@@ -32,19 +32,26 @@ from stdac.trial import Params, check_ranges
 
 @dataclass(frozen=True)
 class DACStarParams(Params):
-    """Hyperparameters, as in the authors' MNIST script. width: multiplier of the layers' channels."""
+    """Hyperparameters, as in the authors' MNIST script.
+
+    width: multiplier of the layers' channels. threshold_start, threshold_end: cosine above which a pair is positive, in
+    the first epoch, and what it falls to. augmentation: "none", "dac-mnist", "dac-cifar" (mirrors images), "dec-da".
+    macro_batch: images labelled at once; passes: over each macro-batch; batch: images a step; label_batch: images that
+    share batch statistics when labelling; eval_batch: and when scoring. lr: RMSprop's learning rate. precision:
+    "float32", "tf32" or "bfloat16".
+    """
 
     width: float = 1.0
-    threshold_start: float = 0.9  # cosine above which a pair is positive, in the first epoch
+    threshold_start: float = 0.9
     threshold_end: float = 0.5  # approached linearly: 20 epochs step by .02 and end at .52
     augmentation: str = "dac-mnist"
-    macro_batch: int = 1000  # images labelled at once
-    passes: int = 5  # over a macro-batch
+    macro_batch: int = 1000
+    passes: int = 5
     batch: int = 128
-    label_batch: int = 32  # images that share batch statistics when labelling
-    eval_batch: int = 128  # and when scoring
-    lr: float = 1e-3  # RMSprop, rho .9, eps 1e-8
-    precision: str = "float32"  # or "tf32", "bfloat16", see `stdac.step.PRECISIONS`
+    label_batch: int = 32
+    eval_batch: int = 128
+    lr: float = 1e-3  # rho .9, eps 1e-8
+    precision: str = "float32"  # see `stdac.step.PRECISIONS`
 
     def resolved(self, dataset: str) -> Self:
         """Check the names. Raises StdacError for an unknown one."""

@@ -32,12 +32,17 @@ START_COUNT = 100  # images that each centre counts as the mean of, at first: au
 
 @dataclass(frozen=True)
 class DCNParams(PretrainedParams):
-    """Hyperparameters."""
+    """Hyperparameters.
 
-    beta: float = 0.1  # weight of the squared distance to the centre
+    beta: weight of the squared distance to the centre. batch: images a mini-batch. restarts: of k-means on the codes.
+    optimizer: "adam", or "nesterov" as the authors' code, with momentum .9 and biases at twice the rate. lr: its
+    learning rate.
+    """
+
+    beta: float = 0.1
     batch: int = 256
-    restarts: int = 10  # of k-means on the codes
-    optimizer: str = "adam"  # or "nesterov", as the authors' code: momentum .9, biases at twice the rate
+    restarts: int = 10
+    optimizer: str = "adam"
     lr: float = 1e-3
 
     def resolved(self, dataset: str) -> Self:

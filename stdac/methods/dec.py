@@ -33,15 +33,21 @@ STEPS = 20_000  # of clustering, at most
 
 @dataclass(frozen=True)
 class DECParams(PretrainedParams):
-    """Hyperparameters. An epoch of the clustering phase is one target update: `update_interval` mini-batches."""
+    """Hyperparameters. An epoch of the clustering phase is one target update: `update_interval` mini-batches.
+
+    batch: images a mini-batch. restarts: of k-means on the codes. optimizer: "sgd", with momentum .9, or "adam". lr:
+    its learning rate. update_interval: mini-batches between two updates of the target distribution. tolerance: training
+    ends when a smaller share of images changes cluster between two updates. reconstruction: weight of the
+    reconstruction's mean squared error, which IDEC keeps.
+    """
 
     batch: int = 256
-    restarts: int = 20  # of k-means on the codes
-    optimizer: str = "sgd"  # momentum .9; or "adam"
+    restarts: int = 20
+    optimizer: str = "sgd"
     lr: float = 0.01
-    update_interval: int = 160  # mini-batches between two updates of the target distribution
-    tolerance: float = 0.001  # ends when a smaller share of images changes cluster between two updates
-    reconstruction: float = 0.0  # weight of the reconstruction's mean squared error, which IDEC keeps
+    update_interval: int = 160
+    tolerance: float = 0.001
+    reconstruction: float = 0.0
 
     network: ClassVar[str] = "dense"
     augmentation: ClassVar[str] = "none"  # of what is trained on, in both phases

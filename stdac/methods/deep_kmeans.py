@@ -33,17 +33,23 @@ EPOCHS_PER_ALPHA = 5  # authors' code; the notebook of the report on it has 1
 
 @dataclass(frozen=True)
 class DKMAParams(Params):
-    """Hyperparameters of DKM_a, which begins untrained. None: as the budget has it."""
+    """Hyperparameters of DKM_a, which begins untrained. None: as the budget has it.
 
-    alpha: float = 0.1  # the first one, α₀
-    budget: str = PUBLISHED  # or "cpu": one epoch per value of α
+    alpha: the inverse temperature, of DKM_a the first one, α₀. budget: "published", or "cpu": one epoch for each value
+    of α. epochs_per_alpha: epochs for each. alpha_values: their number. clustering: weight of the distance to the
+    representatives, λ. width: multiplier of the hidden layers' units. dimensions: of the code. batch: images a
+    mini-batch. lr: Adam's learning rate.
+    """
+
+    alpha: float = 0.1
+    budget: str = PUBLISHED
     epochs_per_alpha: int | None = None
     alpha_values: int = 40
-    clustering: float = 1.0  # weight of the distance to the representatives, λ
-    width: float = 1.0  # multiplier of the hidden layers' units
-    dimensions: int = 10  # of the code
+    clustering: float = 1.0
+    width: float = 1.0
+    dimensions: int = 10
     batch: int = 256
-    lr: float = 1e-3  # Adam
+    lr: float = 1e-3
 
     def resolved(self, dataset: str) -> Self:
         """Check the ranges, fill in the budget. Raises StdacError for a value out of its range."""
@@ -79,11 +85,14 @@ class DKMAParams(Params):
 
 @dataclass(frozen=True)
 class DKMPParams(PretrainedParams, DKMAParams):
-    """Hyperparameters of DKM_p, which begins at an autoencoder and k-means. α stays what it is."""
+    """Hyperparameters of DKM_p, which begins at an autoencoder and k-means. α stays what it is.
+
+    restarts: of k-means on the codes.
+    """
 
     alpha: float = 1000.0
     alpha_values: int = 20
-    restarts: int = 10  # of k-means on the codes
+    restarts: int = 10
 
     def resolved(self, dataset: str) -> Self:
         """Check the ranges, fill in the budget. Raises StdacError for a value out of its range."""

@@ -45,27 +45,34 @@ PRESETS: dict[tuple[str, str], tuple[float, float, str]] = {
 class STDACParams(Params):
     """Hyperparameters; those left at None follow the preset and the data set (others take MNIST's values).
 
-    stn: number of spatial transformers, 0 to 3. preset: "code" (released scripts) or "text" (the paper's words).
-    architecture: "code", or "table3" with a third max-pool. width: multiplier of the layers' channels.
+    stn: number of spatial transformers, 0 to 3, of which three need images of 16x16 pixels. preset: "code" (released
+    scripts) or "text" (the paper's words). architecture: "code", or "table3" with a third max-pool. width: multiplier
+    of the layers' channels, below 1 for speed. threshold_start, threshold_end: cosine above which a pair is positive,
+    in the first epoch, and what it falls to. augmentation: None for the preset's, or "none", "dac-mnist", "dac-cifar"
+    (mirrors images), "dec-da". dropout: share of features left out. pair_loss: "bce" or "mse". aux_weight: of the
+    auxiliary term, which the paper does not mention. theta_bias: the initial diagonal of every transform is tanh of it.
+    macro_batch: images labelled at once; passes: over each macro-batch; batch: images a step; eval_batch: images that
+    share batch statistics when labelling and scoring. lr: Adam's learning rate. precision: "float32", "tf32" or
+    "bfloat16".
     """
 
     stn: int = 2
     preset: str = "code"
     architecture: str = "code"
     width: float = 1.0
-    threshold_start: float | None = None  # cosine above which a pair is positive, in the first epoch
+    threshold_start: float | None = None
     threshold_end: float | None = None  # approached linearly; epochs see start - (e - 1) (start - end) / E
     augmentation: str | None = None
     dropout: float | None = None  # 0.5, but none in the released MNIST script without STN
-    pair_loss: str = "bce"  # or "mse"
-    aux_weight: float = 10.0  # of the auxiliary term, which the paper does not mention
-    theta_bias: float = 1.0  # initial diagonal of every transform is tanh of it
-    macro_batch: int = 1000  # images labelled at once
-    passes: int = 1  # over a macro-batch
+    pair_loss: str = "bce"
+    aux_weight: float = 10.0
+    theta_bias: float = 1.0
+    macro_batch: int = 1000
+    passes: int = 1
     batch: int = 32
-    eval_batch: int = 32  # images that share batch statistics when labelling and scoring
-    lr: float = 1e-4  # Adam
-    precision: str = "float32"  # or "tf32", "bfloat16", see `stdac.step.PRECISIONS`
+    eval_batch: int = 32
+    lr: float = 1e-4
+    precision: str = "float32"  # see `stdac.step.PRECISIONS`
 
     def resolved(self, dataset: str) -> Self:
         """Fill in the preset's values for the data set. Raises StdacError for values out of range."""

@@ -40,11 +40,15 @@ OUTPUT = "sigmoid"
 
 @dataclass(frozen=True)
 class VaDEParams(PretrainedParams):
-    """Hyperparameters. On a CPU's budget 30 epochs."""
+    """Hyperparameters. On a CPU's budget 30 epochs.
 
-    starts: int = 5  # of the mixture on the codes: the likeliest is kept
+    starts: of the mixture on the codes, of which the likeliest is kept. batch: images a mini-batch. lr: Adam's learning
+    rate, × .9 every ten epochs, a tenth at least.
+    """
+
+    starts: int = 5
     batch: int = 100
-    lr: float = 2e-3  # Adam, × .9 every ten epochs, a tenth at least
+    lr: float = 2e-3
 
     def resolved(self, dataset: str) -> Self:
         """Check the ranges, fill in the budget. Raises StdacError for a value out of its range."""
