@@ -26,6 +26,7 @@ from stdac.methods.autoencoder import (
     reconstruction_loss,
 )
 from stdac.methods.dec import divergence_loss
+from stdac.methods.method import BUDGETS
 from stdac.results import take_result
 from stdac.trial import write_canonical
 from tests.conftest import PRETRAINED
@@ -180,6 +181,16 @@ def test_the_published_budget_has_the_sources_pretraining() -> None:
     for method, recipe, epochs in (("ae-kmeans", "adam", 50), ("dec", "sgd", 500), ("convdec-da", "adam", 500)):
         params: Any = resolve({"method": method, "dataset": "mnist"}).params
         assert (params.recipe, params.pretrain_epochs) == (recipe, epochs), method
+
+
+def test_a_budget_that_shortens_nothing_is_none() -> None:
+    for method in ("ae-kmeans", "dcn"):
+        published, cpu = (
+            resolve({"method": method, "dataset": "mnist", "params": {"budget": budget}}) for budget in BUDGETS
+        )
+        assert published == cpu
+    layers = {"recipe": "dcn", "budget": "cpu"}
+    assert resolve({"method": "dcn", "dataset": "mnist", "params": layers}).params.budget == "cpu"
 
 
 def test_a_budget_stands_in_the_title_beside_the_published_value() -> None:
