@@ -1,7 +1,6 @@
 """DCN, Deep K-Means and VaDE: their losses, updates and schedules against numbers worked out by hand."""
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,10 +19,8 @@ from stdac.methods import METHODS, add_needs, fill_title, resolve
 from stdac.methods.dcn import START_COUNT, move_centres, network_loss
 from stdac.methods.deep_kmeans import DKMAParams, DKMPParams, joint_loss, soften_assignment
 from stdac.methods.vade import EncoderWithMixture, encode, evidence_loss, measure_divergence
-from stdac.run import run_trial
 from stdac.trial import Trial, write_canonical
-from tests.conftest import CPU, Watch, results_of, small
-from tests.test_methods import PowerCut
+from tests.conftest import results_of, small
 
 FAMILY = ("dcn", "vade", "dkm-a", "dkm-p")
 
@@ -268,26 +265,6 @@ def finish(folder: Path, *specs: dict[str, Any]) -> Ledger:
 def done(tmp_path_factory: pytest.TempPathFactory) -> Ledger:
     """A small trial of each method, and the autoencoders."""
     return finish(tmp_path_factory.mktemp("family") / "run", *map(small, FAMILY))
-
-
-@pytest.mark.parametrize("method", FAMILY)
-def test_stopped_and_resumed_equals_uninterrupted(
-    method: str, done: Ledger, tmp_path: Path, new_folder: Callable[[str], Any]
-) -> None:
-    trial, folder = resolve(small(method)), new_folder("cut")
-    needed = [done.result(name) for name in trial.needs]
-
-    def cut(progress: Any) -> None:
-        if (progress.epoch, progress.step) == (2, 1):
-            raise PowerCut
-
-    with pytest.raises(PowerCut):
-        run_trial(trial, folder, machine=CPU, needed=needed, observer=Watch(progress=cut))
-    assert run_trial(trial, folder, machine=CPU, needed=needed)
-    rows, path = results_of(folder)
-    wanted, other = results_of(done.folder(trial.id))
-    assert rows.equals(wanted)
-    assert (path / "model.pt").read_bytes() == (other / "model.pt").read_bytes()
 
 
 @pytest.mark.parametrize("method", FAMILY)

@@ -42,7 +42,7 @@ OUTPUT = "sigmoid"
 class VaDEParams(PretrainedParams):
     """Hyperparameters. On a CPU's budget 30 epochs."""
 
-    starts: int = 5  # of the mixture on the codes: the likeliest is kept
+    starts: int = 10  # of the mixture on the codes: the likeliest is kept
     batch: int = 100
     lr: float = 2e-3  # Adam, × .9 every ten epochs, a tenth at least
 
