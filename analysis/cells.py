@@ -14,6 +14,7 @@ from analysis.published import Published, find_published, find_published_curve, 
 from analysis.runs import SETTINGS, TEXT_SETTINGS
 from stdac.data import CLASSES
 from stdac.methods import METHODS, fill_params, fill_title, name_system
+from stdac.metrics import RELABELLED
 from stdac.trial import choose_telling, list_naming_fields, write_canonical
 from stdac.words import shorten_paths
 
@@ -32,10 +33,10 @@ class Cell:
     dataset: its name, of a path the end, and what tells trials of other images apart. label: unique within it.
     settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with them. epoch: None where all seeds
     are finished; else the last epoch that all seeds have, where scores and curves end. done: the number of finished
-    seeds. scores: for "acc", "nmi", "ari", "noise" (protocol, last epoch), "acc_best" (protocol, best epoch by labels)
-    and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol ACC a seed, a
-    seed that stopped early keeping its last. published: by metric, where comparable; of an unfinished cell the value
-    after the same epoch.
+    seeds. scores: for "acc", "nmi", "ari", "noise", "purity", "acc_relabelled" (protocol, last epoch), "acc_best"
+    (protocol, best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by
+    epoch one protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable;
+    of an unfinished cell the value after the same epoch.
     """
 
     dataset: str
@@ -189,7 +190,7 @@ def _make_cell(dataset: str, settings: Settings, trials: list[Trial]) -> Cell:
     if epoch is not None:
         trials = [cut_after(trial, epoch) for trial in trials]
     label = fill_title(first["method"], settings)
-    metrics = SCORES if is_comparable(first) else ()
+    metrics = (*SCORES, "acc_relabelled") if is_comparable(first) else ()
     system = name_system(first["method"], settings)
     k = first["n_clusters"] or CLASSES
     values = {metric: find_published(system, first["dataset"], metric, epoch, k) for metric in metrics}
@@ -227,7 +228,8 @@ def _read_scores(trial: Trial) -> dict[str, float | None]:
     """The scores of one trial as Cell.scores names them; None without ground truth."""
     epochs = {epoch: row for (_, epoch), row in trial.items() if row["main"]}
     last = epochs[max(epochs)]
-    scores = {metric: last[metric] for metric in (*SCORES, "noise")}
+    scores = {metric: last[metric] for metric in (*SCORES, "noise", "purity")}
+    scores["acc_relabelled"] = last["acc"] if last.get(RELABELLED) is None else last[RELABELLED]
     accs = [row["acc"] for row in epochs.values() if row["acc"] is not None]
     scores["acc_best"] = max(accs) if len(accs) > 1 else None
     scores["acc_deployed"] = next((row["acc"] for (phase, _), row in trial.items() if phase == "deployed"), None)

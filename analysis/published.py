@@ -56,9 +56,9 @@ def find_published(
     """The published value of a method, the first in the file, or None.
 
     label: "ST-DAC, 2 STN", "DAC*", "DEC" … as the tables have it, or as the file has it. dataset: "mnist" or
-    "MNIST". metric: "acc", "nmi", "ari", or "acc_relabelled", see `stdac.metrics.score_relabelled`, which is ACC where
-    there are no more clusters than classes. epoch: the mean after that epoch, read off a figure; None: the final value.
-    k: the number of clusters.
+    "MNIST". metric: "acc", "nmi", "ari", or "acc_relabelled", see `stdac.metrics.relabelled_accuracy`, which is ACC
+    where there are no more clusters than classes. epoch: the mean after that epoch, read off a figure; None: the final
+    value. k: the number of clusters.
     """
     method, dataset = _name_system(label, k), DATASETS.get(dataset, dataset)
     name = METRICS.get(metric, metric.upper()) + ("" if epoch is None else f" at epoch {epoch}")

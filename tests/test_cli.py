@@ -67,7 +67,7 @@ def check_refusal(code: int, output: str, said: str, place: Path) -> None:
     assert not list(place.rglob("model.pt")) and not list(place.rglob("done.json"))
 
 
-NO_GRID = "unknown grid 'papre': expected one of paper, paper-narrow, quick, or a TOML file"
+NO_GRID = "unknown grid 'papre': expected one of alpha-study, k-study, paper, paper-narrow, quick, or a TOML file"
 
 
 @pytest.mark.parametrize(
