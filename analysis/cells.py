@@ -33,10 +33,10 @@ class Cell:
     dataset: its name, of a path the end, and what tells trials of other images apart. label: unique within it.
     settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with them. epoch: None where all seeds
     are finished; else the last epoch that all seeds have, where scores and curves end. done: the number of finished
-    seeds. scores: for SCORES, "noise" and each space's PRECISION (protocol, last epoch), "acc_best" (protocol, best
-    epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol ACC a seed, a
-    seed that stopped early keeping its last. published: by metric, where comparable; of an unfinished cell the value
-    after the same epoch.
+    seeds. scores: for SCORES, "noise", "purity" and each space's PRECISION (protocol, last epoch), "acc_best"
+    (protocol, best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by
+    epoch one protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable;
+    of an unfinished cell the value after the same epoch.
     """
 
     dataset: str
@@ -229,7 +229,7 @@ def _read_scores(trial: Trial) -> dict[str, float | None]:
     """The scores of one trial as Cell.scores names them; None without ground truth."""
     epochs = {epoch: row for (_, epoch), row in trial.items() if row["main"]}
     last = epochs[max(epochs)]
-    scores = {name: last[name] for name in last if name in (*SCORES, "noise") or name.startswith(PRECISION)}
+    scores = {name: last[name] for name in last if name in (*SCORES, "noise", "purity") or name.startswith(PRECISION)}
     accs = [row["acc"] for row in epochs.values() if row["acc"] is not None]
     scores["acc_best"] = max(accs) if len(accs) > 1 else None
     scores["acc_deployed"] = next((row["acc"] for (phase, _), row in trial.items() if phase == "deployed"), None)
