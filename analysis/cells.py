@@ -10,14 +10,15 @@ from typing import Any
 import pyarrow as pa
 
 from analysis.intervals import Interval, estimate_difference, estimate_mean
-from analysis.published import Published, find_published, find_published_curve, is_comparable
+from analysis.published import METRICS, Published, find_published, find_published_curve, is_comparable
 from analysis.runs import SETTINGS, TEXT_SETTINGS
 from stdac.data import CLASSES
 from stdac.methods import METHODS, fill_params, fill_title, name_system
+from stdac.record import PRECISION
 from stdac.trial import choose_telling, list_naming_fields, write_canonical
 from stdac.words import shorten_paths
 
-SCORES = ("acc", "nmi", "ari")
+SCORES = ("acc", "nmi", "ari", *METRICS)
 UNKNOWN = "another trial"
 
 Settings = dict[str, Any]
@@ -32,8 +33,8 @@ class Cell:
     dataset: its name, of a path the end, and what tells trials of other images apart. label: unique within it.
     settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with them. epoch: None where all seeds
     are finished; else the last epoch that all seeds have, where scores and curves end. done: the number of finished
-    seeds. scores: for "acc", "nmi", "ari", "noise" (protocol, last epoch), "acc_best" (protocol, best epoch by labels)
-    and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol ACC a seed, a
+    seeds. scores: for SCORES, "noise" and each space's PRECISION (protocol, last epoch), "acc_best" (protocol, best
+    epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol ACC a seed, a
     seed that stopped early keeping its last. published: by metric, where comparable; of an unfinished cell the value
     after the same epoch.
     """
@@ -192,7 +193,8 @@ def _make_cell(dataset: str, settings: Settings, trials: list[Trial]) -> Cell:
     metrics = SCORES if is_comparable(first) else ()
     system = name_system(first["method"], settings)
     k = first["n_clusters"] or CLASSES
-    values = {metric: find_published(system, first["dataset"], metric, epoch, k) for metric in metrics}
+    asked = {"epoch": epoch, "k": k, "limit": first["limit"]}
+    values = {metric: find_published(system, first["dataset"], metric, **asked) for metric in metrics}
     return Cell(
         dataset=dataset,
         method=first["method"],
@@ -227,7 +229,7 @@ def _read_scores(trial: Trial) -> dict[str, float | None]:
     """The scores of one trial as Cell.scores names them; None without ground truth."""
     epochs = {epoch: row for (_, epoch), row in trial.items() if row["main"]}
     last = epochs[max(epochs)]
-    scores = {metric: last[metric] for metric in (*SCORES, "noise")}
+    scores = {name: last[name] for name in last if name in (*SCORES, "noise") or name.startswith(PRECISION)}
     accs = [row["acc"] for row in epochs.values() if row["acc"] is not None]
     scores["acc_best"] = max(accs) if len(accs) > 1 else None
     scores["acc_deployed"] = next((row["acc"] for (phase, _), row in trial.items() if phase == "deployed"), None)

@@ -27,7 +27,7 @@ CONFIGURATIONS = {
 }
 """What the report on Deep K-Means calls our systems; it has values of several K for one of them."""
 
-METRICS = {"acc_relabelled": "ACC (unmatched clusters relabelled 0)"}
+METRICS = {"acc_majority": "majority-vote ACC", "acc_relabelled": "ACC (unmatched clusters relabelled 0)"}
 """What the file calls a score of ours that is not its name in capitals."""
 
 
@@ -51,21 +51,23 @@ class Published(NamedTuple):
 
 
 def find_published(
-    label: str, dataset: str, metric: str, epoch: int | None = None, k: int = CLASSES
+    label: str, dataset: str, metric: str, *, epoch: int | None = None, k: int = CLASSES, limit: int | None = None
 ) -> Published | None:
     """The published value of a method, the first in the file, or None.
 
     label: "ST-DAC, 2 STN", "DAC*", "DEC" … as the tables have it, or as the file has it. dataset: "mnist" or
-    "MNIST". metric: "acc", "nmi", "ari", or "acc_relabelled", see `stdac.metrics.score_relabelled`, which is ACC where
-    there are no more clusters than classes. epoch: the mean after that epoch, read off a figure; None: the final value.
-    k: the number of clusters.
+    "MNIST". metric: "acc", "nmi", "ari", or one of METRICS. epoch: the mean after that epoch, read off a figure; None:
+    the final value. k: the number of clusters. limit: of how many images of the data set it is; None: of all.
     """
     method, dataset = _name_system(label, k), DATASETS.get(dataset, dataset)
+    dataset += "" if limit is None else f" {limit}"
     name = METRICS.get(metric, metric.upper()) + ("" if epoch is None else f" at epoch {epoch}")
     for row in read_published():
         if (row["method"], row["dataset"], row["metric"]) == (method, dataset, name):
             return Published(float(row["mean"]), float(row["std"]) if row["std"] else None, row["source"])
-    return find_published(label, dataset, "acc_relabelled", epoch, k) if metric == "acc" and k <= CLASSES else None
+    if metric == "acc" and k <= CLASSES:  # then they are one
+        return find_published(label, dataset, "acc_relabelled", epoch=epoch, k=k)
+    return None
 
 
 def _name_system(label: str, k: int = CLASSES) -> str:
@@ -89,12 +91,13 @@ def find_published_curve(label: str, dataset: str, metric: str = "acc") -> dict[
 def is_comparable(row: Mapping[str, Any]) -> bool:
     """Whether the trial of a row of `analysis.runs.ROWS` follows the paper, so that its values stand beside ours.
 
-    That is: a data set of the paper, whole and at its own size, and the method's default epochs and parameters (which
-    are the paper's), but for `Method.readings`. Its number of clusters is for `find_published` to look at.
+    That is: a data set of the paper at its own size, whole or as much of it as the paper takes, and the method's
+    default epochs and parameters (which are the paper's), but for `Method.readings`. Its number of clusters is for
+    `find_published` to look at.
     """
-    if row["dataset"] not in DATASETS or row["limit"] is not None or row["image_size"] is not None:
+    if row["dataset"] not in DATASETS or row["image_size"] is not None or row["method"] not in METHODS:
         return False
-    if row["method"] not in METHODS:
+    if row["limit"] != METHODS[row["method"]].limit:
         return False
     params = fill_params(row["method"], json.loads(row["params"]))
     reading = {name: params[name] for name in METHODS[row["method"]].readings if name in params}

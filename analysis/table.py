@@ -7,6 +7,8 @@ from typing import NamedTuple
 from analysis.cells import Cell, list_datasets
 from analysis.intervals import LEAST, Interval
 from stdac.methods import METHODS
+from stdac.metrics import NEIGHBOURS
+from stdac.record import PRECISION
 from stdac.words import escape_line
 
 GAP = 0.005  # a larger difference between protocol and deployed ACC is pointed out
@@ -103,6 +105,18 @@ def _show_noise(cell: Cell) -> str:
     return show(cell.mean("noise")) if cell.mean("noise") else "-"
 
 
+def _show_relabelled(cell: Cell) -> str:
+    """The mean of `relabelled_accuracy`, where clusters are left without a class, or the paper has it."""
+    more = cell.mean("acc_relabelled") != cell.mean("acc") or "acc_relabelled" in cell.published
+    return _show_score(cell, "acc_relabelled") if more else "-"
+
+
+def _show_majority(cell: Cell) -> str:
+    """The mean of `majority_accuracy`, where clusters are left without a class, or images out, or the paper has it."""
+    more = _show_relabelled(cell) != "-" or cell.mean("noise") or "acc_majority" in cell.published
+    return _show_score(cell, "acc_majority") if more else "-"
+
+
 def _show_difference(cell: Cell) -> str:
     """Our mean ACC less the published one."""
     return "-" if cell.difference is None else show_signed(cell.difference)
@@ -126,6 +140,10 @@ COLUMNS = (
     Column("ARI", "ARI", lambda cell: _show_score(cell, "ari")),
     Column("paper", "paper's ARI", lambda cell: _show_published(cell, "ari")),
     Column("noise", "noise", _show_noise),
+    Column("majority", "majority ACC", _show_majority),
+    Column("paper", "paper's majority ACC", lambda cell: _show_published(cell, "acc_majority")),
+    Column("relabelled", "relabelled ACC", _show_relabelled),
+    Column("paper", "paper's relabelled ACC", lambda cell: _show_published(cell, "acc_relabelled")),
     Column("deployed", "deployed", lambda cell: show(cell.mean("acc_deployed"))),
     Column("best epoch", "best epoch", lambda cell: show(cell.mean("acc_best"))),
 )
@@ -175,6 +193,8 @@ def list_remarks(cells: list[Cell]) -> list[str]:
         _list_unsettled(cells),
         _list_gaps(cells),
         _explain_best_epoch(cells),
+        _explain_others(cells),
+        _list_precisions(cells),
     )
     return [remark for remark in found if remark]
 
@@ -252,3 +272,23 @@ def _explain_best_epoch(cells: list[Cell]) -> str | None:
     if not any(value.of_best_epoch for cell in cells for value in cell.published.values()):
         return None
     return "† The paper took the best epoch of each run, by labels: compare with the column best epoch, as diff. does."
+
+
+def _explain_others(cells: list[Cell]) -> str | None:
+    """What the accuracies of other papers are, where one is shown."""
+    if all(_show_majority(cell) == "-" for cell in cells):
+        return None
+    text = "majority: ACC where ten random images of each cluster name it, several clusters the same class if need be"
+    if any(_show_relabelled(cell) != "-" for cell in cells):
+        text += "; relabelled: ACC where clusters that are left without a class stand for the first one"
+    return f"{text}. Noise is wrong."
+
+
+def _list_precisions(cells: list[Cell]) -> str | None:
+    """How often the nearest images have an image's class, in the spaces of a method and in pixels."""
+    listed = []
+    for cell in cells:
+        names = [name for name in cell.scores if name.startswith(PRECISION)]
+        told = ", ".join(f"{show(cell.mean(name))} in {name.removeprefix(PRECISION)}" for name in names)
+        listed += [f"{cell.label}: {told}"] if told else []
+    return f"Share of an image's {NEIGHBOURS} nearest that have its class: {'; '.join(listed)}." if listed else None

@@ -28,8 +28,8 @@ OPSET = 18
 OPERATORS = (
     "Abs", "Add", "ArgMax", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat", "Conv", "Div", "Exp",
     "Expand", "Flatten", "Gemm", "GlobalAveragePool", "GridSample", "Identity", "LeakyRelu", "Log", "MatMul", "Max",
-    "MaxPool", "Min", "Mul", "Neg", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape",
-    "Sigmoid", "Slice", "Softmax", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze",
+    "MaxPool", "Min", "Mul", "Neg", "Pad", "Pow", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu",
+    "Reshape", "Sigmoid", "Slice", "Softmax", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Transpose", "Unsqueeze",
 )
 # fmt: on
 OPEN = 2**31 - 1  # a kernel without a last version serves the version it names, and no later one

@@ -18,7 +18,7 @@ from cluster_jobs.plan import TRIALS
 from stdac.errors import StdacError
 from stdac.files import check_archive, is_real_folder, read_plain
 from stdac.layout import DONE_JSON, TRIAL_JSON
-from stdac.record import METRICS, drop_terms
+from stdac.record import LATER, METRICS, drop_terms
 from stdac.trial import SCHEMA_VERSION, write_canonical
 from stdac.words import escape_line
 
@@ -107,7 +107,8 @@ def check_rows(path: Path, trial_id: str | None = None) -> None:
     """A file with at most one row a key: of METRICS and all of `trial_id` if that is given, else a collected one."""
     table = parse_file(path, read_table, "a Parquet file")
     allowed = [METRICS] if trial_id is not None else [METRICS, ROWS]
-    if not any(drop_terms(table.schema).equals(schema) for schema in allowed):
+    got = set(drop_terms(table.schema))
+    if not any({f for f in schema if f.name not in LATER} <= got <= set(schema) for schema in allowed):
         raise Damaged("has columns of another schema")
     columns = ("trial_id", "phase", "epoch", "schema_version")
     keys = list(zip(*(table[name].to_pylist() for name in columns), strict=True))

@@ -162,7 +162,10 @@ def resolve_cell(cell: Mapping[str, Any], base: Path) -> list[Trial]:
 
 def _resolve_inner(name: str, block: Mapping[str, Any], cell: Mapping[str, Any], base: Path) -> list[list[Trial]]:
     """The trials of a block within a cell, each after those that it names itself."""
-    inner = {key: cell[key] for key in SHARED if cell.get(key) is not None} | dict(block)
+    inner = {key: cell[key] for key in SHARED if cell.get(key) is not None}
+    if not _takes_k(block.get("method")):
+        inner.pop("n_clusters", None)
+    inner |= block
     seed, count = cell.get("seed", 0), inner.get("seeds")
     if "seed" not in inner and count is None:
         inner["seed"] = seed
@@ -173,6 +176,13 @@ def _resolve_inner(name: str, block: Mapping[str, Any], cell: Mapping[str, Any],
         return [resolve_cell(each, base) for each in expand(merge({}, inner))]
     except StdacError as error:
         raise StdacError(f"in {name}: {error}") from error
+
+
+def _takes_k(method: Any) -> bool:
+    """Whether a method of this name is given the number of clusters; an unknown one is complained of elsewhere."""
+    from stdac.methods import METHODS
+
+    return not isinstance(method, str) or method not in METHODS or METHODS[method].takes_k
 
 
 def _is_of_defaults(defaults: Mapping[str, Any], block: Mapping[str, Any], error: str) -> bool:

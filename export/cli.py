@@ -16,6 +16,7 @@ from stdac.words import count_noun, escape_line, format_duration
 if TYPE_CHECKING:
     from export.cluster import Progress, Summary
     from export.convert.to_onnx import ExportReport
+    from export.metadata import ModelInfo
 
 LINE_EVERY_S = 10
 
@@ -51,7 +52,7 @@ def export_command(
 ) -> None:
     """Turn a trained MODEL.pt into one MODEL.onnx, verified against torch.
 
-    The file takes uint8 images and gives clusters; any ONNX runtime opens it. Nothing is written if it disagrees.
+    The file takes uint8 images and gives clusters, or of an embedding model embeddings; any ONNX runtime opens it. Nothing is written if it disagrees.
     """
     check_suffix(onnx, (".onnx",))
     require("onnx", "onnxscript")  # before torch, which their extra brings too
@@ -96,10 +97,10 @@ def _export_text(report: "ExportReport") -> str:
     info, agreement = report.info, report.agreement
     takes = f"{info.width}x{info.height} {'gray' if info.colour_mode == 'L' else 'RGB'} images"
     lines = [
-        f"wrote {escape_line(report.path)}: {count_noun(info.k, 'cluster')}, {takes}, {info.precision}, "
+        f"wrote {escape_line(report.path)}: {_describe_outputs(info)}, {takes}, {info.precision}, "
         f"opset {info.opset}, {report.bytes / 1e6:.1f} MB",
         f"verified against torch on {count_noun(agreement.images, 'image')} in {agreement.cases} cases: "
-        f"scores differ by at most {agreement.max_difference:.1e}",
+        f"{'scores' if info.k else 'embeddings'} differ by at most {agreement.max_difference:.1e}",
     ]
     if agreement.same_cluster is not None:
         text = (
@@ -110,6 +111,11 @@ def _export_text(report: "ExportReport") -> str:
             text += f"; ACC {agreement.accuracy[0]:.4f} in float32, {agreement.accuracy[1]:.4f} in {info.precision}"
         lines.append(text)
     return "\n".join(lines)
+
+
+def _describe_outputs(info: "ModelInfo") -> str:
+    """What a model gives."""
+    return count_noun(info.k, "cluster") if info.k else f"an embedding of {count_noun(info.embedding, 'value')}"
 
 
 @click.command("cluster")

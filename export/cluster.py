@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from export.clusterer import Clusterer
+from export.clusterer import Clusterer, refuse_embedding_model
 from export.results.labels import Labels, read_labels
 from export.results.names import Names, carry_names, load_names, write_names
 from export.results.rows import Known, Parts, check_rows, make_schema
@@ -160,6 +160,7 @@ def cluster_files(
     read = [model, *map(Path, inputs), settings.labels, settings.names, settings.earlier]
     check_output(output, [path for path in read if path is not None], (".parquet",))
     clusterer = Clusterer(model, settings.provider, shares_cpus=True)  # with the decoders
+    refuse_embedding_model(clusterer)
     k = clusterer.info.k
     sources, left_out = drop_repeated(map(open_input, inputs))
     reading = choose_reading(clusterer.info.background, settings.decode_s)

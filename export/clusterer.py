@@ -68,8 +68,9 @@ class Clusterer:
         """The cluster of each image.
 
         images: (N, H, W), (N, H, W, C) or (N, C, H, W) uint8, of the model's size and channels (`info.shape`); N may be
-        0. Raises StdacError for another shape or type.
+        0. Raises StdacError for another shape or type, and for an embedding model, which has no clusters.
         """
+        refuse_embedding_model(self)
         return Prediction(*self._run(self._pixels(images), OUTPUTS))
 
     def embed(self, images: ArrayLike) -> NDArray[np.float32]:
@@ -84,6 +85,7 @@ class Clusterer:
 
     def predict_and_embed(self, images: ArrayLike) -> tuple[Prediction, NDArray[np.float32] | None]:
         """Both in one pass; None where the model was exported without its embedding."""
+        refuse_embedding_model(self)
         pixels = self._pixels(images)
         if not self.info.embedding:
             return Prediction(*self._run(pixels, OUTPUTS)), None
@@ -117,6 +119,16 @@ class Clusterer:
         return [values[:n] for values in self._session.run(list(outputs), {"images": x})]
 
 
+def refuse_embedding_model(clusterer: Clusterer) -> None:
+    """Raise StdacError for a model that has an embedding alone, and so sorts nothing."""
+    if not clusterer.info.k:
+        method = clusterer.info.trial.get("method")
+        raise StdacError(
+            f"{clusterer.path} is an embedding model (method {method}), which sorts nothing into clusters: it finds the "
+            "images that are nearest to some, with stdac neighbours"
+        )
+
+
 def _read_props(path: Path, session: Any) -> Mapping[str, str]:
     """The metadata_props of the model. Raises StdacError where they are no text."""
     try:
@@ -146,7 +158,7 @@ def _check_signature(path: Path, session: Any, info: ModelInfo) -> None:
     """Raise StdacError where the graph's inputs and outputs are not those that its metadata promises."""
     inputs = [(x.name, x.type, x.shape[1:]) for x in session.get_inputs()]
     outputs = {y.name: y.shape[1:] for y in session.get_outputs()}
-    promised: dict[str, list[int]] = {"cluster": [], "confidence": [], "scores": [info.k]}
+    promised: dict[str, list[int]] = {"cluster": [], "confidence": [], "scores": [info.k]} if info.k else {}
     if info.embedding:
         promised["embedding"] = [info.embedding]
     missing = any(outputs.get(name) != shape for name, shape in promised.items())

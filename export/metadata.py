@@ -15,7 +15,8 @@ PRECISIONS = ("fp32", "fp16", "int8")
 class ModelInfo(NamedTuple):
     """The metadata of an ONNX file.
 
-    trial: the Trial as JSON values, a data set's local path cut to its last part. k: number of clusters. colour_mode:
+    trial: the Trial as JSON values, a data set's local path cut to its last part. k: number of clusters, 0 of an
+    embedding model, which has none. colour_mode:
     "L" or "RGB". cluster_names: K names, or none. scores: the trial's deployed scores by metric. opset: of the graph.
     precision: one of PRECISIONS. embedding: the dimension D of the output `embedding`, 0 where the graph has none.
     model_id: 16 hex digits of a hash of the weights in model.pt, the same in every precision. background:
@@ -74,7 +75,11 @@ def parse_props(path: Path, props: Mapping[str, str]) -> ModelInfo:
             raise ValueError("colour mode or precision")
         if info.background not in BACKGROUNDS:
             raise ValueError("background")
-        if len(info.cluster_names) not in (0, info.k) or info.embedding < 0 or min(info.k, *info.shape) < 1:
+        if (
+            len(info.cluster_names) not in (0, info.k)
+            or info.embedding < 0
+            or min(info.k or info.embedding, *info.shape) < 1
+        ):
             raise ValueError("cluster names or sizes")
         "".join((*info.cluster_names, info.model_id, info.dataset)).encode()
     except (ValueError, TypeError, RecursionError) as error:

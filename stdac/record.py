@@ -40,10 +40,13 @@ METRICS = pa.schema(
         ("schema_version", pa.int32()),
         ("noise", pa.float64()),
         ("main", pa.bool_()),
+        ("acc_majority", pa.float64()),
+        ("acc_relabelled", pa.float64()),
     ]
 )
 """One row a (trial_id, phase, epoch); absent values are null. acc … nmi_geometric in [0, 1]; seconds: of the epoch;
-noise: the share of images in no cluster; main: whether the row is of the phase whose epochs the trial counts.
+noise: the share of images in no cluster; acc_majority, acc_relabelled: accuracies of other papers, see `stdac.metrics`;
+main: whether the row is of the phase whose epochs the trial counts.
 
 A method may log further terms, columns of float64 after these: see OPEN. Of files of other versions, past or to come,
 CORE is what a reader needs; what else is missing is null, what else is there is left out (`conform_metrics`).
@@ -55,13 +58,16 @@ OPEN = re.compile(r"(loss|term)_[a-z0-9_]+")
 MOVED = "term_moved"
 """The share of images that are in another cluster than after the epoch before; of a main phase, from epoch 1 on."""
 
+PRECISION = "term_precision_"
+"""Before the name of a space: how often the five nearest images there have an image's class, see `Fitted.spaces`."""
+
 LOGGED = (
     *("loss", "threshold", "positive_fraction", "selected_fraction"),
     *("images_seen", "seconds", "images_per_s"),
 )
 """The columns of METRICS that a phase fills, besides those that OPEN matches."""
 
-LATER = ("noise", "main")
+LATER = ("noise", "main", "acc_majority", "acc_relabelled")
 """The columns that later versions added."""
 
 CORE = tuple(name for name in METRICS.names if not OPEN.fullmatch(name) and name not in LATER)

@@ -83,6 +83,10 @@ class Result:
 
     def _read_column(self, name: str) -> NDArray[Any]:
         path = self.path / "assignments.parquet"
+        if not self.trial["n_clusters"] and not path.exists():
+            raise StdacError(
+                f"trial {make_id(self.trial)} of method {self.trial['method']} clusters nothing: name one that does"
+            )
         try:
             content = pa.BufferReader(read_part(path))
             column: NDArray[Any] = pq.ParquetFile(content).read([name], use_threads=False)[name].to_numpy()

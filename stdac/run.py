@@ -23,10 +23,10 @@ from stdac.folder import Attempt, Superseded, TrialFolder
 from stdac.machine import Machine, describe_device, describe_provenance
 from stdac.methods import METHODS
 from stdac.methods.method import Fitted, check_fitted
-from stdac.metrics import score_clusters
+from stdac.metrics import measure_precision, score_clusters
 from stdac.model_file import ModelConfig, save_model
 from stdac.observer import Observer
-from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, MOVED, check_log, make_metrics
+from stdac.record import ASSIGNMENTS, FIGURES, FIRST_MAIN, MOVED, PRECISION, check_log, make_metrics
 from stdac.results import Result
 from stdac.step import set_precision
 from stdac.torch_state import borrow_generators, fix_state
@@ -215,7 +215,8 @@ def finish_attempt(
 
     # the scores of what training leaves, and the files
     if scorer.protocol is None and fitted.labels is not None:
-        scorer.score(FIRST_MAIN, 0, Assignment(fitted.labels, fitted.confidence), fitted.terms, main=True)
+        terms = {**fitted.terms, **_measure_spaces(dataset, fitted)}
+        scorer.score(FIRST_MAIN, 0, Assignment(fitted.labels, fitted.confidence), terms, main=True)
     if fitted.model is not None and fitted.labels is not None:
         scorer.score("deployed", scorer.last_epoch, Assignment(fitted.labels), {})
     observer.on_fitted(fitted, dataset.images)
@@ -225,6 +226,14 @@ def finish_attempt(
         _write_results(attempt, trial, dataset, fitted, scorer)
     summary = {"seconds": time.perf_counter() - began, "device": scorer.device, "trial_id": trial.id}
     attempt.finish(summary | about)
+
+
+def _measure_spaces(dataset: Dataset, fitted: Fitted) -> dict[str, float]:
+    """How often the nearest images have an image's class, in the spaces of a method and in pixels."""
+    if dataset.labels is None or not fitted.spaces:
+        return {}
+    spaces = {**fitted.spaces, "pixels": dataset.images.reshape(len(dataset.images), -1)}
+    return {f"{PRECISION}{name}": measure_precision(dataset.labels, points) for name, points in spaces.items()}
 
 
 def _check_needed(trial: Trial, needed: Sequence[Result], fingerprint: str) -> None:

@@ -51,10 +51,9 @@ class Params:
         """The same parameters with everything that depends on the data set filled in."""
         return self
 
-    def default_epochs(self, usual: int) -> int:
-        """The epochs of a trial with these parameters, resolved, where nobody says: those usual for its method, or what
-        follows from a budget or a schedule among the parameters."""
-        return usual
+    def choose_epochs(self, epochs: int) -> int:
+        """The epochs of the main phase where nobody says how many; epochs: the method's own."""
+        return epochs
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,10 @@ from stdac.model_file import ModelConfig, save_model
 from stdac.observer import Observer
 from stdac.pictures.pixels import Pixels
 from stdac.record import TIMINGS
+from stdac.results import Result, take_result
+from stdac.run import run_trial
 from stdac.train import Progress
+from stdac.trial import Trial
 
 # A job in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -30,11 +33,14 @@ CPU = Machine(device="cpu", compile="off", threads=1)
 NAMING = ("committee", "student")
 """The methods whose trials name others, which somebody must have chosen."""
 
-PRETRAINED = ("ae-kmeans", "dcn", "dec", "idec", "vade", "dkm-p", "fcdec-da", "convdec-da")
+PRETRAINED = ("ae-kmeans", "dcn", "dec", "idec", "vade", "dkm-p", "fcdec-da", "convdec-da", "vae-dbscan")
 """The methods that start from an autoencoder, a trial of its own."""
 
 ALONE = [name for name in METHODS if name not in NAMING + PRETRAINED]
 """The methods that start from images, and need no other trial."""
+
+CLUSTERING = [name for name in METHODS if name not in (*NAMING, "autoencoder")]
+"""The methods whose small trial on digits makes clusters, of nothing but what `Method.needs` says."""
 
 SMALLER: dict[str, dict[str, Any]] = {
     "pca-kmeans": {"params": {"components": 10}},
@@ -50,6 +56,8 @@ SMALLER: dict[str, dict[str, Any]] = {
     "vade": {"params": {"width": 0.05, "pretrain_epochs": 3, "starts": 1}},
     "dkm-a": {"params": {"width": 0.05}},
     "dkm-p": {"params": {"width": 0.05, "pretrain_epochs": 3, "restarts": 2}},
+    "vae": {"params": {"width": 0.1, "batch": 50}},
+    "vae-dbscan": {"params": {"width": 0.1, "vae_epochs": 2}},
     "dac-star": {"params": {"width": 0.1, "macro_batch": 100, "passes": 1, "batch": 32}},
     "st-dac": {"params": {"stn": 2, "width": 0.1, "macro_batch": 100, "passes": 1, "lr": 1e-4}},
 }
@@ -62,6 +70,21 @@ def small(method: str, **changes: Any) -> dict[str, Any]:
     params = {**METHODS[method].small, **smaller.get("params", {}), **changes.pop("params", {})}
     epochs = {"epochs": smaller.get("epochs", 2)} if METHODS[method].epochs else {}
     return {"method": method, "dataset": "digits", "limit": 200, **epochs, **changes, "params": params}
+
+
+@pytest.fixture(scope="session")
+def find_needed(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Trial], list[Result]]:
+    """Gives the results of the trials that one needs, each trained once."""
+    folder = tmp_path_factory.mktemp("needed")
+
+    def find(trial: Trial) -> list[Result]:
+        needed = [each for each in METHODS[trial.method].needs(trial) if isinstance(each, Trial)]
+        for each in needed:
+            if TrialFolder(folder / each.id).done() is None:
+                run_trial(each, TrialFolder(folder / each.id), machine=CPU, needed=find(each))
+        return [take_result(TrialFolder(folder / each.id)) for each in needed]
+
+    return find
 
 
 class Watch(Observer):

@@ -31,7 +31,15 @@ def rows_of(trial: Trial, accs: list[float | None], deployed: float | None = Non
     common |= {"trial_id": trial.id, "params": write_canonical(trial.to_json()["params"])}
     common |= {"schema_version": SCHEMA_VERSION}
     rows = [
-        common | {"phase": "cluster", "epoch": e, "acc": acc, "nmi": acc and acc / 2, "ari": acc and acc / 5}
+        common
+        | {
+            "phase": "cluster",
+            "epoch": e,
+            "clusters_used": 10,
+            "acc": acc,
+            "nmi": acc and acc / 2,
+            "ari": acc and acc / 5,
+        }
         for e, acc in enumerate(accs)
     ]
     return [*rows, common | {"phase": "deployed", "epoch": len(accs) - 1, "acc": deployed}]

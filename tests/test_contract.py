@@ -85,7 +85,7 @@ def test_a_new_method_is_planned_shown_and_reported(tmp_path: Path) -> None:
     assert "Toy, hidden 16-8" in Path(call(stdac_grid, "report", run).strip()).read_text()
     assert call(stdac_grid, "best", run, "--method", "toy").strip().endswith("model.pt")
     collected = pq.read_table(call(stdac_grid, "collect", run).strip())
-    assert collected.schema.names[-3:] == ["term_entropy", "term_moved", "term_spread"] and len(collected) == 4 * 6 + 2
+    assert collected.schema.names[-3:] == ["term_entropy", "term_moved", "term_spread"] and len(collected) == 4 * 7 + 2
     assert read_metrics(run).num_rows == len(collected)
 
 
@@ -151,7 +151,7 @@ NOTHING = Fitted(torch.zeros(200, dtype=torch.long))
         (lambda t: (loop(t, main=True), loop(t, "b", main=True)), "got 'b' as a second main phase"),
         (lambda t: (loop(t, main=True), loop(t)), "got a second phase named 'refine'"),
         (lambda t: loop(t, "deployed", main=True), "got a second phase named 'deployed'"),
-        (lambda t: loop(t, main=True, evaluate=None), "the main phase 'refine' has no evaluate"),
+        (lambda t: loop(t, main=True, evaluate=None), "the main phase of method toy has no evaluate"),
         (
             lambda t: loop(t, main=True, loss=named_acc),
             "got a logged term named 'acc', expected loss_… or term_… in small letters, digits and _, or one of loss",

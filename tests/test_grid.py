@@ -245,7 +245,11 @@ def test_only_who_asks_for_it_sees_a_trial_paused(tmp_path: Path) -> None:
 
 
 def test_a_paused_trial_is_left_alone_and_goes_on_to_the_same_rows(tmp_path: Path) -> None:
-    trials = [resolve(small("st-dac", epochs=3, params={"stn": 0})), resolve(small("dec")), resolve(small("kmeans"))]
+    trials = [
+        resolve(small("st-dac", epochs=3, params={"stn": 0})),
+        resolve(small("dac-star", epochs=3)),
+        resolve(small("kmeans")),
+    ]
     for name, stops in {"straight": [None], "paused": [2, 2, 1, None]}.items():
         run = Ledger(tmp_path / name)
         run.plan(trials, "")
@@ -258,7 +262,7 @@ def test_a_paused_trial_is_left_alone_and_goes_on_to_the_same_rows(tmp_path: Pat
         run.collect()
     tables = [pq.read_table(tmp_path / name / "metrics.parquet") for name in ("straight", "paused")]
     straight, paused = (table.drop_columns(list(TIMINGS)) for table in tables)
-    assert straight.equals(paused) and len(paused) == 4 + 4 + 1 + 3
+    assert straight.equals(paused) and len(paused) == 5 + 5 + 2
 
 
 @pytest.mark.parametrize(("step", "saved"), [((1, 1), 0), ((3, 1), 3), ((3, 2), 3)])

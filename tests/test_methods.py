@@ -11,13 +11,17 @@ import torch
 from stdac.data import Dataset, load
 from stdac.folder import Attempt, TrialFolder
 from stdac.methods import METHODS, resolve
+from stdac.methods.autoencoder import RECIPES
 from stdac.model_file import load_model
 from stdac.record import ASSIGNMENTS, METRICS, drop_terms
+from stdac.results import Result
 from stdac.run import Scorer, fit, run_trial
 from stdac.train import Progress
-from tests.conftest import ALONE, CPU, Watch, results_of, small
+from stdac.trial import Trial
+from tests.conftest import CLUSTERING, CPU, Watch, results_of, small
 
 Folders = Callable[[str], TrialFolder]
+Needed = Callable[[Trial], list[Result]]
 
 
 class PowerCut(BaseException):
@@ -25,15 +29,16 @@ class PowerCut(BaseException):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrialFolder]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, find_needed: Needed) -> dict[str, TrialFolder]:
     folders = {}
-    for method in ALONE:
+    for method in [*CLUSTERING, "autoencoder"]:
         folders[method] = TrialFolder(tmp_path_factory.mktemp(method) / "trial")
-        assert run_trial(resolve(small(method)), folders[method], machine=CPU)
+        trial = resolve(small(method))
+        assert run_trial(trial, folders[method], machine=CPU, needed=find_needed(trial))
     return folders
 
 
-@pytest.mark.parametrize("method", ALONE)
+@pytest.mark.parametrize("method", CLUSTERING)
 def test_a_trial_leaves_rows_assignments_and_a_model_that_agree(
     method: str, undisturbed: dict[str, TrialFolder]
 ) -> None:
@@ -62,45 +67,62 @@ def test_a_trial_leaves_rows_assignments_and_a_model_that_agree(
     assert config.trial == resolve(small(method)) and config.shape == (1, 28, 28)
 
 
-@pytest.mark.parametrize("method", ALONE)
-def test_the_same_trial_gives_the_same_bytes(method: str, undisturbed: dict[str, TrialFolder], tmp_path) -> None:
-    again = TrialFolder(tmp_path / "again")
+@pytest.mark.parametrize("method", CLUSTERING)
+def test_the_same_trial_gives_the_same_bytes(
+    method: str, undisturbed: dict[str, TrialFolder], find_needed: Needed, new_folder: Folders
+) -> None:
+    again, trial = new_folder("again"), resolve(small(method))
     torch.rand(7)  # the caller's random state must not matter
-    run_trial(resolve(small(method)), again, machine=CPU)
+    run_trial(trial, again, machine=CPU, needed=find_needed(trial))
     assert_equal(again, undisturbed[method])
 
 
-@pytest.mark.parametrize("method", [m for m in ALONE if METHODS[m].epochs])
+@pytest.mark.parametrize("method", [m for m in (*CLUSTERING, "autoencoder") if METHODS[m].epochs])
 @pytest.mark.parametrize("stop_at", [1, 2])
 def test_stopped_and_resumed_equals_uninterrupted(
-    method: str, stop_at: int, undisturbed: dict[str, TrialFolder], new_folder: Folders
+    method: str, stop_at: int, undisturbed: dict[str, TrialFolder], find_needed: Needed, new_folder: Folders
 ) -> None:
-    folder = new_folder("cut")
+    folder, trial = new_folder("cut"), resolve(small(method))
 
     def cut(progress: Progress) -> None:
-        if progress.epoch == stop_at and progress.step == 2 and progress.main:
+        if progress.epoch == stop_at and progress.step == 1 and progress.main:
             raise PowerCut
 
+    needed = find_needed(trial)
     with pytest.raises(PowerCut):
-        run_trial(resolve(small(method)), folder, machine=CPU, observer=Watch(progress=cut))
+        run_trial(trial, folder, machine=CPU, needed=needed, observer=Watch(progress=cut))
     assert folder.done() is None
-    assert run_trial(resolve(small(method)), folder, machine=CPU)
+    assert run_trial(trial, folder, machine=CPU, needed=needed)
     assert_equal(folder, undisturbed[method])
 
 
-def test_a_two_phase_trial_stopped_while_pretraining_resumes_too(
-    undisturbed: dict[str, TrialFolder], new_folder: Folders
+@pytest.mark.parametrize("phase", ["layer-1", "layer-3", "pretrain"])
+def test_a_trial_of_many_phases_stopped_in_any_of_them_resumes_too(
+    phase: str, new_folder: Folders, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = new_folder("cut")
+    monkeypatch.setitem(RECIPES, "dcn", RECIPES["dcn"]._replace(layer_epochs=2))
+    trial, whole, cut_off = resolve(small("autoencoder", params={"recipe": "dcn"})), new_folder("a"), new_folder("b")
+    run_trial(trial, whole, machine=CPU)
 
     def cut(progress: Progress) -> None:
-        if (progress.phase, progress.epoch) == ("pretrain", 2):
+        if (progress.phase, progress.epoch) == (phase, 2):
             raise PowerCut
 
     with pytest.raises(PowerCut):
-        run_trial(resolve(small("dec")), folder, machine=CPU, observer=Watch(progress=cut))
-    run_trial(resolve(small("dec")), folder, machine=CPU)
-    assert_equal(folder, undisturbed["dec"])
+        run_trial(trial, cut_off, machine=CPU, observer=Watch(progress=cut))
+    run_trial(trial, cut_off, machine=CPU)
+    assert_equal(cut_off, whole)
+
+
+def test_an_autoencoder_leaves_losses_and_codes_and_no_clusters(undisturbed: dict[str, TrialFolder]) -> None:
+    rows, path = results_of(undisturbed["autoencoder"])
+    assert rows["phase"].to_pylist() == ["pretrain"] * 2 and rows["main"].to_pylist() == [True] * 2
+    assert (
+        not rows["loss_reconstruction"].null_count and rows["acc"].null_count == rows["clusters_used"].null_count == 2
+    )
+    assert not (path / "assignments.parquet").exists()
+    model, config = load_model(path / "model.pt")
+    assert not config.clusters and model(torch.zeros(3, 1, 28, 28)).shape == (3, 10)
 
 
 def assert_equal(folder: TrialFolder, other: TrialFolder) -> None:
@@ -117,13 +139,14 @@ def digest(path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("method", ALONE)
-def test_ground_truth_changes_no_weight_and_no_cluster(method: str) -> None:
+@pytest.mark.parametrize("method", CLUSTERING)
+def test_ground_truth_changes_no_weight_and_no_cluster(method: str, find_needed: Needed) -> None:
     dataset, trial = load("digits", limit=200), resolve(small(method))
+    needed = find_needed(trial)
     permuted = Dataset(dataset.images, np.random.default_rng(0).permutation(dataset.labels))
     kept = []
     for data in (dataset, permuted, Dataset(dataset.images, None)):
-        fitted = fit(trial, data.images, Scorer(trial, data, "cpu"), CPU, {})
+        fitted = fit(trial, data.images, Scorer(trial, data, "cpu"), CPU, {}, needed=needed)
         kept.append({"labels": fitted.labels} | ({} if fitted.model is None else fitted.model.state_dict()))
     for name, tensor in kept[0].items():
         assert torch.equal(tensor, kept[1][name]) and torch.equal(tensor, kept[2][name]), name

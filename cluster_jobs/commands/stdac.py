@@ -7,6 +7,7 @@ from cluster_jobs.commands.sort import sort_command
 from cluster_jobs.commands.suggest_k import suggest_k_command
 from cluster_jobs.commands.train import train_command
 from export.cli import cluster_command, export_command
+from export.neighbours_cli import neighbours_command
 from export.web.page import page_command
 from stdac.command import Commands
 
@@ -22,6 +23,6 @@ def main() -> None:
 
 for command in (
     *(sort_command, train_command, suggest_k_command, show_command),
-    *(export_command, cluster_command, page_command),
+    *(export_command, cluster_command, neighbours_command, page_command),
 ):
     main.add_command(command)

@@ -35,6 +35,7 @@ MaxPool 12 T=float,float16,int8,uint8 I=int64
 Min 13 T=float,float16,int32,int64
 Mul 14 T=float,float16,int32,int64,int8,uint8
 Neg 13 T=float,float16,int32,int64,int8
+Pad 18 T=float,float16
 Pow 15 T=float,float16,int32,int64 T1=float,float16,int32,int64
 Reciprocal 13 T=float,float16
 ReduceMax 18 T=float,float16,int32,int64

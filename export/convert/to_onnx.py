@@ -1,4 +1,5 @@
-"""model.pt -> one ONNX file: images in, clusters out, nothing beside it. Verified against torch, or not written."""
+"""model.pt -> one ONNX file: images in, clusters or embeddings out, nothing beside it. Verified against torch, or not
+written."""
 
 import hashlib
 import logging
@@ -63,7 +64,8 @@ def export_model(
     """Write model.pt as one ONNX file of opset 18 with a dynamic batch, after proving that it computes the same.
 
     Input `images` (N, C, H, W) uint8; outputs `cluster` (N,) int64, `confidence` (N,) float32, `scores` (N, K) float32
-    and, with_embedding, `embedding` (N, D) float32: what enters the last dense layer (codes, components, pixels).
+    and, with_embedding, `embedding` (N, D) float32: what enters the last dense layer (codes, components, pixels). Of an
+    embedding model, which clusters nothing, `embedding` is the only output, and the precision "fp32".
     precision: "fp32"; "fp16" for GPUs; "int8" for CPUs, whose ranges are calibrated on 512 real images at most.
     images: real ones to calibrate and verify on, (N, H, W), (N, H, W, C) or (N, C, H, W) uint8 of any size, at random
     1,536 at most; by default the trial's own data set, where it is at hand (data_dir: where, see `stdac.data.load`).
@@ -77,16 +79,18 @@ def export_model(
     if precision not in PRECISIONS:
         raise StdacError(f"got precision {precision!r}, expected one of {', '.join(PRECISIONS)}")
     model, config = load_model(model_path)
-    if not config.clusters:
-        what = f"an embedding model of method {config.trial.method}"
-        raise StdacError(f"{model_path} is {what}: it has no clusters to sort images into")
+    if not config.clusters and precision != "fp32":
+        raise StdacError(
+            f"{model_path} is an embedding model, and {precision} is held against fp32 by the clusters that images keep: "
+            "export it with --precision fp32"
+        )
     info = describe(config, names, model_path)
     _check_weights(model, model_path)
     sweep_temporary(onnx_path)
     with atomic_write(onnx_path) as file:
         real = _load_own_images(config, precision, data_dir) if images is None else Real(images, labels)
         real = None if real is None else choose_images(real, config.shape)
-        graph = Graph(model, with_embedding).eval()
+        graph = (Graph(model, with_embedding) if config.clusters else EmbeddingGraph(model)).eval()
         proto = convert(graph, config)
         agreement = verify(graph, proto, config.shape, None if real is None else real.images[:VERIFIED_IMAGES])
         if precision != "fp32":
@@ -107,12 +111,25 @@ class Graph(nn.Module):
         super().__init__()
         self.model = model
         self.with_embedding = with_embedding
+        self.outputs = ["cluster", "confidence", "scores", "embedding"][: 4 if with_embedding else 3]
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         z = self.model.embed(images.to(torch.float32) / 255)  # type: ignore[operator]  # (N, D); every model has it
         scores = self.model.classify(z)  # type: ignore[operator]  # (N, K)
         outputs = (scores.argmax(1), scores.amax(1), scores)
         return (*outputs, z) if self.with_embedding else outputs
+
+
+class EmbeddingGraph(nn.Module):
+    """The same of an embedding model: scaling, and the encoder."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.outputs = ["embedding"]
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        return (self.model(images.to(torch.float32) / 255),)  # (N, D)
 
 
 def _load_own_images(config: ModelConfig, precision: str, data_dir: Path | None) -> Real | None:
@@ -226,7 +243,7 @@ def _check_weights(model: nn.Module, path: Path) -> None:
             raise StdacError(f"{path} has weights that are not finite ({name}): the trial diverged; export another one")
 
 
-def convert(graph: Graph, config: ModelConfig) -> Any:
+def convert(graph: Graph | EmbeddingGraph, config: ModelConfig) -> Any:
     """The graph as a valid ONNX ModelProto with nothing local in it.
 
     Raises StdacError where onnx is not installed, the conversion fails, or a node has no CUDA kernel.
@@ -249,7 +266,7 @@ def convert(graph: Graph, config: ModelConfig) -> Any:
                 external_data=False,
                 dynamic_shapes=({0: torch.export.Dim("N", min=0)},),
                 input_names=["images"],
-                output_names=["cluster", "confidence", "scores", "embedding"][: 4 if graph.with_embedding else 3],
+                output_names=graph.outputs,
                 verbose=False,
             )
         except Exception as error:  # whatever part of the exporter gives up

@@ -1,7 +1,7 @@
 """The proof that an ONNX graph is the torch model: on real, random and adversarial images, before it is written."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,10 +83,18 @@ class Case(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """scores: (N, K) float32. embedding: (N, D) float32, or None where the graph has none."""
+    """scores: (N, K) float32, 0 columns where the graph has none. embedding: (N, D) float32, or None where it has
+    none."""
 
     scores: NDArray[np.float32]
     embedding: NDArray[np.float32] | None = None
+
+
+def _take_outputs(values: Sequence[NDArray[Any]]) -> Outputs:
+    """Of what a graph gives: cluster, confidence, scores and perhaps the embedding, or the embedding alone."""
+    if len(values) == 1:
+        return Outputs(np.zeros((len(values[0]), 0), np.float32), values[0])
+    return Outputs(*values[2:])
 
 
 Reference = Callable[[Pixels], Outputs]
@@ -122,7 +130,8 @@ def verify(
 ) -> Agreement:
     """Compare torch with ONNX Runtime on the CPU.
 
-    graph: the module that was exported, (N, C, H, W) uint8 -> cluster, confidence, scores, perhaps embedding. proto:
+    graph: the module that was exported, (N, C, H, W) uint8 -> cluster, confidence, scores, perhaps embedding, or
+    embedding alone. proto:
     the ONNX model, of the precision. images: (N, C, H, W) uint8, real ones. Raises StdacError that names the case
     where they disagree.
     """
@@ -249,14 +258,14 @@ def _run_torch(graph: nn.Module) -> Reference:
 
     def run(x: Pixels) -> Outputs:
         with torch.no_grad():
-            return Outputs(*(y.numpy() for y in graph(torch.from_numpy(np.ascontiguousarray(x)))[2:]))
+            return _take_outputs([y.numpy() for y in graph(torch.from_numpy(np.ascontiguousarray(x)))])
 
     return run
 
 
 def _run_session(session: Any) -> Reference:
     """What a session gives."""
-    return lambda x: Outputs(*session.run(None, {"images": x})[2:])
+    return lambda x: _take_outputs(session.run(None, {"images": x}))
 
 
 def _run_singly(session: Any) -> Reference:
@@ -287,13 +296,16 @@ def compare(
         n = len(case.images) if case.batch is None else case.batch
         index = np.arange(n) % max(len(case.images), 1)
         expected = reference(case.images)
-        cluster, confidence, scores, *embedding = session.run(None, {"images": case.images[index]})
-        difference = describe_disagreement(expected.scores[index], scores, cluster, confidence, tolerance)
+        found, difference = session.run(None, {"images": case.images[index]}), 0.0
+        if len(found) > 1:
+            cluster, confidence, scores, *_ = found
+            difference = describe_disagreement(expected.scores[index], scores, cluster, confidence, tolerance)
         if expected.embedding is not None:
-            difference = max(difference, measure_distance(expected.embedding[index], embedding[0]))
+            difference = max(difference, measure_distance(expected.embedding[index], found[-1]))
         if not difference <= tolerance:
+            what = "scores" if len(found) > 1 else "embeddings"
             raise StdacError(
-                f"{who} disagree on {name}{note}: scores differ by {difference:.2g}, "
+                f"{who} disagree on {name}{note}: {what} differ by {difference:.2g}, "
                 f"at most {tolerance} is allowed; nothing was written"
             )
         worst, total = max(worst, difference), total + n

@@ -24,6 +24,8 @@ from stdac.methods.st_dac import ST_DAC
 from stdac.methods.student import STUDENT
 from stdac.methods.umap_gmm import UMAP_GMM
 from stdac.methods.vade import VADE
+from stdac.methods.vae import VAE
+from stdac.methods.vae_dbscan import VAE_DBSCAN
 from stdac.pictures.colour import BACKGROUNDS
 from stdac.text import escape_name
 from stdac.trial import SCHEMA_VERSION, Params, Trial, list_earlier_values
@@ -44,6 +46,8 @@ METHODS: dict[str, Method] = {
     "dkm-p": DKM_P,
     "fcdec-da": FCDEC_DA,
     "convdec-da": CONVDEC_DA,
+    "vae": VAE,
+    "vae-dbscan": VAE_DBSCAN,
     "dac-star": DAC_STAR,
     "st-dac": ST_DAC,
     "committee": COMMITTEE,
@@ -62,9 +66,9 @@ def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
 
     spec: KEYS, of which only `dataset` must be there. base: the folder that paths of data sets start in, the current
     one if not given. Everything left out takes its default: method st-dac, seed 0,
-    the method's own epochs and parameters, K = 10 for the data sets that have a name. With a schema_version, which is
-    checked, it is a stored trial: what was added to trials since has the value that it had before, and its needs are
-    those that it names. Raises StdacError that names the valid keys, methods or parameters where one is unknown or of
+    the method's own epochs, limit and parameters, K = 10 for the data sets that have a name. With a schema_version,
+    which is checked, it is a stored trial: what was added to trials since has the value that it had before, and its
+    needs are those that it names. Raises StdacError that names the valid keys, methods or parameters where one is unknown or of
     a wrong type.
 
     >>> resolve({"dataset": "mnist", "params": {"stn": 1}}).params.stn
@@ -87,17 +91,20 @@ def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
     dataset = dataset if stored else resolve_name(dataset, base)
 
     # every field with its default, then what follows from all of them
-    epochs, params = spec.get("epochs"), resolve_params(method.params, spec.get("params") or {}, stored=stored)
-    params = params.resolved(dataset)
-    usual = params.default_epochs(method.epochs) if method.epochs else 0
+    epochs, limit = spec.get("epochs"), spec.get("limit")
+    params = resolve_params(method.params, spec.get("params") or {}, stored=stored).resolved(dataset)
+    if epochs is None and method.epochs:
+        epochs = params.choose_epochs(method.epochs)
+    if limit is None and not stored:
+        limit = method.limit
     trial = Trial(
         method=name,
         dataset=dataset,
         seed=_read_whole_number("seed", spec.get("seed", 0), 0),
         n_clusters=_read_whole_number("n_clusters", CLASSES if k is None else k, 2) if method.takes_k else 0,
-        epochs=usual if epochs is None or not method.epochs else _read_whole_number("epochs", epochs, 1),
+        epochs=_read_whole_number("epochs", epochs, 1) if method.epochs else 0,
         params=params,
-        limit=None if spec.get("limit") is None else _read_whole_number("limit", spec["limit"], 2),
+        limit=None if limit is None else _read_whole_number("limit", limit, 2),
         image_size=None if spec.get("image_size") is None else _read_whole_number("image_size", spec["image_size"], 1),
         source=_read_source(spec.get("source"), name, method, base, stored=stored),
         background=_read_background(spec.get("background")),

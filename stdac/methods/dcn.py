@@ -2,7 +2,7 @@
 which follow them mini-batch by mini-batch."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Self
 
@@ -23,7 +23,7 @@ from stdac.methods.autoencoder import (
     name_autoencoder,
 )
 from stdac.methods.kmeans import EFFICIENCY, ITERATIONS
-from stdac.methods.method import Cost, Fitted, Method, Task, count_forward
+from stdac.methods.method import PUBLISHED, Cost, Fitted, Method, Task, count_forward
 from stdac.train import Assignment, Trainer, phase
 from stdac.trial import check_ranges
 
@@ -52,7 +52,9 @@ class DCNParams(PretrainedParams):
         if self.optimizer not in ("adam", "nesterov"):
             raise StdacError(f"got optimizer = {self.optimizer!r}, expected adam or nesterov")
         # the authors' recipe trains 250 epochs a layer, and as many all together
-        return self.fill_budget("adam", RECIPES["dcn"].layer_epochs if self.recipe == "dcn" else EPOCHS)
+        if self.recipe == "dcn":
+            return self.fill_budget("adam", RECIPES["dcn"].layer_epochs)
+        return replace(self.fill_budget("adam", EPOCHS), budget=PUBLISHED)  # which a CPU can do, too
 
 
 class Members(nn.Module):

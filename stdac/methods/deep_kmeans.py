@@ -62,7 +62,7 @@ class DKMAParams(Params):
         check_ranges(filled, {"clustering": 0}, ())
         return filled
 
-    def default_epochs(self, usual: int) -> int:
+    def choose_epochs(self, usual: int) -> int:
         """So many for each value of α."""
         return self.alpha_values * self._epochs_per_alpha
 

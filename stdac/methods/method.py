@@ -29,7 +29,8 @@ class Fitted(NamedTuple):
     after the other are the model; None where new images cannot be clustered. encoder: (B, C, H, W) -> (B, D) float32,
     an embedding model, of a method that has one and no model. figures: named small arrays that pictures of the trial
     are drawn from. Of a method without a main phase, whose one row they are for: confidence: (N,) float32 in [0, 1],
-    how sure the clustering is of each image; terms: as a phase logs them, loss_… or term_….
+    how sure the clustering is of each image; terms: as a phase logs them, loss_… or term_…; spaces: (N, D) by name, in
+    each of which it is scored how often an image's nearest neighbours have its label, see `stdac.metrics`.
     """
 
     labels: Tensor | None
@@ -38,6 +39,7 @@ class Fitted(NamedTuple):
     figures: Mapping[str, NDArray[np.generic]] = {}
     confidence: Tensor | None = None
     terms: Mapping[str, float] = {}
+    spaces: Mapping[str, NDArray[np.floating[Any]]] = {}
 
 
 class Cost(NamedTuple):
@@ -86,7 +88,8 @@ class Method:
     their defaults in a trial that still follows the published one: readings of an unclear text. needs: the trials whose
     results the trainer is to have, those that its parameters name if not given; the grid adds them, but for those named
     by their ids alone, which it must have. is_floor: one of those that every learned method has to beat. takes_source:
-    it reads the labels of a second data set, Trial.source. takes_k: its trials are given the number of clusters; one
+    it reads the labels of a second data set, Trial.source. limit: the images that its source clusters, a random subset,
+    where a trial does not say how many; None: all. takes_k: its trials are given the number of clusters; one
     that clusters nothing, or finds that number, has n_clusters 0 in them. follows: its clusters are made of those of
     the trials that it names, so that it is no voice of its own beside them.
     """
@@ -105,6 +108,7 @@ class Method:
     needs: Callable[[Trial], Sequence[Trial | str]] = need_named_trials
     is_floor: bool = False
     takes_source: bool = False
+    limit: int | None = None
     takes_k: bool = True
     follows: bool = False
 
@@ -115,11 +119,11 @@ class Method:
         return self.name_system(params) + ("" if budget == PUBLISHED else f", {budget} budget")
 
     def name_system(self, params: Mapping[str, Any]) -> str:
-        """The title without the budget: the published system that a trial is one of."""
+        """The title without the budget: the published system that a trial is one of; a step that is none is left out."""
         values = {name: params.get(name, getattr(self.params(), name)) for name in self.title_params}
         named = list_naming_fields(self.params)
         shown = {n: len(v) if n in named and isinstance(v, list | tuple) else v for n, v in values.items()}
-        return self.title.format(**shown)
+        return self.title.format(**shown).replace(" + none", "")
 
     @property
     def title_params(self) -> tuple[str, ...]:

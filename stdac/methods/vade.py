@@ -57,7 +57,7 @@ class VaDEParams(PretrainedParams):
             raise StdacError(f"got recipe = {self.recipe!r}, expected one that leaves pixels in [0, 1], such as adam")
         return self.fill_budget("adam", PRETRAIN_EPOCHS, EPOCHS)
 
-    def default_epochs(self, usual: int) -> int:
+    def choose_epochs(self, usual: int) -> int:
         """As the budget has it."""
         return usual if self.budget == PUBLISHED else CPU_EPOCHS
 
