@@ -26,11 +26,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from stdac.autoencoders import Autoencoder
 from stdac.machine import Machine, read_cpu_name
 from stdac.methods import METHODS, resolve
-from stdac.methods.dec import list_hidden
 from stdac.methods.method import count_forward
-from stdac.networks import mlp
 
 IMAGES, SHAPE, K = 70_000, (1, 28, 28), 10  # MNIST and Fashion-MNIST
 STEP_BYTES = 12  # a parameter: read forward, read backward, gradient written
@@ -150,7 +149,7 @@ def dec() -> tuple[Cost, Cost]:
     build = METHODS["dec"].build
     assert build is not None
     encoder, macs = size(build(K, SHAPE, p)), count_forward(build(K, SHAPE, p), SHAPE)
-    both = encoder + size(mlp([p.dimensions, *reversed(list_hidden(p)), SHAPE[1] * SHAPE[2]]))
+    both = size(Autoencoder(SHAPE, p.network, p.width, p.dimensions))
     update = OPTIMIZER_BYTES["dec"]
     label = forward_work(macs, encoder, 1000)
     pretraining = Cost(
