@@ -164,7 +164,8 @@ def test_stopped_and_resumed_equals_uninterrupted(network: str, new_folder: Fold
 
 
 @pytest.mark.parametrize(
-    ("method", "params"), [("vae", {}), ("vae", {"network": "conv"}), ("autoencoder", {}), ("autoencoder", {"network": "conv"})]
+    ("method", "params"),
+    [("vae", {}), ("vae", {"network": "conv"}), ("autoencoder", {}), ("autoencoder", {"network": "conv"})],
 )
 def test_an_embedding_model_is_exported_as_torch_has_it(
     method: str, params: dict[str, Any], new_folder: Folders, tmp_path: Path
