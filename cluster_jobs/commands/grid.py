@@ -16,8 +16,8 @@ UNFINISHED = click.option("--unfinished", is_flag=True, help="Also the epochs so
 def main() -> None:
     """Run a grid of clustering trials, lose nothing, and print the table.
 
-    GRID is a preset (quick, paper, paper-narrow, alpha-study, k-study) or a TOML file; RUN is the folder of a launched
-    grid.
+    GRID is a preset (quick, paper, methods and more: an unknown name lists them) or a TOML file; RUN is the folder of a
+    launched grid.
     """
 
 
