@@ -59,10 +59,11 @@ class Setting:
     threads: int
     data_dir: Path | None = None
     clustpy: Path | None = None
+    dataset: str = "mnist"
 
     def load(self) -> Dataset:
-        """The images of MNIST that are taken, with their labels."""
-        return load("mnist", limit=self.limit, data_dir=self.data_dir)
+        """The images that are taken, with their labels."""
+        return load(self.dataset, limit=self.limit, data_dir=self.data_dir)
 
 
 def make_trial(method: str, setting: Setting, *, epochs: int, pretrain: int = 1, seed: int = 0, **params: Any) -> Trial:
@@ -74,7 +75,13 @@ def make_trial(method: str, setting: Setting, *, epochs: int, pretrain: int = 1,
     if method != "pretrain":
         given |= {"pretrain_epochs": pretrain, "recipe": "adam"}
     k = {"n_clusters": theirs.K} if kind.takes_k else {}
-    spec = {"method": METHOD[method], "dataset": "mnist", "limit": setting.limit, "seed": seed, "epochs": epochs}
+    spec = {
+        "method": METHOD[method],
+        "dataset": setting.dataset,
+        "limit": setting.limit,
+        "seed": seed,
+        "epochs": epochs,
+    }
     return resolve(spec | k | {"params": given})
 
 
@@ -158,10 +165,10 @@ OURS: dict[str, dict[str, Any]] = {
 
 
 @contextmanager
-def contenders(method: str, setting: Setting) -> Iterator[dict[str, Connection]]:
+def contenders(method: str, setting: Setting, kinds: Iterable[str]) -> Iterator[dict[str, Connection]]:
     """The processes of a method, by their pipes."""
     pipes, processes = {}, []
-    for kind in CONTENDERS:
+    for kind in kinds:
         pipes[kind], other = SPAWN.Pipe()
         processes.append(SPAWN.Process(target=contend, args=(kind, method, setting, other), daemon=True))
         processes[-1].start()
@@ -176,10 +183,12 @@ def contenders(method: str, setting: Setting) -> Iterator[dict[str, Connection]]
             process.kill()
 
 
-def measure(method: str, setting: Setting, rounds: int) -> dict[str, dict[str, list[float]]]:
+def measure(
+    method: str, setting: Setting, rounds: int, kinds: Iterable[str] = tuple(CONTENDERS)
+) -> dict[str, dict[str, list[float]]]:
     """Seconds of an epoch, by contender: of the clock and of the CPU, a value a round; a first round is not counted."""
-    seconds: dict[str, dict[str, list[float]]] = {kind: {"clock": [], "cpu": []} for kind in CONTENDERS}
-    with contenders(method, setting) as pipes:
+    seconds: dict[str, dict[str, list[float]]] = {kind: {"clock": [], "cpu": []} for kind in kinds}
+    with contenders(method, setting, kinds) as pipes:
         for number in range(rounds + 1):
             for kind, pipe in pipes.items():
                 pipe.send("epoch")
@@ -304,6 +313,7 @@ def share_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.group()
 def main() -> None:
     """Ours and ClustPy's, side by side."""
+    os.environ["TQDM_DISABLE"] = "1"  # of ClustPy's bars, in the processes to come
 
 
 @main.command()

@@ -1,7 +1,6 @@
 """ClustPy's side of `benchmarks.methods`: the same network, data and mini-batches in ClustPy's own training loops."""
 
 import importlib
-import os
 import sys
 import types
 from collections.abc import Callable
@@ -28,7 +27,6 @@ def import_clustpy(folder: Path | None) -> Any:
     """
     if folder is not None:
         sys.path.append(str(folder))
-    os.environ["TQDM_DISABLE"] = "1"
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
