@@ -33,9 +33,9 @@ class Cell:
     settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with them. epoch: None where all seeds
     are finished; else the last epoch that all seeds have, where scores and curves end. done: the number of finished
     seeds. scores: for SCORES, "noise" and each space's PRECISION (protocol, last epoch), "acc_best" (protocol, best
-    epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol ACC a seed, a
-    seed that stopped early keeping its last. published: by metric, where comparable; of an unfinished cell the value
-    after the same epoch.
+    epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol
+    ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable; of an unfinished
+    cell the value after the same epoch.
     """
 
     dataset: str

@@ -75,7 +75,11 @@ def parse_props(path: Path, props: Mapping[str, str]) -> ModelInfo:
             raise ValueError("colour mode or precision")
         if info.background not in BACKGROUNDS:
             raise ValueError("background")
-        if len(info.cluster_names) not in (0, info.k) or info.embedding < 0 or min(info.k or info.embedding, *info.shape) < 1:
+        if (
+            len(info.cluster_names) not in (0, info.k)
+            or info.embedding < 0
+            or min(info.k or info.embedding, *info.shape) < 1
+        ):
             raise ValueError("cluster names or sizes")
         "".join((*info.cluster_names, info.model_id, info.dataset)).encode()
     except (ValueError, TypeError, RecursionError) as error:

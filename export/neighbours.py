@@ -114,7 +114,9 @@ def find_neighbours(
         raise StdacError(f"{model} has no embedding to find neighbours by: export the model with --with-embedding")
     stored = has_embeddings(Path(among))
     if stored and keep is not None:
-        raise StdacError(f"{among} has embeddings already: leave out --save-embeddings, or name the folder of its images")
+        raise StdacError(
+            f"{among} has embeddings already: leave out --save-embeddings, or name the folder of its images"
+        )
     space: Space | None = find_space(Path(among), clusterer) if stored else None
     asked = drop_repeated(map(open_input, queries))[0]
     given = [] if stored else [open_input(among)]

@@ -49,7 +49,9 @@ class Nearest:
     ) -> None:
         """The same for some of the queries."""
         queries = self.queries[part].astype(np.float64)
-        squared = np.square(queries).sum(1)[:, None] - 2 * queries @ points.T + norms  # (q, B), in float64 all but exact
+        squared = (
+            np.square(queries).sum(1)[:, None] - 2 * queries @ points.T + norms
+        )  # (q, B), in float64 all but exact
         known = self.known[part]
         squared[(known[:, None] == keys) & (known >= 0)[:, None]] = np.inf
         n = self.distance.shape[1]
