@@ -81,8 +81,8 @@ def export_model(
     model, config = load_model(model_path)
     if not config.clusters and precision != "fp32":
         raise StdacError(
-            f"{model_path} is an embedding model, and {precision} is held against fp32 by the clusters that images keep: "
-            "export it with --precision fp32"
+            f"{model_path} is an embedding model, and {precision} is held against fp32 by the clusters that images "
+            "keep: export it with --precision fp32"
         )
     info = describe(config, names, model_path)
     _check_weights(model, model_path)
