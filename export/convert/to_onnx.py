@@ -224,7 +224,7 @@ def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> M
         stdac_version=read_version("stdac") or "unknown",
         trial_id=trial.id,
         trial=trial.to_json() | {"dataset": dataset},
-        k=trial.n_clusters,
+        k=trial.n_clusters if config.clusters else 0,
         height=height,
         width=width,
         colour_mode=COLOUR_MODES[channels],
