@@ -1,6 +1,7 @@
 """The cells of a table of results: one a method and data set, over seeds, with the published values beside it."""
 
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -255,7 +256,13 @@ def rank(cell: Cell) -> tuple[Any, ...]:
     """The sort key of a cell: data set, method as in METHODS, title, then settings."""
     method = list(METHODS).index(cell.method) if cell.method in METHODS else len(METHODS)
     settings = json.dumps([cell.settings.get(name) for name in _order_settings(cell.method, cell.settings)])
-    return (_rank_dataset(cell.dataset), method, cell.method, fill_title(cell.method, cell.settings), settings)
+    texts = (_split_numbers(text) for text in (fill_title(cell.method, cell.settings), settings))
+    return (_rank_dataset(cell.dataset), method, cell.method, *texts)
+
+
+def _split_numbers(text: str) -> list[str | float]:
+    """A text as texts and numbers in turn, so that 3 is before 30, and 30 before 150."""
+    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?)", text))]
 
 
 def _rank_dataset(name: str) -> tuple[int, str]:

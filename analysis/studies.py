@@ -211,7 +211,7 @@ def _finish_axes(axes: "Axes", study: Study) -> None:
     values = sorted({_read_number(cell, study.setting) or 0.0 for cell in study.cells})
     if values[0] > 0 and values[-1] > WIDE * values[0]:
         axes.set_xscale("log")
-    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.set_xticks(values, [f"{value:g}" for value in values], fontsize=9)
     axes.set_xticks([], minor=True)
     axes.set_ylim(0, 1)
     axes.set_xlabel(study.symbol)
