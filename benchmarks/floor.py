@@ -142,8 +142,8 @@ def pairwise_cost(method: str, name: str, params: dict[str, Any], *, drop_last: 
 
 
 def dec() -> tuple[Cost, Cost]:
-    """DEC: the autoencoder's pre-training, and at most 20,000 steps of clustering with two passes over all images at
-    each of the 125 updates of the target."""
+    """DEC: the autoencoder's pre-training, and at most 20,000 steps of clustering with a pass over all images at
+    each of the 125 updates of the target, and after the last."""
     trial = resolve({"method": "dec", "dataset": "mnist"})
     p: Any = trial.params
     build = METHODS["dec"].build
@@ -168,7 +168,7 @@ def dec() -> tuple[Cost, Cost]:
         Work(0.0, float(encoder) * update),
         trial.epochs * p.update_interval,
         label,
-        2 * (trial.epochs + 1) * IMAGES / 1000,
+        (trial.epochs + 1) * IMAGES / 1000,
     )
     return pretraining, clustering
 

@@ -224,7 +224,8 @@ def cluster_by_theirs(
 ) -> dict[str, NDArray[Any]]:
     """The same with ClustPy."""
     torch.set_num_threads(setting.threads)
-    deep, images = theirs.import_clustpy(setting.clustpy), torch.from_numpy(setting.load().images)
+    images = torch.from_numpy(setting.load().images)  # before torchvision may be replaced
+    deep = theirs.import_clustpy(setting.clustpy)
     return theirs.cluster(deep, list(methods), images, setting.batch, pretrain, epochs, seed)
 
 

@@ -22,17 +22,17 @@ NAMES = {"DEC": "DEC", "IDEC": "IDEC", "DCN": "DCN", "VaDE": "VaDE", "DeepKMeans
 def import_clustpy(folder: Path | None) -> Any:
     """`clustpy.deep`, from a folder where one is given.
 
-    It imports torchvision for transforms that images may be given, and none is given here: a torchvision that does not
-    go with this torch need not be mended.
+    It imports torchvision for transforms and weights that are not used here. In place of one that was built for another
+    torch, which cannot be imported, there is nothing but the names.
     """
     if folder is not None:
         sys.path.append(str(folder))
     try:
         importlib.import_module("torchvision")
     except (ImportError, RuntimeError):
-        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-            del sys.modules[name]
-        sys.modules["torchvision"] = types.ModuleType("torchvision")
+        for name in ("torchvision", "torchvision.models", "torchvision.models._api"):
+            sys.modules[name] = types.ModuleType(name)
+        sys.modules["torchvision.models._api"].__dict__.update(Weights=object, WeightsEnum=object)
     return importlib.import_module("clustpy.deep")
 
 

@@ -1,12 +1,15 @@
 """The benchmarks compare the same algorithm, and their floors are what the sources say."""
 
+import os
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import floor, plain, step_profile, train
+from benchmarks import floor, methods, plain, step_profile, theirs, train
 from stdac.augment import AUGMENTATIONS, augment
 from stdac.methods import resolve
 from stdac.methods.pairwise import CleanPass
@@ -156,3 +159,61 @@ def test_processes_are_compared_by_what_they_do_together() -> None:
 )
 def test_the_profile_knows_which_part_an_event_belongs_to(name: str, chain: list[str], part: str) -> None:
     assert step_profile.part_of(name, chain) == part
+
+
+# --- ours and ClustPy's
+
+FEW = methods.Setting(limit=100, batch=32, threads=1, dataset="digits")
+
+
+@pytest.mark.parametrize("method", methods.METHOD)
+def test_an_epoch_of_ours_is_as_many_mini_batches_as_the_images_are(method: str) -> None:
+    """Of the network of the sources: 784-500-500-2000-10, and the way back."""
+    trial = methods.make_trial(method, FEW, epochs=7, pretrain=3, seed=5)
+    params: Any = trial.params
+    assert (trial.epochs, trial.seed, params.batch, params.width, params.dimensions) == (7, 5, 32, 1.0, 10)
+    assert getattr(params, "update_interval", 4) == 4 and getattr(params, "pretrain_epochs", 3) == 3
+
+
+def test_ours_takes_turns_and_answers_the_seconds_of_each_epoch() -> None:
+    found = methods.measure("DEC", FEW, 2, ["ours"])
+    assert set(found) == {"ours"} and all(0 < seconds < 60 for seconds in found["ours"]["cpu"] + found["ours"]["clock"])
+    assert len(found["ours"]["cpu"]) == len(found["ours"]["clock"]) == 2
+
+
+def test_an_autoencoder_is_shared_by_those_that_start_from_it() -> None:
+    labels = methods.cluster_by_ours(["DEC", "DeepKMeansP"], FEW, 2, 1, 0)
+    assert {name: (found.shape, int(found.max()) < 10) for name, found in labels.items()} == {
+        "DEC": ((100,), True),
+        "DeepKMeansP": ((100,), True),
+    }
+
+
+def test_speed_is_compared_within_a_round() -> None:
+    seconds = {
+        "ours": {"clock": [1.0, 2.0], "cpu": [1.0, 1.0]},
+        "compiled": {"clock": [0.5, 1.0], "cpu": [0.5, 0.5]},
+        "clustpy": {"clock": [3.0, 2.0], "cpu": [2.0, 4.0]},
+    }
+    text = methods.write_speed({"pretrain": seconds})
+    expected = "| 1.00 | 0.50 | 3.00 | 3.00 (2.00–4.00)× | 2.00 (1.00–3.00)× | 6.00 (4.00–8.00)× | 4.00 (2.00–6.00)× |"
+    assert f"| pre-training {expected}" in text
+
+
+def test_accuracies_stand_side_by_side() -> None:
+    text = methods.write_accuracy([{"DEC": {"ours": 0.8, "clustpy": 0.7}}, {"DEC": {"ours": 0.6, "clustpy": 0.7}}])
+    assert "| DEC | 0.800 0.600 | 0.700 | 0.700 0.700 | 0.700 |" in text
+
+
+@pytest.mark.skipif("STDAC_CLUSTPY" not in os.environ, reason="STDAC_CLUSTPY names no folder that ClustPy lies in")
+@pytest.mark.parametrize("method", methods.METHOD)
+def test_clustpys_network_is_ours_and_an_epoch_of_it_trains(method: str) -> None:
+    deep = theirs.import_clustpy(Path(os.environ["STDAC_CLUSTPY"]))
+    sizes = [p.numel() for p in theirs.make_network(deep, method == "VaDE", 0).parameters()]
+    ours = methods.METHODS["autoencoder"].build
+    assert ours is not None
+    trial = methods.make_trial("pretrain", FEW, epochs=1)
+    spread = 2000 * 10 + 10 if method == "VaDE" else 0  # the head for the codes' variances
+    assert sum(sizes) == sum(p.numel() for p in ours(0, (1, 28, 28), trial.params).parameters()) + spread
+    epoch = theirs.prepare_epoch(deep, method, torch.from_numpy(FEW.load().images), 32)
+    epoch()

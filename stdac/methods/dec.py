@@ -138,16 +138,18 @@ def cluster(
         optimizer = torch.optim.SGD(learned.parameters(), lr=params.lr, momentum=0.9)
     previous = Previous(len(images)).to(images.device)
     order = torch.randperm(len(images), device=images.device)
+    evaluated: list[Tensor] = []  # the last soft assignments, of which the next targets are; computed anew on resuming
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, ...]]:
-        p = sharpen_targets(assign_all(model, images))
+        p = sharpen_targets(evaluated.pop() if evaluated else assign_all(model, images))
         offsets = torch.arange(params.batch, device=images.device)
         for step in range((epoch - 1) * params.update_interval, epoch * params.update_interval):
             index = order[(step * params.batch + offsets) % len(images)]
             yield images[index].float() / 255, p[index]
 
     def evaluate(_epoch: int) -> Assignment:
-        confidence, clusters = assign_all(model, images).max(1)
+        evaluated[:] = [assign_all(model, images)]
+        confidence, clusters = evaluated[0].max(1)
         previous.update(clusters)
         return Assignment(clusters, confidence)
 
@@ -182,10 +184,10 @@ def divergence_loss(
 
 def count_work(task: Task) -> Cost:
     """What a trial computes beside its autoencoder's: each epoch its mini-batches, and all images through the
-    encoder for the targets and for the evaluation."""
+    encoder for the evaluation, of which the next targets are."""
     params, encoder = task.params, count_forward(build(task.k, task.shape, task.params), task.shape)
     trained = 3.0 * (2 if params.reconstruction else 1) * params.update_interval * params.batch
-    return Cost(encoder * task.epochs * (trained + 2 * task.n), steps=task.epochs * params.update_interval)
+    return Cost(encoder * task.epochs * (trained + task.n), steps=task.epochs * params.update_interval)
 
 
 DEC = Method(
