@@ -210,12 +210,12 @@ def hash_model(model: nn.Module) -> str:
 
 def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> ModelInfo:
     """The file's metadata. Raises StdacError for names that are not one a cluster, or images neither gray nor RGB."""
-    trial = config.trial
+    trial, k = config.trial, config.trial.n_clusters if config.clusters else 0
     channels, height, width = config.shape
-    if names and (len(names) != trial.n_clusters or not all(names)):
+    if names and (len(names) != k or not all(names)):
         given = f"{len(names)} cluster names" if all(names) else "an empty cluster name"
         raise StdacError(
-            f"got {given} for a model of {trial.n_clusters} clusters: expected one name a cluster, in order"
+            f"got {given} for a model of {k} clusters: expected one name a cluster, in order"
         )
     if channels not in COLOUR_MODES:
         raise StdacError(f"{model_path} takes images of {channels} channels, expected 1 (gray) or 3 (RGB)")
@@ -224,7 +224,7 @@ def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> M
         stdac_version=read_version("stdac") or "unknown",
         trial_id=trial.id,
         trial=trial.to_json() | {"dataset": dataset},
-        k=trial.n_clusters if config.clusters else 0,
+        k=k,
         height=height,
         width=width,
         colour_mode=COLOUR_MODES[channels],
