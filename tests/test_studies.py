@@ -17,7 +17,6 @@ from analysis.studies import align, draw_study, find_studies, format_studies, ma
 from cluster_jobs.commands.grid import main as grid
 from stdac.errors import StdacError
 from stdac.methods import resolve
-from stdac.metrics import relabelled_accuracy, score_clusters
 from stdac.record import ASSIGNMENTS, make_metrics
 from stdac.trial import SCHEMA_VERSION, write_canonical
 
@@ -126,12 +125,3 @@ def test_columns_stand_in_the_order_of_their_classes() -> None:
     counts = np.array([[0, 9, 2, 0], [0, 0, 1, 6], [5, 1, 8, 0]])
     assert align(counts).tolist() == [[9, 0, 2, 0], [0, 6, 1, 0], [1, 0, 8, 5]]
     assert align(counts[:, :2]).tolist() == [[9, 0], [0, 0], [1, 5]]
-
-
-def test_clusters_left_without_a_class_count_as_the_first() -> None:
-    truth, clusters = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 2, 1, 1, 3])
-    assert relabelled_accuracy(truth, clusters) == pytest.approx(5 / 6)
-    scores = score_clusters(truth, clusters)
-    assert scores["acc"] == pytest.approx(4 / 6) and scores["acc_relabelled"] == pytest.approx(5 / 6)
-    few = score_clusters(truth, np.array([0, 0, 1, 1, 1, 1]))
-    assert relabelled_accuracy(truth, np.array([0, 0, 1, 1, 1, 1])) == few["acc"]
