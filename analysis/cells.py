@@ -1,6 +1,7 @@
 """The cells of a table of results: one a method and data set, over seeds, with the published values beside it."""
 
 import json
+import re
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,10 +34,10 @@ class Cell:
     dataset: its name, of a path the end, and what tells trials of other images apart. label: unique within it.
     settings: parameters, SETTINGS and source. seeds: ascending, and trial_ids with them. epoch: None where all seeds
     are finished; else the last epoch that all seeds have, where scores and curves end. done: the number of finished
-    seeds. scores: for SCORES, "noise" and each space's PRECISION (protocol, last epoch), "acc_best" (protocol, best
-    epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by epoch one protocol ACC a seed, a
-    seed that stopped early keeping its last. published: by metric, where comparable; of an unfinished cell the value
-    after the same epoch.
+    seeds. scores: for SCORES, "noise", "purity" and each space's PRECISION (protocol, last epoch), "acc_best"
+    (protocol, best epoch by labels) and "acc_deployed" one value a seed; without those that do not exist. curves: by
+    epoch one protocol ACC a seed, a seed that stopped early keeping its last. published: by metric, where comparable;
+    of an unfinished cell the value after the same epoch.
     """
 
     dataset: str
@@ -229,7 +230,7 @@ def _read_scores(trial: Trial) -> dict[str, float | None]:
     """The scores of one trial as Cell.scores names them; None without ground truth."""
     epochs = {epoch: row for (_, epoch), row in trial.items() if row["main"]}
     last = epochs[max(epochs)]
-    scores = {name: last[name] for name in last if name in (*SCORES, "noise") or name.startswith(PRECISION)}
+    scores = {name: last[name] for name in last if name in (*SCORES, "noise", "purity") or name.startswith(PRECISION)}
     accs = [row["acc"] for row in epochs.values() if row["acc"] is not None]
     scores["acc_best"] = max(accs) if len(accs) > 1 else None
     scores["acc_deployed"] = next((row["acc"] for (phase, _), row in trial.items() if phase == "deployed"), None)
@@ -255,7 +256,13 @@ def rank(cell: Cell) -> tuple[Any, ...]:
     """The sort key of a cell: data set, method as in METHODS, title, then settings."""
     method = list(METHODS).index(cell.method) if cell.method in METHODS else len(METHODS)
     settings = json.dumps([cell.settings.get(name) for name in _order_settings(cell.method, cell.settings)])
-    return (_rank_dataset(cell.dataset), method, cell.method, fill_title(cell.method, cell.settings), settings)
+    texts = (_split_numbers(text) for text in (fill_title(cell.method, cell.settings), settings))
+    return (_rank_dataset(cell.dataset), method, cell.method, *texts)
+
+
+def _split_numbers(text: str) -> list[str | float]:
+    """A text as texts and numbers in turn, so that 3 is before 30, and 30 before 150."""
+    return [float(part) if i % 2 else part for i, part in enumerate(re.split(r"(\d+(?:\.\d+)?)", text))]
 
 
 def _rank_dataset(name: str) -> tuple[int, str]:

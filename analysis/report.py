@@ -17,6 +17,16 @@ from analysis.figures import draw_curves, draw_stn_pictures, find_traces, import
 from analysis.provenance import describe_environment, list_commands, read_grids
 from analysis.report_style import CSS
 from analysis.runs import read_metrics
+from analysis.studies import (
+    NOTE,
+    NOTE_RELABELLED,
+    Study,
+    draw_matrices,
+    draw_study,
+    find_studies,
+    make_study_rows,
+    read_matrices,
+)
 from analysis.table import COLUMNS, HEADING, INTERVALS, list_remarks, make_rows, show
 from stdac.files import atomic_write, check_suffix, sweep_temporary
 from stdac.scratch import open_scratch
@@ -47,6 +57,7 @@ def make_page(run: Path, rows: pa.Table, name: str, *, hosts: bool) -> str:
     more = list_choices(run, cells)
     groups = {dataset: [c for c in cells if c.dataset == dataset] for dataset in list_datasets(cells)}
     sections = [_make_dataset_section(group, more.get(dataset, ())) for dataset, group in groups.items()]
+    sections += [_make_study_section(run, study) for study in find_studies(cells)]
     pictures = [_draw_stn_figure(cell, seed, trace) for cell, seed, trace in find_traces(run, cells)]
     if pictures:
         sections.append(make_section("Spatial transformers", STN_NOTE, *pictures))
@@ -122,6 +133,19 @@ def _make_epoch_rows(cells: list[Cell]) -> tuple[list[str], list[list[str]]]:
         epochs = [epochs[i] for i in np.unique(np.linspace(0, len(epochs) - 1, EPOCHS).round().astype(int))]
     body = [[label, *(show(line.get(epoch)) for epoch in epochs)] for label, line in lines.items()]
     return ["epoch", *map(str, epochs)], body
+
+
+def _make_study_section(run: Path, study: Study) -> str:
+    """One study: its table, its figure, and the confusion matrices of one of K."""
+    name = f"{study.setting}-{study.cells[0].trial_ids[0]}"
+    header, *body = make_study_rows(study)
+    parts = [_make_table(study.title, header, body)]
+    parts.append(draw_svg(lambda path: draw_study(study, path), study.title, f"study-{name}", "plot"))
+    matrices = read_matrices(run, study)
+    if matrices:
+        label = f"Confusion matrices by {study.symbol} on {study.dataset}"
+        parts.append(draw_svg(lambda path: draw_matrices(matrices, path), label, f"confusion-{name}", "plot"))
+    return make_section(study.title, NOTE + (f" {NOTE_RELABELLED}" if study.has_more_clusters else ""), *parts)
 
 
 def _draw_stn_figure(cell: Cell, seed: int, trace: Path) -> str:

@@ -51,7 +51,7 @@ def _make_markdown_blocks(cells: list[Cell], remarks: Sequence[str]) -> list[str
     """One data set: its name, its table with the intervals, and the remarks as a list."""
     notes = [f"{INTERVALS}."] if any(cell.interval for cell in cells) else []
     remarked = "\n".join(f"- {escape_markdown(remark)}" for remark in [*remarks, *notes])
-    return [f"**{cells[0].dataset}**", _format_markdown_table(make_rows(cells, COLUMNS, full=True)), remarked]
+    return [f"**{cells[0].dataset}**", format_markdown_table(make_rows(cells, COLUMNS, full=True)), remarked]
 
 
 class Column(NamedTuple):
@@ -77,15 +77,15 @@ def _show_epochs(cell: Cell) -> str:
 
 def _show_acc(cell: Cell) -> str:
     """.980 ± .007 (10): the mean, the standard deviation where there are several seeds, their number."""
-    return f"{_show_score(cell, 'acc')} ({cell.n})" if "acc" in cell.scores else "-"
+    return f"{show_score(cell, 'acc')} ({cell.n})" if "acc" in cell.scores else "-"
 
 
-def _show_score(cell: Cell, score: str) -> str:
+def show_score(cell: Cell, score: str) -> str:
     """The mean, and the standard deviation where there is more than one seed to have one."""
     return show(cell.mean(score), cell.std(score) if cell.n > 1 else None)
 
 
-def _show_published(cell: Cell, score: str, *, spread: bool = False) -> str:
+def show_published(cell: Cell, score: str, *, spread: bool = False) -> str:
     """A published mean, with its standard deviation if asked for; † where it is of the best epoch."""
     value = cell.published.get(score)
     if value is None:
@@ -108,13 +108,13 @@ def _show_noise(cell: Cell) -> str:
 def _show_relabelled(cell: Cell) -> str:
     """The mean of `relabelled_accuracy`, where clusters are left without a class, or the paper has it."""
     more = cell.mean("acc_relabelled") != cell.mean("acc") or "acc_relabelled" in cell.published
-    return _show_score(cell, "acc_relabelled") if more else "-"
+    return show_score(cell, "acc_relabelled") if more else "-"
 
 
 def _show_majority(cell: Cell) -> str:
     """The mean of `majority_accuracy`, where clusters are left without a class, or images out, or the paper has it."""
     more = _show_relabelled(cell) != "-" or cell.mean("noise") or "acc_majority" in cell.published
-    return _show_score(cell, "acc_majority") if more else "-"
+    return show_score(cell, "acc_majority") if more else "-"
 
 
 def _show_difference(cell: Cell) -> str:
@@ -132,18 +132,18 @@ COLUMNS = (
     Column("epochs", "epochs", _show_epochs),
     Column("ACC (n)", "ACC (n)", _show_acc),
     INTERVAL_COLUMNS[0],
-    Column("paper", "paper's ACC", lambda cell: _show_published(cell, "acc", spread=True)),
+    Column("paper", "paper's ACC", lambda cell: show_published(cell, "acc", spread=True)),
     Column("diff.", "diff.", _show_difference),
     INTERVAL_COLUMNS[1],
-    Column("NMI", "NMI", lambda cell: _show_score(cell, "nmi")),
-    Column("paper", "paper's NMI", lambda cell: _show_published(cell, "nmi")),
-    Column("ARI", "ARI", lambda cell: _show_score(cell, "ari")),
-    Column("paper", "paper's ARI", lambda cell: _show_published(cell, "ari")),
+    Column("NMI", "NMI", lambda cell: show_score(cell, "nmi")),
+    Column("paper", "paper's NMI", lambda cell: show_published(cell, "nmi")),
+    Column("ARI", "ARI", lambda cell: show_score(cell, "ari")),
+    Column("paper", "paper's ARI", lambda cell: show_published(cell, "ari")),
     Column("noise", "noise", _show_noise),
     Column("majority", "majority ACC", _show_majority),
-    Column("paper", "paper's majority ACC", lambda cell: _show_published(cell, "acc_majority")),
+    Column("paper", "paper's majority ACC", lambda cell: show_published(cell, "acc_majority")),
     Column("relabelled", "relabelled ACC", _show_relabelled),
-    Column("paper", "paper's relabelled ACC", lambda cell: _show_published(cell, "acc_relabelled")),
+    Column("paper", "paper's relabelled ACC", lambda cell: show_published(cell, "acc_relabelled")),
     Column("deployed", "deployed", lambda cell: show(cell.mean("acc_deployed"))),
     Column("best epoch", "best epoch", lambda cell: show(cell.mean("acc_best"))),
 )
@@ -173,7 +173,7 @@ def format_text_table(rows: list[list[str]]) -> str:
     return "\n".join([lines[0], "-" * (sum(widths) + 2 * len(widths) - 2), *lines[1:]])
 
 
-def _format_markdown_table(rows: list[list[str]]) -> str:
+def format_markdown_table(rows: list[list[str]]) -> str:
     """Rows as a Markdown table."""
     lines = ["| " + " | ".join(map(escape_markdown, row)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

@@ -52,7 +52,8 @@ def export_command(
 ) -> None:
     """Turn a trained MODEL.pt into one MODEL.onnx, verified against torch.
 
-    The file takes uint8 images and gives clusters, or of an embedding model embeddings; any ONNX runtime opens it. Nothing is written if it disagrees.
+    The file takes uint8 images and gives clusters, or of an embedding model embeddings; any ONNX runtime opens it.
+    Nothing is written if it disagrees.
     """
     check_suffix(onnx, (".onnx",))
     require("onnx", "onnxscript")  # before torch, which their extra brings too

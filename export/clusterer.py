@@ -124,8 +124,8 @@ def refuse_embedding_model(clusterer: Clusterer) -> None:
     if not clusterer.info.k:
         method = clusterer.info.trial.get("method")
         raise StdacError(
-            f"{clusterer.path} is an embedding model (method {method}), which sorts nothing into clusters: it finds the "
-            "images that are nearest to some, with stdac neighbours"
+            f"{clusterer.path} is an embedding model (method {method}), which sorts nothing into clusters: "
+            "stdac neighbours finds the images that are nearest to some with it"
         )
 
 

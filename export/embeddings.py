@@ -34,7 +34,7 @@ class Place(NamedTuple):
     there."""
 
     source: str
-    index: int
+    number: int
     member: str | None
 
 
@@ -45,7 +45,7 @@ class Block(NamedTuple):
     places: list[Place]
     content_hash: list[str | None]
     embedding: Floats
-    errors: list[str] = []
+    errors: Sequence[str] = ()
 
 
 def embed_sources(
@@ -116,7 +116,8 @@ def find_space(path: Path, clusterer: Clusterer) -> Space:
     expected = clusterer.info.embedding if is_whole else min(clusterer.info.embedding, PROJECTED)
     if size != expected:
         raise StdacError(
-            f"{path} has embeddings of {size} values, expected {expected} of {clusterer.path}: write it again with stdac"
+            f"{path} has embeddings of {size} values, expected {expected} of {clusterer.path}: write it again with "
+            "stdac"
         )
     return _keep if is_whole else lambda z: select_columns(z, size).astype(np.float32)
 

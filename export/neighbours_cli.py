@@ -105,5 +105,5 @@ def _tell_answer(answer: "Answer") -> list[str]:
 def _name(place: "Place") -> str:
     """What an image is called in a line."""
     return escape_line(
-        f"{place.source}, {place.member or place.index}" if place.member or place.index else place.source
+        f"{place.source}, {place.member or place.number}" if place.member or place.number else place.source
     )

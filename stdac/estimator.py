@@ -273,7 +273,7 @@ def list_parameters(method: Method) -> Iterator[tuple[str, Any, Any]]:
 
 def has_schedule(method: Method) -> bool:
     """Whether a method's epochs follow from its other parameters."""
-    return method.params.default_epochs is not Params.default_epochs
+    return method.params.choose_epochs is not Params.choose_epochs
 
 
 def write_docstring(name: str, about: str, method: Method, side: int) -> str:

@@ -39,7 +39,7 @@ PRETRAINED = ("ae-kmeans", "dcn", "dec", "idec", "vade", "dkm-p", "fcdec-da", "c
 ALONE = [name for name in METHODS if name not in NAMING + PRETRAINED]
 """The methods that start from images, and need no other trial."""
 
-CLUSTERING = [name for name in METHODS if name not in (*NAMING, "autoencoder")]
+CLUSTERING = [name for name in METHODS if name not in (*NAMING, "autoencoder", "vae")]
 """The methods whose small trial on digits makes clusters, of nothing but what `Method.needs` says."""
 
 SMALLER: dict[str, dict[str, Any]] = {

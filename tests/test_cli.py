@@ -15,6 +15,7 @@ from PIL import Image
 
 from cluster_jobs.commands.grid import main as grid_main
 from cluster_jobs.commands.stdac import main as stdac_main
+from cluster_jobs.grid import list_presets
 from export.cli import _print_progress
 from export.cluster import Progress
 from stdac.data import load
@@ -67,7 +68,7 @@ def check_refusal(code: int, output: str, said: str, place: Path) -> None:
     assert not list(place.rglob("model.pt")) and not list(place.rglob("done.json"))
 
 
-NO_GRID = "unknown grid 'papre': expected one of paper, paper-narrow, quick, or a TOML file"
+NO_GRID = f"unknown grid 'papre': expected one of {', '.join(list_presets())}, or a TOML file"
 
 
 @pytest.mark.parametrize(

@@ -163,7 +163,7 @@ def test_a_grid_of_odd_values_is_one_sentence(text: str, said: str, tmp_path: Pa
 
 
 def test_an_unknown_grid_names_the_presets() -> None:
-    with pytest.raises(StdacError, match=r"^unknown grid 'papre': expected one of paper, paper-narrow, quick, or"):
+    with pytest.raises(StdacError, match=r"^unknown grid 'papre': expected one of alpha-study, .*methods, .*paper, "):
         load_grid("papre")
 
 

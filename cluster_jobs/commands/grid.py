@@ -16,7 +16,8 @@ UNFINISHED = click.option("--unfinished", is_flag=True, help="Also the epochs so
 def main() -> None:
     """Run a grid of clustering trials, lose nothing, and print the table.
 
-    GRID is a preset (quick, paper, paper-narrow) or a TOML file; RUN is the folder of a launched grid.
+    GRID is a preset (quick, paper, methods and more: an unknown name lists them) or a TOML file; RUN is the folder of a
+    launched grid.
     """
 
 
@@ -108,14 +109,19 @@ def results(run: Path, markdown: bool, figures: Path | None, unfinished: bool) -
     from analysis.cells import make_cells as cells_of
     from analysis.figures import write_figures
     from analysis.runs import read_metrics
+    from analysis.studies import find_studies, format_studies, write_studies
     from analysis.table import format_results
     from cluster_jobs.data_check import warn_of_changes
 
     warn_of_changes(run)
     cells = cells_of(read_metrics(run, unfinished=unfinished))
     click.echo(format_results(cells, markdown=markdown, more=list_choices(run, cells)))
+    studies = find_studies(cells)
+    if studies:
+        click.echo(f"{format_studies(studies, markdown=markdown)}\n")
     if figures is not None:
-        for path in write_figures(run, figures, unfinished=unfinished):
+        written = write_figures(run, figures, unfinished=unfinished)
+        for path in [*written, *write_studies(run, figures, unfinished=unfinished)]:
             click.echo(f"wrote {path}", err=True)
 
 

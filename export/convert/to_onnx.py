@@ -81,8 +81,8 @@ def export_model(
     model, config = load_model(model_path)
     if not config.clusters and precision != "fp32":
         raise StdacError(
-            f"{model_path} is an embedding model, and {precision} is held against fp32 by the clusters that images keep: "
-            "export it with --precision fp32"
+            f"{model_path} is an embedding model, and {precision} is held against fp32 by the clusters that images "
+            "keep: export it with --precision fp32"
         )
     info = describe(config, names, model_path)
     _check_weights(model, model_path)
@@ -224,7 +224,7 @@ def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> M
         stdac_version=read_version("stdac") or "unknown",
         trial_id=trial.id,
         trial=trial.to_json() | {"dataset": dataset},
-        k=trial.n_clusters,
+        k=trial.n_clusters if config.clusters else 0,
         height=height,
         width=width,
         colour_mode=COLOUR_MODES[channels],

@@ -29,8 +29,9 @@ def write_page(path: Path, search: Search, workers: int | None = None) -> int:
     pictures = {key: _make_image(pixels) for key, pixels in search.read_pictures(wanted, SIDE, workers)}
     folder = files("export.gallery")
     style = (folder / "neighbours.css").read_text("utf-8")
+    policy = f"default-src 'none'; img-src data:; style-src {hash_text(style)}; base-uri 'none'; form-action 'none'"
     parts = {
-        "policy": f"default-src 'none'; img-src data:; style-src {hash_text(style)}; base-uri 'none'; form-action 'none'",
+        "policy": policy,
         "style": style,
         "about": escape(_describe(search, len(shown))),
         "answers": "\n".join(_make_article(answer, pictures) for answer in shown),
@@ -53,8 +54,8 @@ def _describe(search: Search, shown: int) -> str:
     queries = count_noun(len(search.answers), "query", "queries")
     first = f", of which the first {shown:,} are shown" if shown < len(search.answers) else ""
     return (
-        f"{queries}{first}, each with the nearest of {count_noun(search.searched, 'image')}. The number is the distance "
-        f"of the embeddings, of {count_noun(search.embedding, 'value')}, that {search.model} gives them."
+        f"{queries}{first}, each with the nearest of {count_noun(search.searched, 'image')}. The number is the "
+        f"distance of the embeddings, of {count_noun(search.embedding, 'value')}, that {search.model} gives them."
     )
 
 
@@ -70,9 +71,11 @@ def _make_figure(place: Place, what: str, pictures: Mapping[Key, str], kind: str
     """A picture with a line and its name below it; the whole name is its title."""
     whole = place.source if place.member is None else f"{place.source}, {place.member}"
     short = place.member or place.source
-    short = short.rsplit("/", 1)[-1] if place.member or not place.index else f"{short.rsplit('/', 1)[-1]} {place.index}"
-    picture = pictures.get((place.source, place.index), '<span class="picture missing"></span>')
-    title = escape(f"{whole}, {place.index}" if place.index and not place.member else whole)
+    short = (
+        short.rsplit("/", 1)[-1] if place.member or not place.number else f"{short.rsplit('/', 1)[-1]} {place.number}"
+    )
+    picture = pictures.get((place.source, place.number), '<span class="picture missing"></span>')
+    title = escape(f"{whole}, {place.number}" if place.number and not place.member else whole)
     caption = f"<figcaption><b>{what}</b>{escape(short)}</figcaption>"
     picture = picture.replace(ALT, f'alt="{title}"')
     return f'<figure class="{kind}" title="{title}">{picture}{caption}</figure>'

@@ -68,8 +68,8 @@ def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
     one if not given. Everything left out takes its default: method st-dac, seed 0,
     the method's own epochs, limit and parameters, K = 10 for the data sets that have a name. With a schema_version,
     which is checked, it is a stored trial: what was added to trials since has the value that it had before, and its
-    needs are those that it names. Raises StdacError that names the valid keys, methods or parameters where one is unknown or of
-    a wrong type.
+    needs are those that it names. Raises StdacError that names the valid keys, methods or parameters where one is
+    unknown or of a wrong type.
 
     >>> resolve({"dataset": "mnist", "params": {"stn": 1}}).params.stn
     1

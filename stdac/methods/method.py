@@ -119,7 +119,7 @@ class Method:
         return self.name_system(params) + ("" if budget == PUBLISHED else f", {budget} budget")
 
     def name_system(self, params: Mapping[str, Any]) -> str:
-        """The title without the budget: the published system that a trial is one of; a step that is none is left out."""
+        """The title without the budget, of the published system that a trial is one of; no step that is none."""
         values = {name: params.get(name, getattr(self.params(), name)) for name in self.title_params}
         named = list_naming_fields(self.params)
         shown = {n: len(v) if n in named and isinstance(v, list | tuple) else v for n, v in values.items()}

@@ -46,7 +46,7 @@ class VaDEParams(PretrainedParams):
     rate, × .9 every ten epochs, a tenth at least.
     """
 
-    starts: int = 5
+    starts: int = 10
     batch: int = 100
     lr: float = 2e-3
 
