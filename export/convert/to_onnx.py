@@ -214,9 +214,7 @@ def describe(config: ModelConfig, names: tuple[str, ...], model_path: Path) -> M
     channels, height, width = config.shape
     if names and (len(names) != k or not all(names)):
         given = f"{len(names)} cluster names" if all(names) else "an empty cluster name"
-        raise StdacError(
-            f"got {given} for a model of {k} clusters: expected one name a cluster, in order"
-        )
+        raise StdacError(f"got {given} for a model of {k} clusters: expected one name a cluster, in order")
     if channels not in COLOUR_MODES:
         raise StdacError(f"{model_path} takes images of {channels} channels, expected 1 (gray) or 3 (RGB)")
     dataset = trial.dataset if trial.dataset in NAMES else Path(trial.dataset).name  # no local path in the file
