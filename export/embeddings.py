@@ -65,8 +65,10 @@ def embed_sources(
 
 def _make_block(batch: Batch, decoded: DecodedBatch, embedding: Floats) -> Block:
     """The images of a batch that have an embedding."""
-    finite = [bool(row.all()) for row in np.isfinite(embedding)]
-    errors = [error or (None if ok else NO_EMBEDDING) for error, ok in zip(decoded.errors, finite, strict=True)]
+    finite: NDArray[np.bool_] = np.isfinite(embedding.sum(1))
+    errors = [
+        error or (None if ok else NO_EMBEDDING) for error, ok in zip(decoded.errors, finite.tolist(), strict=True)
+    ]
     read = [i for i, error in enumerate(errors) if error is None]
     members: Sequence[str | None] = [None] * len(batch) if batch.member is None else batch.member
     return Block(

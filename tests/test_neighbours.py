@@ -243,7 +243,7 @@ def test_a_million_embeddings_fit_into_little_memory(encoder: Path, pictures: Pa
     assert ran.returncode == 0, ran.stderr
     assert int(ran.stdout.split()[-1]) < 1024  # MiB, where 2,048 are allowed
     found = pq.read_table(out).to_pylist()
-    assert (found[5]["source"], found[5]["distance"]) == ("777777", 0)
+    assert found[5]["source"] == "777777" and found[5]["distance"] == pytest.approx(0, abs=1e-4)  # of batches of 3, 40
 
 
 # the page
