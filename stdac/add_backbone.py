@@ -28,8 +28,8 @@ SIDE = 224
 def add(name: str, spec: str, values: Mapping[str, Any]) -> tuple[Card, list[str]]:
     """Keep a backbone under a name: its card, and sentences on it.
 
-    spec: the path of an ONNX file, or torchvision:MODEL[@WEIGHTS]. values: of the card, in place of what is known of the
-    model. Raises StdacError for a file, card or model that does not do.
+    spec: the path of an ONNX file, or torchvision:MODEL[@WEIGHTS]. values: of the card, in place of what is known of
+    the model. Raises StdacError for a file, card or model that does not do.
     """
     notes: list[str] = []
     if spec.startswith(TORCHVISION):
@@ -61,8 +61,8 @@ def check(content: bytes, card: Card) -> None:
     features, map_ = network(torch.from_numpy(x))
     if map_ is not None and (map_.ndim != 4 or map_.shape[1] != features.shape[1]):
         raise StdacError(
-            f"the map {card.map} of the backbone has shape {tuple(map_.shape)}, expected (N, {features.shape[1]}, h, w) "
-            "as the features are its mean: leave it out"
+            f"the map {card.map} of the backbone is {tuple(map_.shape)}, expected (N, {features.shape[1]}, h, w), whose "
+            "mean the features are: leave it out"
         )
     weight = network.class_weights
     if weight is not None and features.shape[1] not in weight.shape:
@@ -74,8 +74,8 @@ def check(content: bytes, card: Card) -> None:
     difference = np.abs(features.numpy() - expected).max() / max(1.0, float(np.abs(expected).max()))
     if not difference <= TOLERANCE:
         raise StdacError(
-            f"torch and onnxruntime disagree on the features of the backbone by {difference:.2g} of the largest: please "
-            "report this network"
+            f"torch and onnxruntime disagree on the features of the backbone by {difference:.2g} of the largest: "
+            "please report this network"
         )
 
 
@@ -103,7 +103,7 @@ class Headless(nn.Module):
         if not heads:
             raise StdacError("the model has no dense layer at its end, which classifies: take another one")
         *path, last = heads[-1].split(".")
-        self.head: nn.Linear = layers[heads[-1]]  # type: ignore[assignment]  # chosen so
+        self.head: nn.Linear = layers[heads[-1]]
         setattr(layers[".".join(path)], last, nn.Identity())
         self.model, self.seen = model, list[Tensor]()
         pools = [layer for layer in layers.values() if isinstance(layer, nn.AdaptiveAvgPool2d)]
@@ -129,8 +129,11 @@ def convert_torchvision(text: str) -> tuple[bytes, dict[str, Any], list[str]]:
     name, at, chosen = text.partition("@")
     models = import_torchvision("models")
     if not re.fullmatch(r"\w+", name) or name not in models.list_models(module=models):
-        raise StdacError(f"torchvision has no classifier {name!r}: expected one of {', '.join(models.list_models(models))}")
-    notes, known = [], {"size": SIDE, **IMAGENET, "licence": "BSD-3-Clause (torchvision)"}
+        raise StdacError(
+            f"torchvision has no classifier {name!r}: expected one of {', '.join(models.list_models(models))}"
+        )
+    notes: list[str] = []
+    known: dict[str, Any] = {"size": SIDE, **IMAGENET, "licence": "BSD-3-Clause (torchvision)"}
     with borrow_generators():
         torch.manual_seed(0)
         model = models.get_model(name)
@@ -139,7 +142,9 @@ def convert_torchvision(text: str) -> tuple[bytes, dict[str, Any], list[str]]:
         load_weights(model, weights)
         known |= read_transforms(weights.transforms())
     else:
-        notes.append(f"the weights of {name} are random, as none are named: {TORCHVISION}{name}@DEFAULT for trained ones")
+        notes.append(
+            f"the weights of {name} are random, as none are named: {TORCHVISION}{name}@DEFAULT for trained ones"
+        )
     import torchvision
 
     known |= {"source": f"{TORCHVISION}{name}{at}{chosen}", "version": str(torchvision.__version__)}
@@ -165,7 +170,9 @@ def load_weights(model: nn.Module, weights: Any) -> None:
         model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise NotHere(f"the weights {weights} cannot be downloaded ({reason}): put {weights.url} into torch's hub") from error
+        raise NotHere(
+            f"the weights {weights} cannot be downloaded ({reason}): put {weights.url} into torch's hub"
+        ) from error
 
 
 def read_transforms(transforms: Any) -> dict[str, Any]:

@@ -149,8 +149,8 @@ def make_card(values: Mapping[str, Any], where: str) -> Card:
             raise StdacError(f"the card {where} has {name} {numbers!r}, expected three numbers of 0 to 255")
     if min(three["std"]) < 1:
         raise StdacError(
-            f"the card {where} has std {list(three['std'])}, expected at least 1: it is for pixels of 0 to 255, so multiply "
-            "mean and std by 255 where they are for pixels of 0 to 1"
+            f"the card {where} has std {list(three['std'])}, expected at least 1: both are for pixels of 0 to 255, so "
+            "multiply mean and std by 255 where they are for pixels of 0 to 1"
         )
     texts = {name: value for name, value in values.items() if name not in ("size", "mean", "std")}
     for name, value in texts.items():

@@ -251,7 +251,8 @@ def import_torchvision(part: str) -> Any:
     """torchvision.datasets or another part of it, also where torchvision was built for CUDA and torch was not.
 
     Beside a CPU-only torch its C++ library does not load and the import dies for want of two operators' schemas; the
-    data sets and models need neither. Declaring the schemas first lets the import pass. Nothing else here imports torchvision.
+    data sets and models need neither. Declaring the schemas first lets the import pass. Nothing else imports
+    torchvision.
     """
     from importlib import import_module
 
@@ -268,6 +269,4 @@ def import_torchvision(part: str) -> Any:
         _LIBRARIES.append(library)  # a collected library takes its schemas along
         return import_module(f"torchvision.{part}")
     except ImportError as error:
-        raise NotHere(
-            "this comes through torchvision, which is not installed: pip install 'stdac[train]'"
-        ) from error
+        raise NotHere("this comes through torchvision, which is not installed: pip install 'stdac[train]'") from error

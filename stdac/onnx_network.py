@@ -103,8 +103,8 @@ class OnnxNetwork(nn.Module):
                     f"a backbone cannot take images of {side} pixels ({step.operator}: {reason})"
                 ) from error
         features, map_ = values[self.names.features].flatten(1), values.get(self.names.map or "-")
-        if len(features) != len(x):
-            raise StdacError(f"a backbone gives {len(features)} features for {len(x)} images: export it with any batch")
+        if features.shape[0] != x.shape[0]:  # len() would fix the batch in an export
+            raise StdacError(f"a backbone gives {features.shape[0]} features for {x.shape[0]} images: export it with any batch")
         return features, map_
 
     @property

@@ -20,7 +20,9 @@ def backbone_command() -> None:
 @backbone_command.command("add")
 @click.argument("name")
 @click.argument("spec")
-@click.option("--card", type=click.Path(path_type=Path), metavar="FILE.json", help="What is given by options, in a file.")
+@click.option(
+    "--card", type=click.Path(path_type=Path), metavar="FILE.json", help="What is given by options, in a file."
+)
 @click.option("--size", type=int, help="Side of its images in pixels.")
 @click.option("--mean", metavar="R,G,B", help=THREE)
 @click.option("--std", metavar="R,G,B", help=THREE)
@@ -81,7 +83,9 @@ def read_values(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise StdacError(f"cannot read the card {path} ({error}): expected JSON") from error
     if not isinstance(values, dict):
-        raise StdacError(f"the card {path} is no JSON object: expected names and values, as stdac backbone show has them")
+        raise StdacError(
+            f"the card {path} is no JSON object: expected names and values, as stdac backbone show has them"
+        )
     return values
 
 
