@@ -65,7 +65,7 @@ def check(content: bytes, card: Card) -> None:
             "mean the features are: leave it out"
         )
     weight = network.class_weights
-    if weight is not None and features.shape[1] not in weight.shape:
+    if weight is not None and (weight.ndim != 2 or features.shape[1] not in weight.shape):
         raise StdacError(
             f"the classifier {card.classifier} of the backbone has shape {tuple(weight.shape)}, expected (classes, "
             f"{features.shape[1]}): leave it out"

@@ -63,9 +63,11 @@ class OnnxNetwork(nn.Module):
         self._read()
 
     def _load_from_state_dict(self, state: Mapping[str, Tensor], prefix: str, *others: Any) -> None:
-        self.file, self.outputs = (torch.empty_like(state[prefix + name]) for name in ("file", "outputs"))
+        self.file = torch.empty_like(state.get(f"{prefix}file", self.file))  # what is missing is said by torch
+        self.outputs = torch.empty_like(state.get(f"{prefix}outputs", self.outputs))
         super()._load_from_state_dict(state, prefix, *others)
-        self._read()
+        if prefix + "file" in state:
+            self._read()
 
     def _read(self) -> None:
         """Take the graph apart: constants become buffers, single numbers and shapes plain values."""
@@ -104,7 +106,9 @@ class OnnxNetwork(nn.Module):
                 ) from error
         features, map_ = values[self.names.features].flatten(1), values.get(self.names.map or "-")
         if features.shape[0] != x.shape[0]:  # len() would fix the batch in an export
-            raise StdacError(f"a backbone gives {features.shape[0]} features for {x.shape[0]} images: export it with any batch")
+            raise StdacError(
+                f"a backbone gives {features.shape[0]} features for {x.shape[0]} images: export it with any batch"
+            )
         return features, map_
 
     @property

@@ -108,7 +108,7 @@ class Features(nn.Module):
         self.network.open(content, Outputs(card.features, card.map, card.classifier))
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        self.centre = torch.empty_like(state[f"{prefix}centre"])  # D is the file's
+        self.centre = torch.empty_like(state.get(f"{prefix}centre", self.centre))  # D is the file's
         super()._load_from_state_dict(state, prefix, *others)
 
     def describe(self, x: Tensor) -> Tensor:
@@ -160,7 +160,7 @@ class FeaturesKMeans(nn.Module):
         self.register_buffer("centres", torch.zeros(k, len(features.centre)))
 
     def _load_from_state_dict(self, state: dict[str, Tensor], prefix: str, *others: Any) -> None:
-        self.centres = torch.empty_like(state[f"{prefix}centres"])
+        self.centres = torch.empty_like(state.get(f"{prefix}centres", self.centres))
         super()._load_from_state_dict(state, prefix, *others)
 
     def embed(self, x: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ def describe_all(model: Features, images: Tensor, trainer: Trainer) -> Tensor:
             parts = [torch.cat(parts)]
             trainer.saved[KEPT] = {"epoch": 0, "main": False, "features": parts[0].cpu()}
             trainer.recorder.checkpoint(trainer.saved)
-    trainer.recorder.score(KEPT, 0, None, {"images_seen": done, "seconds": time.perf_counter() - began}, main=False)
+    trainer.recorder.score(KEPT, 0, None, {"images_seen": done, "seconds": time.perf_counter() - began}, main=True)
     return torch.cat(parts)
 
 
