@@ -61,8 +61,8 @@ def check(content: bytes, card: Card) -> None:
     features, map_ = network(torch.from_numpy(x))
     if map_ is not None and (map_.ndim != 4 or map_.shape[1] != features.shape[1]):
         raise StdacError(
-            f"the map {card.map} of the backbone is {tuple(map_.shape)}, expected (N, {features.shape[1]}, h, w), whose "
-            "mean the features are: leave it out"
+            f"the map {card.map} of the backbone is {tuple(map_.shape)}, expected (N, {features.shape[1]}, h, w), "
+            "whose mean the features are: leave it out"
         )
     weight = network.class_weights
     if weight is not None and (weight.ndim != 2 or features.shape[1] not in weight.shape):

@@ -294,7 +294,7 @@ def test_what_does_not_do_is_a_sentence() -> None:
     spec = {"dataset": "digits", "method": "features-kmeans"}
     with pytest.raises(StdacError, match="got pooling = 'max', expected one of average, norm, cam"):
         resolve({**spec, "params": {"pooling": "max"}})
-    with pytest.raises(NotHere, match="there is no backbone 'gone' in .*: expected one of default, tiny"):
+    with pytest.raises(NotHere, match=r"there is no backbone 'gone' in .*: expected one of default, tiny"):
         resolve({**spec, "params": {"backbone": "gone"}})
     plain = Features(FeaturesParams("0" * 16, "cam"))
     with pytest.raises(

@@ -123,8 +123,8 @@ def test_a_docstring_says_what_every_parameter_is(name: str) -> None:
 
 
 def test_every_method_that_clusters_and_has_a_model_has_one() -> None:
-    """But for the floors, of which scikit-learn has its own, those that read what somebody has to choose, and those whose
-    network was trained before, which want pictures of its size."""
+    """But for the floors, of which scikit-learn has its own, those that read what somebody has to choose, and those
+    whose network was trained before, which want pictures of its size."""
     expected = {
         name
         for name, method in METHODS.items()
