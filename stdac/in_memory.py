@@ -66,6 +66,10 @@ class Trained:
         protocol = self.scorer.protocol
         return unknown if protocol is None or protocol.confidence is None else protocol.confidence.float().numpy()
 
+    def read_figure(self, name: str) -> NDArray[np.generic] | None:
+        """An array of its figures; None where it has none of that name."""
+        return self.fitted.figures.get(name)
+
 
 def train_in_memory(trial: Trial, dataset: Dataset, machine: Machine) -> Trained:
     """Train a trial on images, and first those that it needs. Raises StdacError where it names one by its id alone."""

@@ -4,6 +4,7 @@ model and its clusters, never ground truth."""
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from stdac.errors import StdacError
 from stdac.files import is_real_folder, read_plain
 from stdac.layout import ATTEMPT, TrialFiles
+from stdac.record import FIGURES
 from stdac.trial import make_id
 
 if TYPE_CHECKING:
@@ -80,6 +82,15 @@ class Result:
     def read_confidence(self) -> NDArray[np.float32]:
         """How sure the protocol was of each image, (N,) float32, NaN where it does not say. Raises as above."""
         return self._read_column("protocol_confidence").astype(np.float32)
+
+    def read_figure(self, name: str) -> NDArray[np.generic] | None:
+        """An array of its figures; None where it kept none of that name. Raises StdacError for a damaged file."""
+        path = self.path / FIGURES
+        if not path.is_file():
+            return None
+        with np.load(BytesIO(read_part(path)), allow_pickle=False) as file:
+            array: NDArray[np.generic] | None = file.get(name)
+        return array
 
     def _read_column(self, name: str) -> NDArray[Any]:
         path = self.path / "assignments.parquet"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stdac.data import NAMES, open_data
-from stdac.methods import METHODS
+from stdac.methods import METHODS, list_asked, resolve_params
 from stdac.methods.method import Method
 from stdac.pictures.batches import Batch, Source
 from stdac.pictures.child import Child
@@ -97,7 +97,12 @@ def fill_sizes(spec: Mapping[str, Any], found: Survey) -> tuple[dict[str, Any], 
     method, given = METHODS[spec.get("method", "st-dac")], dict(spec.get("params") or {})
     lines = []
     side = spec.get("image_size")
-    if side is None:
+    if side is None and method.asks is not None:
+        asked = list_asked(method, resolve_params(method.params, given).resolved(spec["dataset"]))["image_size"]
+        lines.append(
+            f"pictures are resized to {asked}x{asked}, as the backbone takes them; --image-size N sets another side"
+        )
+    elif side is None:
         side = choose_side(found)
         lines += [explain_side(found, side)] if side else []
     narrow = {name: value for name, value in method.on_pictures.items() if name not in given}

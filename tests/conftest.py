@@ -1,5 +1,6 @@
 """What the tests share: small trials and their results, and which tests run side by side."""
 
+import os
 import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,6 +29,9 @@ from stdac.trial import Trial
 # A job in the background ignores Ctrl-C, and so would all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# A backbone of 2 KB in place of the user's own.
+os.environ["STDAC_BACKBONES"] = str(Path(__file__).parent / "toys" / "backbones")
+
 CPU = Machine(device="cpu", compile="off", threads=1)
 
 NAMING = ("committee", "student")
@@ -36,16 +40,21 @@ NAMING = ("committee", "student")
 PRETRAINED = ("ae-kmeans", "dcn", "dec", "idec", "vade", "dkm-p", "fcdec-da", "convdec-da", "vae-dbscan")
 """The methods that start from an autoencoder, a trial of its own."""
 
-ALONE = [name for name in METHODS if name not in NAMING + PRETRAINED]
+ON_BACKBONES = ("features", "features-kmeans")
+"""The methods that start from a backbone."""
+
+ALONE = [name for name in METHODS if name not in NAMING + PRETRAINED + ON_BACKBONES]
 """The methods that start from images, and need no other trial."""
 
-CLUSTERING = [name for name in METHODS if name not in (*NAMING, "autoencoder", "vae")]
+CLUSTERING = [name for name in METHODS if name not in (*NAMING, "autoencoder", "vae", "features")]
 """The methods whose small trial on digits makes clusters, of nothing but what `Method.needs` says."""
 
 SMALLER: dict[str, dict[str, Any]] = {
     "pca-kmeans": {"params": {"components": 10}},
     "hog-kmeans": {"params": {"restarts": 2}},
     "colour-kmeans": {"params": {"restarts": 2}},
+    "features": {"image_size": 28, "params": {"backbone": "tiny"}},
+    "features-kmeans": {"image_size": 28, "params": {"backbone": "tiny", "restarts": 2}},
     "autoencoder": {"params": {"width": 0.05}},
     "ae-kmeans": {"params": {"width": 0.05, "pretrain_epochs": 3, "restarts": 2}},
     **{
@@ -68,8 +77,9 @@ def small(method: str, **changes: Any) -> dict[str, Any]:
     """The specification of a small trial on digits; params are merged."""
     smaller = SMALLER.get(method, {})
     params = {**METHODS[method].small, **smaller.get("params", {}), **changes.pop("params", {})}
-    epochs = {"epochs": smaller.get("epochs", 2)} if METHODS[method].epochs else {}
-    return {"method": method, "dataset": "digits", "limit": 200, **epochs, **changes, "params": params}
+    others = {"epochs": smaller.get("epochs", 2)} if METHODS[method].epochs else {}
+    others |= {"image_size": smaller["image_size"]} if "image_size" in smaller else {}
+    return {"method": method, "dataset": "digits", "limit": 200, **others, **changes, "params": params}
 
 
 @pytest.fixture(scope="session")

@@ -125,12 +125,13 @@ def test_a_docstring_says_what_every_parameter_is(name: str) -> None:
 
 
 def test_every_method_that_clusters_and_has_a_model_has_one() -> None:
-    """But for the floors, of which scikit-learn has its own, and those that read what somebody has to choose."""
+    """But for the floors, of which scikit-learn has its own, those that read what somebody has to choose, and those
+    whose network was trained before, which want pictures of its size."""
     expected = {
         name
         for name, method in METHODS.items()
         if method.build is not None and method.takes_k and not method.is_floor
-        if not (method.takes_source or list_naming_fields(method.params))
+        if not (method.takes_source or list_naming_fields(method.params) or method.asks)
     }
     assert {getattr(stdac, name)._method for name in stdac.ESTIMATORS} == expected
     assert set(stdac.ESTIMATORS) <= set(stdac.__all__) and set(stdac.ESTIMATORS) == set(TINY)

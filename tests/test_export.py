@@ -167,6 +167,7 @@ PARAMS: dict[str, dict[str, Any]] = {
     "st-dac": {"width": 0.05, "stn": 1},
     "pca-kmeans": {"components": 5},
     "hog-kmeans": {"cells": 3},
+    "features-kmeans": {"backbone": "default"},
     "student": {"width": 0.25, "teacher": "c6978ba90d329783"},
 }
 """What makes a method's network small; its weights are as they are drawn."""

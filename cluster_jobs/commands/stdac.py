@@ -2,6 +2,7 @@
 
 import click
 
+from cluster_jobs.commands.backbone import backbone_command
 from cluster_jobs.commands.show import show_command
 from cluster_jobs.commands.sort import sort_command
 from cluster_jobs.commands.suggest_k import suggest_k_command
@@ -23,6 +24,6 @@ def main() -> None:
 
 for command in (
     *(sort_command, train_command, suggest_k_command, show_command),
-    *(export_command, cluster_command, neighbours_command, page_command),
+    *(export_command, cluster_command, neighbours_command, page_command, backbone_command),
 ):
     main.add_command(command)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from export.convert.half import halve
 from export.convert.quantize import quantize
-from export.convert.verify import Agreement, Real, check_graph, take_first_line, verify, verify_reduced
+from export.convert.verify import LARGEST_PIXELS, Agreement, Real, check_graph, take_first_line, verify, verify_reduced
 from export.metadata import COLOUR_MODES, PRECISIONS, ModelInfo
 from stdac.data import NAMES, TORCHVISION, find_data_dir, load
 from stdac.errors import StdacError
@@ -92,7 +92,8 @@ def export_model(
         real = None if real is None else choose_images(real, config.shape)
         graph = (Graph(model, with_embedding) if config.clusters else EmbeddingGraph(model)).eval()
         proto = convert(graph, config)
-        agreement = verify(graph, proto, config.shape, None if real is None else real.images[:VERIFIED_IMAGES])
+        few = max(1, min(VERIFIED_IMAGES, LARGEST_PIXELS // (config.shape[1] * config.shape[2])))
+        agreement = verify(graph, proto, config.shape, None if real is None else real.images[:few])
         if precision != "fp32":
             proto = reduce_precision(proto, precision, real)
             agreement = verify_reduced(graph, proto, precision, config.shape, real and list_measured(real))

@@ -18,6 +18,7 @@ from stdac.methods.dec import DEC, IDEC
 from stdac.methods.dec_da import CONVDEC_DA, FCDEC_DA
 from stdac.methods.deep_kmeans import DKM_A, DKM_P
 from stdac.methods.descriptors import COLOUR_KMEANS, HOG_KMEANS
+from stdac.methods.features import FEATURES_KMEANS, FEATURES_METHOD
 from stdac.methods.kmeans import KMEANS, PCA_KMEANS
 from stdac.methods.method import Fitted, Method
 from stdac.methods.st_dac import ST_DAC
@@ -36,6 +37,8 @@ METHODS: dict[str, Method] = {
     "hog-kmeans": HOG_KMEANS,
     "colour-kmeans": COLOUR_KMEANS,
     "umap-gmm": UMAP_GMM,
+    "features": FEATURES_METHOD,
+    "features-kmeans": FEATURES_KMEANS,
     "autoencoder": AUTOENCODER,
     "ae-kmeans": AE_KMEANS,
     "dcn": DCN,
@@ -56,6 +59,7 @@ METHODS: dict[str, Method] = {
 """In the order of the tables: the floors first."""
 
 KEYS = ("method", "dataset", "seed", "n_clusters", "epochs", "params", "limit", "image_size", "source", "background")
+ASKED = ("image_size", "background")
 MOST = 2**63  # whole numbers are smaller: files have 64 bits for them
 STORED_KEYS = ("schema_version", "needs")
 """What a trial.json has besides."""
@@ -97,6 +101,8 @@ def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
         epochs = params.choose_epochs(method.epochs)
     if limit is None and not stored:
         limit = method.limit
+    asked = list_asked(method, params) if not stored else {}
+    image_size, background = (spec[key] if spec.get(key) is not None else asked.get(key) for key in ASKED)
     trial = Trial(
         method=name,
         dataset=dataset,
@@ -105,9 +111,9 @@ def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
         epochs=_read_whole_number("epochs", epochs, 1) if method.epochs else 0,
         params=params,
         limit=None if limit is None else _read_whole_number("limit", limit, 2),
-        image_size=None if spec.get("image_size") is None else _read_whole_number("image_size", spec["image_size"], 1),
+        image_size=None if image_size is None else _read_whole_number("image_size", image_size, 1),
         source=_read_source(spec.get("source"), name, method, base, stored=stored),
-        background=_read_background(spec.get("background")),
+        background=_read_background(background),
     )
     needs = (
         spec.get("needs", ())
@@ -115,6 +121,11 @@ def resolve(spec: Mapping[str, Any], base: Path | None = None) -> Trial:
         else [needed if isinstance(needed, str) else needed.id for needed in method.needs(trial)]
     )
     return replace(trial, needs=tuple(map(str, needs)))
+
+
+def list_asked(method: Method, params: Params) -> Mapping[str, Any]:
+    """Values of ASKED that a method's trials have where nobody says theirs. Raises as `Method.asks` does."""
+    return {} if method.asks is None else method.asks(params)
 
 
 def _read_source(source: Any, name: str, method: Method, base: Path | None, *, stored: bool) -> str | None:

@@ -90,7 +90,8 @@ class Method:
     by their ids alone, which it must have. is_floor: one of those that every learned method has to beat. takes_source:
     it reads the labels of a second data set, Trial.source. limit: the images that its source clusters, a random subset,
     where a trial does not say how many; None: all. takes_k: its trials are given the number of clusters; one
-    that clusters nothing, or finds that number, has n_clusters 0 in them. follows: its clusters are made of those of
+    that clusters nothing, or finds that number, has n_clusters 0 in them. asks: of resolved parameters,
+    the image_size and background of trials that do not say theirs, of a method whose network was trained before. follows: its clusters are made of those of
     the trials that it names, so that it is no voice of its own beside them.
     """
 
@@ -110,6 +111,7 @@ class Method:
     takes_source: bool = False
     limit: int | None = None
     takes_k: bool = True
+    asks: Callable[[Any], Mapping[str, Any]] | None = None
     follows: bool = False
 
     def fill_title(self, params: Mapping[str, Any]) -> str:

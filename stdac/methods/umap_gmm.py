@@ -5,10 +5,10 @@ changes no bit: UMAP with a seed has one thread anyway.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stdac.errors import StdacError
+from stdac.methods.features import read_features
 from stdac.methods.kmeans import BATCH
 from stdac.methods.method import Cost, Fitted, Method, Task
 from stdac.train import Needed, Trainer
@@ -86,6 +87,10 @@ def describe_images(images: Tensor, needed: Sequence[Needed]) -> Floats:
     """What is laid out, (N, D) float32: a needed trial's embedding, or pixels in [0, 1]."""
     if not needed:
         return images.flatten(1).cpu().numpy().astype(np.float32) / np.float32(255)
+    _check_side(needed[0].trial, images)
+    kept = read_features(needed[0], images)
+    if kept is not None:
+        return kept
     model = needed[0].load_model().to(images.device).eval()
     encode = getattr(model, "embed", model)
     try:
@@ -96,6 +101,17 @@ def describe_images(images: Tensor, needed: Sequence[Needed]) -> Floats:
             f"the model of trial {make_id(needed[0].trial)} takes other images than these of {shape}"
         ) from error
     return z.float().cpu().numpy()
+
+
+def _check_side(trial: Mapping[str, Any], images: Tensor) -> None:
+    """Raise StdacError where a trial of features has seen images of another size: its network takes any, and describes
+    them differently."""
+    side = trial.get("image_size")
+    if trial["method"] == "features" and side is not None and images.shape[2:] != (side, side):
+        raise StdacError(
+            f"trial {make_id(trial)} has the features of images of {side}x{side} pixels, these have "
+            f"{images.shape[3]}x{images.shape[2]}: set image_size = {side} here too"
+        )
 
 
 def find_copies(x: Floats) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
