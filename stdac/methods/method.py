@@ -89,10 +89,10 @@ class Method:
     results the trainer is to have, those that its parameters name if not given; the grid adds them, but for those named
     by their ids alone, which it must have. is_floor: one of those that every learned method has to beat. takes_source:
     it reads the labels of a second data set, Trial.source. limit: the images that its source clusters, a random subset,
-    where a trial does not say how many; None: all. takes_k: its trials are given the number of clusters; one
-    that clusters nothing, or finds that number, has n_clusters 0 in them. asks: of resolved parameters,
-    the image_size and background of trials that do not say theirs, of a method whose network was trained before. follows: its clusters are made of those of
-    the trials that it names, so that it is no voice of its own beside them.
+    where a trial does not say how many; None: all. takes_k: its trials are given the number of clusters; one that
+    clusters nothing, or finds that number, has n_clusters 0 in them. asks: of resolved parameters, the image_size and
+    background of trials that do not say theirs, of a method whose network was trained before. follows: its clusters are
+    made of those of the trials that it names, so that it is no voice of its own beside them.
     """
 
     title: str
