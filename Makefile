@@ -32,16 +32,20 @@ test-cluster: .venv/installed
 	$(BIN)/python -m pytest -m cluster
 
 # The hours that nobody waits for: what is not finished in results/, at the lowest priority, one thread a trial, until it
-# is stopped; it goes on from the last epochs. make publish writes what there is to results/, unfinished trials marked.
-CAMPAIGN ?= paper-narrow
+# is stopped; it goes on from the last epochs. Each grid has as many of the cores. make publish writes what there is to
+# results/, unfinished trials marked.
+CAMPAIGN ?= paper-narrow methods-cpu
+SHARE = $(shell n=$$(( $$(nproc) / $(words $(CAMPAIGN)) )); echo $$(( n > 1 ? n : 1 )))
 DATA ?= $(if $(STDAC_DATA),$(STDAC_DATA),$(wildcard ../shared/data))
 campaign: .venv/installed
 	-echo 19 > /proc/$$$$/autogroup 2> /dev/null; \
-	nice -n 19 $(BIN)/stdac-grid work runs/campaign --grid $(CAMPAIGN) --without results/$(CAMPAIGN) \
-	    --workers $(shell nproc) --threads 1 $(if $(DATA),--data-dir $(DATA))
+	for grid in $(CAMPAIGN); do \
+	    nice -n 19 $(BIN)/stdac-grid work runs/$$grid --grid $$grid --without results/$$grid \
+	        --workers $(SHARE) --threads 1 $(if $(DATA),--data-dir $(DATA)) & \
+	done; wait
 
 publish: .venv/installed
-	$(BIN)/python -m analysis.publish runs/campaign results/$(CAMPAIGN)
+	for grid in $(CAMPAIGN); do $(BIN)/python -m analysis.publish runs/$$grid results/$$grid || exit 1; done
 
 # Kill what can be killed while a grid runs, then compare with an undisturbed one: make chaos BACKEND=ray N=50 SEED=1
 # LIGHT=1: with trials that only pretend to train, many more faults in the same time
