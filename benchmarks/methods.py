@@ -371,5 +371,15 @@ def accuracy(
     click.echo(write_accuracy([run["acc"] for run in found.values()]))
 
 
+@main.command()
+@click.argument("path", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def tables(path: Path) -> None:
+    """Print the tables of a file of results."""
+    runs = read_file(path)
+    click.echo(write_speed({name: run["seconds"] for name, run in runs.get("speed", {}).items()}))
+    if "accuracy" in runs:
+        click.echo("\n" + write_accuracy([run["acc"] for run in runs["accuracy"].values()]))
+
+
 if __name__ == "__main__":
     main()
