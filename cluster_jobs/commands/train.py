@@ -78,7 +78,8 @@ def train_command(
     trial = _size_trial(spec | {"params": params}, preset, machine)
     results: dict[str, Result] = {}
     for each in add_needs([trial]):
-        what = f"{each.method} on {each.dataset}, {each.n_clusters} clusters, seed {each.seed}"
+        clusters_of = f", {each.n_clusters} clusters" if each.n_clusters else ""
+        what = f"{each.method} on {each.dataset}{clusters_of}, seed {each.seed}"
         click.echo(f"trial {each.id}: {what}{'' if each == trial else f', which {trial.id} needs'}", err=True)
         results[each.id] = _train_one(each, out, machine, data_dir, results)
     click.echo(results[trial.id].path)
