@@ -21,7 +21,7 @@ from cluster_jobs.grid import load_grid
 from cluster_jobs.ledger import Ledger
 from stdac.command import Commands
 from stdac.errors import StdacError
-from stdac.methods import METHODS, resolve
+from stdac.methods import METHODS, add_needs, resolve
 from stdac.record import ASSIGNMENTS
 from tests.waiting import wait_for
 
@@ -175,14 +175,21 @@ def test_the_epochs_of_a_study_follow_from_its_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method", [*(name for name, method in METHODS.items() if method.small and not method.follows), "kmeans"]
+    "method", [*(name for name, m in METHODS.items() if m.small and m.takes_k and not m.follows), "kmeans"]
 )
 def test_the_grid_that_is_kept_with_the_run_says_the_same_trials(method: str, tmp_path: Path) -> None:
     asked = Study("digits", method, 8, 1000, 28, dict(METHODS[method].small))
     grid = make_grid(asked, tmp_path / 'é "quoted" 漢', [2, 5], 3, 1000)
     (tmp_path / "grid.toml").write_text(grid.text, "utf-8")
-    assert load_grid(str(tmp_path / "grid.toml")).trials == grid.trials
+    assert load_grid(str(tmp_path / "grid.toml")).trials == add_needs(grid.trials)
     assert [(t.n_clusters, t.seed) for t in grid.trials] == [(k, seed) for seed in range(3) for k in (2, 5)]
+
+
+def test_no_number_is_suggested_to_a_method_that_takes_none(tmp_path: Path) -> None:
+    with pytest.raises(
+        StdacError, match=r"^method vae-dbscan is not given the number of clusters, so none can be sugg"
+    ):
+        make_grid(Study("digits", "vae-dbscan", 8, 1000, 28, {}), tmp_path, [2, 5], 3, 1000)
 
 
 COMMAND = """

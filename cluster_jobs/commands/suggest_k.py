@@ -220,8 +220,13 @@ def make_grid(asked: Study, run: Path, numbers: list[int], seeds: int, n: int) -
 
     if numbers[-1] > n:
         raise StdacError(f"got --k up to {numbers[-1]} for {n} images: expected at most one cluster an image")
-    params = asdict(resolve_params(METHODS[asked.method].params, asked.params).resolved(asked.input))
     method = METHODS[asked.method]
+    if not method.takes_k:
+        raise StdacError(
+            f"method {asked.method} is not given the number of clusters, so none can be suggested for it: expected one "
+            "that is, such as st-dac"
+        )
+    params = asdict(resolve_params(method.params, asked.params).resolved(asked.input))
     epochs = asked.epochs or choose_epochs(method, n, count_passes(method, params), SEEN) or 1  # ignored without
     cell = {"dataset": str(run / "images.npz"), "method": asked.method, "epochs": epochs, "n_clusters": numbers}
     block = cell | {"seeds": seeds}
@@ -237,9 +242,10 @@ def confirm(grid: "Grid", run: Path, images: "NDArray[np.uint8]", backend: "Back
     the method's network does not take."""
     from cluster_jobs.commands.launch import HOURS_TO_CONFIRM
     from cluster_jobs.ledger import Ledger
+    from stdac.methods import add_needs
 
     ledger = Ledger(run)
-    left = [trial for trial in grid.trials if ledger.folder(trial.id).done() is None]  # planned or not yet
+    left = [trial for trial in add_needs(grid.trials) if ledger.folder(trial.id).done() is None]  # planned or not yet
     seconds = sum(estimate(trial, images, backend.gpu) for trial in left) / max(1, min(backend.at_once, len(left)))
     click.echo(_plan_text(grid, images, run), err=True)
     if left:
@@ -257,8 +263,9 @@ def launch(grid: "Grid", run: Path, backend: "Backend", n: int) -> None:
     from stdac.methods import add_needs
 
     ledger = Ledger(run)
-    vanished = ledger.plan(add_needs(grid.trials), grid.text)
-    write_costs(run, grid.trials, gpu=backend.gpu, images=n)
+    trials = add_needs(grid.trials)
+    vanished = ledger.plan(trials, grid.text)
+    write_costs(run, trials, gpu=backend.gpu, images=n)
     earlier = [trial_id for trial_id in vanished if ledger.status(trial_id).state != "done"]
     if earlier:
         click.echo(f"and {count_noun(len(earlier), 'trial')} asked for in this folder before, not done yet", err=True)
@@ -312,15 +319,18 @@ def _say_what_to_export(grid: "Grid", run: Path, k: int | None) -> None:
 
 
 def _make_display(ledger: "Ledger") -> Any:
-    """The grid's display, which names a trial by its K."""
+    """The grid's display, which names a trial by its K, or one that others need by its method."""
     from cluster_jobs.display import Display, describe_place
+
+    def label(trial: Any) -> str:
+        return f"{f'K = {k}' if (k := trial['n_clusters']) else trial['method']}, seed {trial['seed']}"
 
     class StudyDisplay(Display):
         def ended(self, status: Any) -> str:
             failed = "FAILED: " if status.state == "failed" else ""
             return f"{self.labels[status.trial_id]}: {failed}{describe_place(status)}"
 
-    return StudyDisplay(ledger, lambda trial: f"K = {trial['n_clusters']}, seed {trial['seed']}")
+    return StudyDisplay(ledger, label)
 
 
 def _check_finished(ledger: "Ledger", grid: "Grid") -> None:
