@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from stdac.backbones import Card, keep, make_card
+from stdac.compiling import take_first_line
 from stdac.data import import_torchvision
 from stdac.errors import NotHere, StdacError
 from stdac.onnx_network import OnnxNetwork, Outputs
@@ -33,7 +34,7 @@ def add(name: str, spec: str, values: Mapping[str, Any]) -> tuple[Card, list[str
     """
     notes: list[str] = []
     if spec.startswith(TORCHVISION):
-        content, known, notes = convert_torchvision(spec.removeprefix(TORCHVISION))
+        content, known, notes = convert_torchvision(spec.removeprefix(TORCHVISION), values.get("size"))
     else:
         content, known = read_model(Path(spec)), {"source": Path(spec).name}
     digest = hashlib.sha256(content).hexdigest()
@@ -90,7 +91,13 @@ def run_onnxruntime(content: bytes, output: str, x: np.ndarray[Any, np.dtype[np.
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
+    try:
+        return session.run(None, {session.get_inputs()[0].name: x})[0]
+    except Exception as error:  # onnxruntime's own kinds, which share no other base
+        raise StdacError(
+            f"onnxruntime cannot run the backbone on images of {x.shape[-1]}x{x.shape[-1]} pixels "
+            f"({take_first_line(error)}): give the size that it takes (--size)"
+        ) from error
 
 
 class Headless(nn.Module):
@@ -124,8 +131,9 @@ class Headless(nn.Module):
         )
 
 
-def convert_torchvision(text: str) -> tuple[bytes, dict[str, Any], list[str]]:
-    """MODEL[@WEIGHTS] of torchvision as an ONNX file, what a card can say of it, and sentences."""
+def convert_torchvision(text: str, size: int | None = None) -> tuple[bytes, dict[str, Any], list[str]]:
+    """MODEL[@WEIGHTS] of torchvision as an ONNX file for images of that size, else its own; what a card can say of it,
+    and sentences."""
     name, at, chosen = text.partition("@")
     models = import_torchvision("models")
     if not re.fullmatch(r"\w+", name) or name not in models.list_models(module=models):
@@ -150,6 +158,7 @@ def convert_torchvision(text: str) -> tuple[bytes, dict[str, Any], list[str]]:
     known |= {"source": f"{TORCHVISION}{name}{at}{chosen}", "version": str(torchvision.__version__)}
     headless = Headless(model).eval()
     has_map = headless.has_map()
+    known |= {} if size is None else {"size": size}
     content = convert(headless, known["size"], ["features", "map"] if headless.seen else ["features"])
     known |= {"features": "features"} | ({"map": "map", "classifier": "classifier"} if has_map else {})
     return content, known, notes
