@@ -274,6 +274,23 @@ def _pad(attributes: Attributes, x: Tensor, pads: tuple[int, ...], value: float 
     return F.pad(x, sides, {"edge": "replicate"}.get(mode, mode), value)
 
 
+def _slice(
+    _: Attributes,
+    x: Tensor,
+    starts: tuple[int, ...],
+    ends: tuple[int, ...],
+    axes: tuple[int, ...] | None = None,
+    steps: tuple[int, ...] | None = None,
+) -> Tensor:
+    axes, steps = axes or tuple(range(len(starts))), steps or (1,) * len(starts)
+    if min(steps) < 1:
+        raise ValueError("it goes backwards")
+    index = [slice(None)] * x.ndim
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        index[axis] = slice(start, end, step)
+    return x[tuple(index)]
+
+
 def _hard_sigmoid(attributes: Attributes, x: Tensor) -> Tensor:
     y: Tensor = attributes.get("alpha", 0.2) * x + attributes.get("beta", 0.5)
     return y.clamp(0, 1)
@@ -303,6 +320,7 @@ OPERATORS: dict[str, Callable[..., Value]] = {
     "Relu": lambda _, x: x.relu(),
     "Reshape": _reshape,
     "Sigmoid": lambda _, x: x.sigmoid(),
+    "Slice": _slice,
     "Softmax": lambda a, x: x.softmax(a.get("axis", -1)),
     "Sqrt": lambda _, x: x.sqrt(),
     "Squeeze": _squeeze,

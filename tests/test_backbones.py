@@ -21,7 +21,7 @@ from cluster_jobs.commands.stdac import main as stdac
 from cluster_jobs.grid import load_grid
 from export.convert.to_onnx import export_model
 from stdac.add_backbone import Headless, add, convert_torchvision, read_transforms
-from stdac.backbones import DEFAULT_CARD, LITE0_MODULE, Card, find_card, find_default_file, keep, make_card
+from stdac.backbones import DEFAULT_CARD, LITE0_MODULE, find_card, find_default_file, keep, make_card
 from stdac.data import Dataset, load
 from stdac.efficientnet import EfficientNetLite0
 from stdac.errors import NotHere, StdacError
@@ -380,7 +380,6 @@ def test_a_changed_file_is_refused(place: Path) -> None:
 
 
 def test_cards_hash_what_they_say() -> None:
-    assert CARD.id == Card(**json.loads(json.dumps(asdict(CARD)))).id or True
     assert replace(CARD, size=17).id != CARD.id != replace(CARD, sha256="0").id
     assert make_card(asdict(CARD), "here") == CARD
 
@@ -400,7 +399,7 @@ class Zoo(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.layers(x)
-        x = torch.cat([x[:, :4], x[:, 4:]], 1) if False else x
+        x = torch.cat([x[:, 4:], x[:, :4]], 1)
         x = x * nn.functional.hardsigmoid(self.squeeze(x.mean((2, 3), keepdim=True)))
         x = x * self.squeeze(x).sigmoid() + x.tanh() - x / 2
         return self.head(self.pool(x).flatten(1))  # type: ignore[no-any-return]
@@ -442,6 +441,7 @@ def test_operators_by_hand() -> None:
     same = {"auto_pad": b"SAME_UPPER", "strides": [2, 2]}
     y = run["Conv"](same, torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3))  # zeros below and to the right alone
     assert y.flatten().tolist() == [9, 6, 6, 4]
+    assert run["Slice"]({}, x, (1,), (2**31,), (-1,)).flatten().tolist() == [-2, 4]
     assert run["Squeeze"]({}, x, (0, 1)).shape == (2, 2) and run["Unsqueeze"]({}, x, (0,)).shape == (1, 1, 1, 2, 2)
     assert run["Reshape"]({}, x, (0, -1)).shape == (1, 4) and run["Flatten"]({}, x).shape == (1, 4)
     with pytest.raises(ValueError, match="axis"):
@@ -449,7 +449,6 @@ def test_operators_by_hand() -> None:
 
 
 def test_a_model_of_torchvision_tells_its_card(place: Path) -> None:
-    pytest.importorskip("torchvision")
     card, notes = add("squeeze", "torchvision:resnet18", {"size": 64})
     assert notes == [
         "the weights of resnet18 are random, as none are named: torchvision:resnet18@DEFAULT for trained ones"
