@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 LEAST = 3  # values, of two there is no curve
 WIDE = 20  # an axis whose largest value is more times its least is logarithmic
 SYMBOLS = {"n_clusters": "K", "alpha": "α"}
+ELSEWHERE = ("stn",)  # what the main table and the curves are of; 0 STN differs from the others in its dropout, too
 SHOWN = ("method", "ACC (n)", "95 % interval", "paper's ACC", "diff.", "NMI", "paper's NMI")  # of COLUMNS
 RELABELLED = (
     Column("relabelled", "relabelled", lambda cell: show_score(cell, "acc_relabelled")),
@@ -73,7 +74,7 @@ class Study(NamedTuple):
     @property
     def has_more_clusters(self) -> bool:
         """Whether some cells have more clusters than classes."""
-        return any(cell.scores.get("acc") != cell.scores.get("acc_relabelled") for cell in self.cells)
+        return any(is_relabelled(cell) for cell in self.cells)
 
 
 def find_studies(cells: Sequence[Cell]) -> list[Study]:
@@ -91,7 +92,7 @@ def find_studies(cells: Sequence[Cell]) -> list[Study]:
 def _list_numbers(cells: Sequence[Cell]) -> list[str]:
     """The settings that are numbers: parameters, then those of all trials."""
     names = dict.fromkeys(name for cell in cells for name in cell.settings if _read_number(cell, name) is not None)
-    return sorted(names, key=lambda name: name in SETTINGS)
+    return sorted(names.keys() - set(ELSEWHERE), key=lambda name: (name in SETTINGS, list(names).index(name)))
 
 
 def _read_number(cell: Cell, setting: str) -> float | None:
@@ -175,6 +176,12 @@ def draw_study(study: Study, path: Path) -> Path:
     return path
 
 
+def is_relabelled(cell: Cell) -> bool:
+    """Whether a cell's ACC is another where unmatched clusters are relabelled; rows of earlier versions do not say."""
+    acc = cell.scores.get("acc")
+    return cell.scores.get("acc_relabelled", acc) != acc
+
+
 def _draw_line(axes: "Axes", study: Study, name: str, line: Sequence[Cell], colour: str) -> None:
     """One line: the mean, each seed, what a paper has; and the other score, where there are more clusters than
     classes."""
@@ -183,7 +190,7 @@ def _draw_line(axes: "Axes", study: Study, name: str, line: Sequence[Cell], colo
     axes.plot(values, [np.mean(a) for a in accs], "-o", color=colour, linewidth=2, markersize=4, label=name)
     for value, found in zip(values, accs, strict=True):
         axes.plot([value] * len(found), found, ".", color=colour, alpha=0.4, markersize=7)
-    if any(cell.scores["acc"] != cell.scores["acc_relabelled"] for cell in line):
+    if any(map(is_relabelled, line)) and all("acc_relabelled" in cell.scores for cell in line):
         relabelled = [np.mean(cell.scores["acc_relabelled"]) for cell in line]
         axes.plot(values, relabelled, ":", color=colour, linewidth=1.5, label=f"{name}, relabelled")
     papers = {v: _find_paper(cell) for v, cell in zip(values, line, strict=True)}

@@ -125,3 +125,17 @@ def test_columns_stand_in_the_order_of_their_classes() -> None:
     counts = np.array([[0, 9, 2, 0], [0, 0, 1, 6], [5, 1, 8, 0]])
     assert align(counts).tolist() == [[9, 0, 2, 0], [0, 6, 1, 0], [1, 0, 8, 5]]
     assert align(counts[:, :2]).tolist() == [[9, 0], [0, 0], [1, 5]]
+
+
+def test_rows_of_before_have_no_relabelled_score(tmp_path: Path) -> None:
+    for k in (5, 10, 20):
+        path = write_trial(tmp_path, 0.5, n_clusters=k) / "metrics.parquet"
+        pq.write_table(pq.read_table(path).drop_columns(["acc_relabelled", "acc_majority"]), path)
+    (study,) = find_studies(make_cells(read_metrics(tmp_path)))
+    assert not study.has_more_clusters and draw_study(study, tmp_path / "k.png").exists()
+
+
+def test_transformers_are_no_study(tmp_path: Path) -> None:
+    for stn in (1, 2, 3):
+        write_trial(tmp_path, 0.5, method="st-dac", params={"stn": stn})
+    assert not find_studies(make_cells(read_metrics(tmp_path)))
