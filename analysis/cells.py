@@ -15,6 +15,7 @@ from analysis.published import METRICS, Published, find_published, find_publishe
 from analysis.runs import SETTINGS, TEXT_SETTINGS
 from stdac.data import CLASSES
 from stdac.methods import METHODS, fill_params, fill_title, name_system
+from stdac.methods.method import PRETRAINED
 from stdac.record import PRECISION
 from stdac.trial import choose_telling, list_naming_fields, write_canonical
 from stdac.words import shorten_paths
@@ -136,6 +137,13 @@ def _read_settings(row: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]
     return params | {name: row[name] for name in (*SETTINGS, *TEXT_SETTINGS)}
 
 
+def is_pretrained(method: str, settings: Settings) -> bool:
+    """Whether a trial is of a method that was trained before on other images, or made of one that is."""
+    own = method in METHODS and METHODS[method].pretrained
+    named = [each for value in settings.values() for each in _flatten(value) if isinstance(each, Mapping)]
+    return own or any(is_pretrained(each["method"], dict(each)) for each in named)
+
+
 def _describe_named(trial_id: str, known: Mapping[str, Mapping[str, Any]]) -> Settings | str:
     """The method and settings of a trial that is named; words where there is none, or none of the known ones."""
     if not trial_id:
@@ -191,6 +199,8 @@ def _make_cell(dataset: str, settings: Settings, trials: list[Trial]) -> Cell:
     if epoch is not None:
         trials = [cut_after(trial, epoch) for trial in trials]
     label = fill_title(first["method"], settings)
+    if is_pretrained(first["method"], settings) and PRETRAINED not in label:
+        label += f" {PRETRAINED}"
     metrics = SCORES if is_comparable(first) else ()
     system = name_system(first["method"], settings)
     k = first["n_clusters"] or CLASSES

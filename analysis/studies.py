@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from analysis.cells import Cell, list_datasets, make_cells
+from analysis.cells import Cell, list_datasets
 from analysis.figures import PALETTE, make_slug, open_figure
-from analysis.runs import SETTINGS, list_finished, read_metrics
+from analysis.runs import SETTINGS, list_finished
 from analysis.table import (
     COLUMNS,
     Column,
@@ -20,8 +20,6 @@ from analysis.table import (
     format_text_table,
     make_rows,
     show,
-    show_published,
-    show_score,
 )
 from stdac.data import CLASSES
 from stdac.metrics import contingency
@@ -36,10 +34,7 @@ WIDE = 20  # an axis whose largest value is more times its least is logarithmic
 SYMBOLS = {"n_clusters": "K", "alpha": "α"}
 ELSEWHERE = ("stn",)  # what the main table and the curves are of; 0 STN differs from the others in its dropout, too
 SHOWN = ("method", "ACC (n)", "95 % interval", "paper's ACC", "diff.", "NMI", "paper's NMI")  # of COLUMNS
-RELABELLED = (
-    Column("relabelled", "relabelled", lambda cell: show_score(cell, "acc_relabelled")),
-    Column("paper", "paper's relabelled", lambda cell: show_published(cell, "acc_relabelled")),
-)
+RELABELLED = ("relabelled ACC", "paper's relabelled ACC")  # and where there are more clusters than classes
 NOTE = "Each dot is a seed, the line their mean; a diamond is the published value."
 NOTE_RELABELLED = (
     "relabelled: ACC if clusters that are left without a class count as the first class, as a paper scores more "
@@ -77,6 +72,12 @@ class Study(NamedTuple):
         return any(is_relabelled(cell) for cell in self.cells)
 
 
+def is_relabelled(cell: Cell) -> bool:
+    """Whether a cell's ACC is another where unmatched clusters are relabelled; rows of earlier versions do not say."""
+    acc = cell.scores.get("acc")
+    return cell.scores.get("acc_relabelled", acc) != acc
+
+
 def find_studies(cells: Sequence[Cell]) -> list[Study]:
     """The studies among the cells, by data set and setting; of several methods in one, where each has a line."""
     studies = []
@@ -92,7 +93,7 @@ def find_studies(cells: Sequence[Cell]) -> list[Study]:
 def _list_numbers(cells: Sequence[Cell]) -> list[str]:
     """The settings that are numbers: parameters, then those of all trials."""
     names = dict.fromkeys(name for cell in cells for name in cell.settings if _read_number(cell, name) is not None)
-    return sorted(names.keys() - set(ELSEWHERE), key=lambda name: (name in SETTINGS, list(names).index(name)))
+    return sorted((name for name in names if name not in ELSEWHERE), key=lambda name: name in SETTINGS)
 
 
 def _read_number(cell: Cell, setting: str) -> float | None:
@@ -125,36 +126,30 @@ def _name_line(line: Sequence[Cell]) -> str:
 def make_study_rows(study: Study) -> list[list[str]]:
     """The header and a row a cell: the number, then what `COLUMNS` says of it that a study is about."""
     value = Column(study.symbol, study.symbol, lambda cell: f"{_read_number(cell, study.setting):g}")
-    known = [column for column in COLUMNS if column.name in SHOWN]
+    names = (*SHOWN, *RELABELLED) if study.has_more_clusters else SHOWN
+    known = [column for column in COLUMNS if column.name in names]
     purity = Column("purity", "purity", lambda cell: show(cell.mean("purity")))
-    more = RELABELLED if study.has_more_clusters else ()
-    return make_rows(study.cells, [value, *known, *more, purity], full=True)
+    return make_rows(study.cells, [value, *known, purity], full=True)
 
 
 def format_studies(studies: Sequence[Study], *, markdown: bool = False) -> str:
     """The tables as aligned text, or as Markdown; empty where there are none."""
     blocks = []
     for study in studies:
-        rows = make_study_rows(study)
-        title, table = (
-            (f"**{study.title}**\n", format_markdown_table(rows))
-            if markdown
-            else (
-                study.title,
-                format_text_table(rows),
-            )
-        )
-        blocks.append("\n".join([title, table, *([f"\n{NOTE_RELABELLED}"] if study.has_more_clusters else [])]))
+        format_table = format_markdown_table if markdown else format_text_table
+        title = f"**{study.title}**\n" if markdown else study.title
+        note = [f"\n{NOTE_RELABELLED}"] if study.has_more_clusters else []
+        blocks.append("\n".join([title, format_table(make_study_rows(study)), *note]))
     return "\n\n".join(blocks)
 
 
 # figures
 
 
-def write_studies(run: Path, out: Path, *, unfinished: bool = False) -> list[Path]:
-    """Write the figures of all studies of a run to the folder `out`, as `analysis.figures.write_figures` does."""
+def write_studies(run: Path, studies: Sequence[Study], out: Path) -> list[Path]:
+    """Write the figures of the studies of a run to the folder `out`, as `analysis.figures.write_figures` does."""
     paths = []
-    for study in find_studies(make_cells(read_metrics(run, unfinished=unfinished))):
+    for study in studies:
         name = f"{make_slug(study.dataset)}-by-{make_slug(study.setting)}"
         paths.append(draw_study(study, out / f"{name}.png"))
         matrices = read_matrices(run, study)
@@ -174,12 +169,6 @@ def draw_study(study: Study, path: Path) -> Path:
             _draw_line(axes, study, name, line, colour)
         _finish_axes(axes, study)
     return path
-
-
-def is_relabelled(cell: Cell) -> bool:
-    """Whether a cell's ACC is another where unmatched clusters are relabelled; rows of earlier versions do not say."""
-    acc = cell.scores.get("acc")
-    return cell.scores.get("acc_relabelled", acc) != acc
 
 
 def _draw_line(axes: "Axes", study: Study, name: str, line: Sequence[Cell], colour: str) -> None:

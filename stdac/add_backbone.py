@@ -3,7 +3,6 @@
 import hashlib
 import re
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -178,9 +177,8 @@ def load_weights(model: nn.Module, weights: Any) -> None:
     try:
         model.load_state_dict(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise NotHere(
-            f"the weights {weights} cannot be downloaded ({reason}): put {weights.url} into torch's hub"
+            f"the weights {weights} cannot be downloaded ({take_first_line(error)}): put {weights.url} into torch's hub"
         ) from error
 
 
@@ -219,14 +217,14 @@ def convert(model: Headless, size: int, outputs: list[str]) -> bytes:
                 verbose=False,
             )
     except Exception as error:  # whatever part of the exporter gives up
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise StdacError(f"the network could not be converted to ONNX ({reason}): take another one") from error
+        raise StdacError(
+            f"the network could not be converted to ONNX ({take_first_line(error)}): take another one"
+        ) from error
     finally:
         logging.disable(disabled)
     assert program is not None
     proto = program.model_proto
     weight = onnx.numpy_helper.from_array(model.head.weight.detach().numpy(), "classifier")
     proto.graph.initializer.append(weight)
-    file = BytesIO()
-    file.write(proto.SerializeToString(deterministic=True))
-    return file.getvalue()
+    content: bytes = proto.SerializeToString(deterministic=True)
+    return content

@@ -182,9 +182,8 @@ class EncoderWithCentres(nn.Module):
         self.assign = SoftAssignment(k, dimensions)
 
     def take_encoder(self, autoencoder: Autoencoder) -> None:
-        """Take over the factor and the encoder's weights of a pre-trained autoencoder."""
-        self.standardize.load_state_dict(autoencoder.standardize.state_dict())
-        self.encoder.load_state_dict(autoencoder.encoder.state_dict())
+        """Take the encoder of an autoencoder, and its factor: from now on both train one set of weights."""
+        self.standardize, self.encoder = autoencoder.standardize, autoencoder.encoder
 
     def embed(self, x: Tensor) -> Tensor:
         """The codes: (B, C, H, W) -> (B, d) float32."""
@@ -201,7 +200,7 @@ class EncoderWithCentres(nn.Module):
 
 
 @torch.no_grad()
-def encode_all(model: nn.Module, images: Tensor) -> Tensor:
-    """Codes of all images: (N, C, H, W) uint8 -> (N, d) float32. model: see `Autoencoder`, `EncoderWithCentres`."""
+def encode_all(model: nn.Module, images: Tensor, batch: int = ENCODE_BATCH) -> Tensor:
+    """The embeddings of all images: (N, C, H, W) uint8 -> (N, d). model: one that has `embed`, or gives them itself."""
     encode = getattr(model, "embed", model)
-    return torch.cat([encode(x.float() / 255) for x in images.split(ENCODE_BATCH)])
+    return torch.cat([encode(x.float() / 255) for x in images.split(batch)])

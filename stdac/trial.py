@@ -156,6 +156,13 @@ def count_distinct(settings: Sequence[Mapping[str, Any]], names: Sequence[str]) 
     return len({write_canonical([values.get(name) for name in names]) for values in settings})
 
 
+def check_choices(params: Params, allowed: Mapping[str, Iterable[str]]) -> None:
+    """Raise StdacError where a parameter has none of the values that it may have."""
+    for name, values in allowed.items():
+        if getattr(params, name) not in values:
+            raise StdacError(f"got {name} = {getattr(params, name)!r}, expected one of {', '.join(values)}")
+
+
 def check_ranges(params: Params, least: Mapping[str, int], positive: Iterable[str] = ("width", "lr")) -> None:
     """Raise StdacError where a parameter is below its least value, or one that must be positive and finite is not."""
     for name, number in least.items():

@@ -16,10 +16,11 @@ from export.convert import verify
 from export.convert.to_onnx import export_model
 from stdac.autoencoders import Autoencoder, EncoderWithCentres
 from stdac.errors import StdacError
-from stdac.methods import METHODS, add_needs, fill_title, resolve
+from stdac.methods import METHODS, add_needs, deep_kmeans, fill_title, resolve
 from stdac.methods.dcn import START_COUNT, move_centres, network_loss
 from stdac.methods.deep_kmeans import DKMAParams, DKMPParams, joint_loss, soften_assignment
 from stdac.methods.vade import EncoderWithMixture, encode, evidence_loss, measure_divergence
+from stdac.train import Trainer
 from stdac.trial import Trial, write_canonical
 from tests.conftest import results_of, small
 
@@ -317,3 +318,16 @@ def test_dcn_and_vade_have_their_published_values(method: str, acc: float) -> No
     assert is_comparable(row_of(method=method)) and is_comparable(row_of(method=method, params={"budget": "cpu"}))
     assert not is_comparable(row_of(method=method, epochs=7))
     assert fill_title(method, {"budget": "cpu"}).endswith(", cpu budget")
+
+
+def test_dkm_a_begins_at_glorot_weights_and_uniform_representatives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One set of weights, of the autoencoder: the encoder that is trained is the one that was initialised."""
+    seen: list[Any] = []
+    monkeypatch.setattr(deep_kmeans, "train", lambda *given: seen.append(given))
+    torch.manual_seed(0)
+    trial = resolve({"method": "dkm-a", "dataset": "digits"})
+    deep_kmeans.fit_annealed(torch.zeros(2, 1, 28, 28, dtype=torch.uint8), 10, trial.params, Trainer(0, 1, None))  # type: ignore[arg-type]
+    model, autoencoder = seen[0][:2]
+    assert model.encoder is autoencoder.encoder
+    assert float(model.encoder[2].weight.std().detach()) == pytest.approx((2 / 1000) ** 0.5, rel=0.02)
+    assert not model.encoder[2].bias.any() and float(model.assign.centres.abs().max().detach()) <= 1

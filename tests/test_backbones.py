@@ -17,8 +17,12 @@ from click.testing import CliRunner
 from PIL import Image
 from torch import nn
 
+from analysis.cells import make_cells
+from analysis.runs import read_metrics
 from cluster_jobs.commands.stdac import main as stdac
 from cluster_jobs.grid import load_grid
+from cluster_jobs.ledger import Ledger
+from cluster_jobs.worker import Options, Worker
 from export.convert.to_onnx import export_model
 from stdac.add_backbone import Headless, add, convert_torchvision, read_transforms
 from stdac.backbones import DEFAULT_CARD, LITE0_MODULE, find_card, find_default_file, keep, make_card
@@ -288,6 +292,27 @@ def test_a_trial_has_the_size_and_background_of_the_card_where_nobody_says() -> 
     )
     title = METHODS["features-kmeans"].fill_title({"pooling": "cam"})
     assert title == "features + k-means, cam pooling (pretrained)"
+
+
+def test_all_that_is_made_of_features_is_marked_in_tables(tmp_path: Path) -> None:
+    """By what it names, and what that names: no row with outside pretraining stands unmarked."""
+    block = '{ method = "features-kmeans", image_size = 28, params = { backbone = "tiny", restarts = 1 } }'
+    (tmp_path / "grid.toml").write_text(
+        '[defaults]\ndataset = "digits"\nlimit = 60\nn_clusters = 3\n'
+        '[[trials]]\nmethod = "student"\nepochs = 2\n[trials.params]\nwidth = 0.1\nimages = 60\nbatch = 20\n'
+        "rounds = 0\n"
+        f'[trials.params.teacher]\nmethod = "committee"\nparams.members = [{{ method = "kmeans" }}, {block}]\n'
+    )
+    ledger, grid = Ledger(tmp_path / "run"), load_grid(str(tmp_path / "grid.toml"))
+    ledger.plan(grid.trials, grid.text)
+    Worker(ledger.path, Options("cpu", 1)).work()
+    labels = [cell.label for cell in make_cells(read_metrics(ledger.path))]
+    assert labels == [
+        "k-means",
+        "features + k-means, average pooling (pretrained)",
+        "Committee of 2 (pretrained)",
+        "Student, convnet (pretrained)",
+    ]
 
 
 def test_what_does_not_do_is_a_sentence() -> None:

@@ -121,7 +121,7 @@ def results(run: Path, markdown: bool, figures: Path | None, unfinished: bool) -
         click.echo(f"{format_studies(studies, markdown=markdown)}\n")
     if figures is not None:
         written = write_figures(run, figures, unfinished=unfinished)
-        for path in [*written, *write_studies(run, figures, unfinished=unfinished)]:
+        for path in [*written, *write_studies(run, studies, figures)]:
             click.echo(f"wrote {path}", err=True)
 
 

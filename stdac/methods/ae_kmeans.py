@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from stdac.autoencoders import EncoderWithCentres, encode_all
-from stdac.methods.autoencoder import EPOCHS, RECIPES, PretrainedParams, load_autoencoder, name_autoencoder
-from stdac.methods.kmeans import EFFICIENCY, ITERATIONS, find_centres
+from stdac.methods.autoencoder import EPOCHS, PretrainedParams, load_autoencoder, name_autoencoder
+from stdac.methods.kmeans import count_kmeans, find_centres
 from stdac.methods.method import PUBLISHED, Cost, Fitted, Method, Shape, Task, count_forward
 from stdac.train import Trainer
 from stdac.trial import check_ranges
@@ -31,10 +31,7 @@ class AEKMeansParams(PretrainedParams):
 
 def build(k: int, shape: Shape, params: PretrainedParams) -> EncoderWithCentres:
     """The untrained model."""
-    assert params.recipe is not None, "resolved has filled it"
-    return EncoderWithCentres(
-        k, shape, width=params.width, dimensions=params.dimensions, factor=RECIPES[params.recipe].factor
-    )
+    return EncoderWithCentres(k, shape, width=params.width, dimensions=params.dimensions, factor=params.factor)
 
 
 def fit(images: Tensor, k: int, params: AEKMeansParams, trainer: Trainer) -> Fitted:
@@ -60,8 +57,7 @@ def assign_all(model: EncoderWithCentres, images: Tensor) -> Tensor:
 def count_work(task: Task) -> Cost:
     """What a trial computes beside its autoencoder's: all images through the encoder, and k-means on the codes."""
     encoder = count_forward(build(task.k, task.shape, task.params), task.shape)
-    kmeans = task.params.restarts * ITERATIONS * task.k * task.params.dimensions / EFFICIENCY
-    return Cost(float(task.n) * (2 * encoder + kmeans))
+    return Cost(2.0 * encoder * task.n + count_kmeans(task, task.params.dimensions, task.params.restarts))
 
 
 AE_KMEANS = Method(

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from stdac.augment import AUGMENTATIONS, augment
-from stdac.autoencoders import NETWORKS, Autoencoder, encode_all
+from stdac.autoencoders import NETWORKS, Autoencoder
 from stdac.errors import StdacError
 from stdac.methods.method import BUDGETS, PUBLISHED, Cost, Fitted, Method, Shape, Task, count_forward
 from stdac.train import Trainer, phase
-from stdac.trial import Params, Trial, check_ranges
+from stdac.trial import Params, Trial, check_choices, check_ranges
 
 EPOCHS = 50  # of Adam: Deep K-Means and DCN as Fard et al. 2018 train them, and everybody's on a CPU's budget
 OUTPUTS = ("linear", "sigmoid")
@@ -67,10 +67,7 @@ class AutoencoderParams(Params):
 
     def resolved(self, dataset: str) -> Self:
         """Check the values. Raises StdacError for one out of its range."""
-        allowed = {"network": NETWORKS, "recipe": RECIPES, "augmentation": AUGMENTATIONS, "output": OUTPUTS}
-        for name, values in allowed.items():
-            if getattr(self, name) not in values:
-                raise StdacError(f"got {name} = {getattr(self, name)!r}, expected one of {', '.join(values)}")
+        check_choices(self, {"network": NETWORKS, "recipe": RECIPES, "augmentation": AUGMENTATIONS, "output": OUTPUTS})
         if self.network == "conv" and RECIPES[self.recipe].is_layerwise:
             raise StdacError(
                 f"got recipe = {self.recipe!r} for network conv, expected adam or sgd: it has dense layers"
@@ -100,8 +97,7 @@ class PretrainedParams(Params):
 
         Raises StdacError for a value out of its range.
         """
-        if self.budget not in BUDGETS:
-            raise StdacError(f"got budget = {self.budget!r}, expected one of {', '.join(BUDGETS)}")
+        check_choices(self, {"budget": BUDGETS})
         if self.budget != PUBLISHED:
             recipe, epochs = "adam", cpu_epochs
         filled = replace(
@@ -111,6 +107,12 @@ class PretrainedParams(Params):
         )
         check_ranges(filled, {"pretrain_epochs": 1}, ())
         return filled
+
+    @property
+    def factor(self) -> float:
+        """Of the pixels in [0, 1], as the autoencoder was trained with it."""
+        assert self.recipe is not None, "fill_budget has seen to it"
+        return RECIPES[self.recipe].factor
 
 
 def name_autoencoder(trial: Trial, **changes: object) -> list[Trial]:
@@ -308,13 +310,3 @@ AUTOENCODER = Method(
     small={"width": 0.1},
     takes_k=False,
 )
-
-__all__ = [
-    "AUTOENCODER",
-    "AutoencoderParams",
-    "PretrainedParams",
-    "encode_all",
-    "load_autoencoder",
-    "measure_reconstruction",
-    "name_autoencoder",
-]

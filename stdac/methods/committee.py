@@ -15,7 +15,7 @@ from stdac.data import Dataset
 from stdac.errors import StdacError
 from stdac.methods.method import Cost, Fitted, Method, Task
 from stdac.train import Needed, Trainer
-from stdac.trial import Params, names_trials
+from stdac.trial import Params, check_choices, names_trials
 from stdac.words import count_noun
 
 LEAST = 2  # members
@@ -40,8 +40,7 @@ class CommitteeParams(Params):
         twice = [name for name, other in pairwise(members) if name == other]
         if twice:
             raise StdacError(f"got member {twice[0]} twice, expected each trial once: it has one vote")
-        if self.consensus not in CONSENSUS:
-            raise StdacError(f"got consensus = {self.consensus!r}, expected one of {', '.join(CONSENSUS)}")
+        check_choices(self, {"consensus": CONSENSUS})
         return type(self)(members, self.consensus)
 
 

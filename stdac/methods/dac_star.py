@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from stdac.augment import AUGMENTATIONS, augment
-from stdac.errors import StdacError
 from stdac.methods.method import Fitted, Method, Shape
 from stdac.methods.pairwise import (
     CleanPass,
@@ -27,7 +26,7 @@ from stdac.methods.pairwise import (
 from stdac.networks import AllConvNet
 from stdac.step import autocast, check_precision
 from stdac.train import Assignment, Trainer, phase
-from stdac.trial import Params, check_ranges
+from stdac.trial import Params, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ class DACStarParams(Params):
 
     def resolved(self, dataset: str) -> Self:
         """Check the names. Raises StdacError for an unknown one."""
-        if self.augmentation not in AUGMENTATIONS:
-            raise StdacError(f"got augmentation = {self.augmentation!r}, expected one of {', '.join(AUGMENTATIONS)}")
+        check_choices(self, {"augmentation": AUGMENTATIONS})
         check_precision(self.precision)
         check_ranges(self, {"passes": 1, "batch": 2, "label_batch": 2, "eval_batch": 2, "macro_batch": 2})
         return self

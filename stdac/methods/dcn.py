@@ -22,7 +22,7 @@ from stdac.methods.autoencoder import (
     measure_reconstruction,
     name_autoencoder,
 )
-from stdac.methods.kmeans import EFFICIENCY, ITERATIONS
+from stdac.methods.kmeans import count_kmeans
 from stdac.methods.method import PUBLISHED, Cost, Fitted, Method, Task, count_forward
 from stdac.train import Assignment, Trainer, phase
 from stdac.trial import check_ranges
@@ -77,7 +77,6 @@ def fit(images: Tensor, k: int, params: DCNParams, trainer: Trainer) -> Fitted:
     model.take_encoder(autoencoder)
     place_centres(model, images, k, params.restarts, trainer)
     model.assign.centres.requires_grad_(False)
-    autoencoder.encoder = model.encoder  # one set of weights
     cluster(model, autoencoder, images, params, trainer)
     return Fitted(assign_all(model, images).argmax(1), model.eval())
 
@@ -145,9 +144,9 @@ def count_work(task: Task) -> Cost:
     """What a trial computes beside its autoencoder's: three passes' worth through encoder and decoder, one of the
     encoder to assign anew and one to evaluate; and k-means on the codes."""
     params, encoder = task.params, count_forward(build(task.k, task.shape, task.params), task.shape)
-    kmeans = task.params.restarts * ITERATIONS * task.k * params.dimensions / EFFICIENCY
+    before = 2.0 * encoder * task.n + count_kmeans(task, params.dimensions, params.restarts)
     steps = task.epochs * task.n / params.batch
-    return Cost(8.0 * encoder * task.n * task.epochs, float(task.n) * (2 * encoder + kmeans), steps)
+    return Cost(8.0 * encoder * task.n * task.epochs, before, steps)
 
 
 DCN = Method(

@@ -17,7 +17,6 @@ from stdac.errors import StdacError
 from stdac.methods.ae_kmeans import assign_all, place_centres
 from stdac.methods.autoencoder import (
     EPOCHS,
-    RECIPES,
     PretrainedParams,
     load_autoencoder,
     measure_reconstruction,
@@ -81,9 +80,7 @@ def name_needed(trial: Trial) -> list[Trial]:
 
 def build(k: int, shape: Shape, params: DECParams) -> EncoderWithCentres:
     """The untrained deployed model."""
-    assert params.recipe is not None, "resolved has filled it"
-    factor = RECIPES[params.recipe].factor
-    return EncoderWithCentres(k, shape, params.network, params.width, params.dimensions, factor)
+    return EncoderWithCentres(k, shape, params.network, params.width, params.dimensions, params.factor)
 
 
 def sharpen_targets(q: Tensor) -> Tensor:
@@ -120,7 +117,6 @@ def fit(images: Tensor, k: int, params: DECParams, trainer: Trainer) -> Fitted:
     model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params).to(trainer.device)
     model.take_encoder(autoencoder)
     place_centres(model, images, k, params.restarts, trainer)
-    autoencoder.encoder = model.encoder  # one set of weights: the decoder's, where it is trained, follows it
     cluster(model, autoencoder, images, params, trainer)
     return Fitted(assign_all(model, images).argmax(1), model.eval())
 

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from stdac.autoencoders import Autoencoder, EncoderWithCentres
-from stdac.errors import StdacError
 from stdac.methods.ae_kmeans import assign_all, place_centres
 from stdac.methods.autoencoder import (
     EPOCHS,
-    RECIPES,
     PretrainedParams,
     draw_batches,
     initialize,
@@ -23,10 +21,10 @@ from stdac.methods.autoencoder import (
     measure_reconstruction,
     name_autoencoder,
 )
-from stdac.methods.kmeans import EFFICIENCY, ITERATIONS
+from stdac.methods.kmeans import count_kmeans
 from stdac.methods.method import BUDGETS, PUBLISHED, Cost, Fitted, Method, Shape, Task, count_forward
 from stdac.train import Assignment, Trainer, phase
-from stdac.trial import Params, check_ranges
+from stdac.trial import Params, check_choices, check_ranges
 
 EPOCHS_PER_ALPHA = 5  # authors' code; the notebook of the report on it has 1
 
@@ -53,8 +51,7 @@ class DKMAParams(Params):
 
     def resolved(self, dataset: str) -> Self:
         """Check the ranges, fill in the budget. Raises StdacError for a value out of its range."""
-        if self.budget not in BUDGETS:
-            raise StdacError(f"got budget = {self.budget!r}, expected one of {', '.join(BUDGETS)}")
+        check_choices(self, {"budget": BUDGETS})
         epochs = EPOCHS_PER_ALPHA if self.budget == PUBLISHED else 1
         filled = self if self.epochs_per_alpha is not None else replace(self, epochs_per_alpha=epochs)
         least = ("epochs_per_alpha", "alpha_values", "dimensions", "batch")
@@ -70,6 +67,11 @@ class DKMAParams(Params):
     def _epochs_per_alpha(self) -> int:
         assert self.epochs_per_alpha is not None, "resolved has filled it"
         return self.epochs_per_alpha
+
+    @property
+    def factor(self) -> float:
+        """Of the pixels in [0, 1]."""
+        return 1.0
 
     def list_alphas(self) -> list[float]:
         """The values of α: each is the one before times 2^(1 / ln(n + 1)²), n counting from 1."""
@@ -106,8 +108,7 @@ class DKMPParams(PretrainedParams, DKMAParams):
 
 def build(k: int, shape: Shape, params: DKMAParams) -> EncoderWithCentres:
     """The untrained deployed model."""
-    factor = RECIPES[params.recipe].factor if isinstance(params, DKMPParams) and params.recipe else 1.0
-    return EncoderWithCentres(k, shape, width=params.width, dimensions=params.dimensions, factor=factor)
+    return EncoderWithCentres(k, shape, width=params.width, dimensions=params.dimensions, factor=params.factor)
 
 
 def fit_annealed(images: Tensor, k: int, params: DKMAParams, trainer: Trainer) -> Fitted:
@@ -116,6 +117,7 @@ def fit_annealed(images: Tensor, k: int, params: DKMAParams, trainer: Trainer) -
     autoencoder = Autoencoder(shape, width=params.width, dimensions=params.dimensions)
     initialize(autoencoder, "glorot")
     model = build(k, shape, params)
+    model.take_encoder(autoencoder)
     nn.init.uniform_(model.assign.centres, -1, 1)
     return train(model.to(trainer.device), autoencoder.to(trainer.device), images, params, trainer)
 
@@ -133,7 +135,6 @@ def train(
     model: EncoderWithCentres, autoencoder: Autoencoder, images: Tensor, params: DKMAParams, trainer: Trainer
 ) -> Fitted:
     """Phase "cluster": autoencoder and representatives together, by one optimiser, whatever α is."""
-    autoencoder.encoder = model.encoder  # one set of weights
     learned = nn.ModuleDict({"autoencoder": autoencoder, "assign": model.assign})
     optimizer = torch.optim.Adam(learned.parameters(), lr=params.lr, fused=True)
 
@@ -185,9 +186,8 @@ def count_work(task: Task) -> Cost:
     """What a trial computes beside an autoencoder's trial: three passes' worth through encoder and decoder, and one of
     the encoder to evaluate; where it begins with k-means, that on the codes."""
     params, encoder = task.params, count_forward(build(task.k, task.shape, task.params), task.shape)
-    restarts = params.restarts if isinstance(params, DKMPParams) else 0
-    kmeans = restarts * ITERATIONS * task.k * params.dimensions / EFFICIENCY
-    return Cost(7.0 * encoder * task.n * task.epochs, task.n * kmeans, task.epochs * task.n / params.batch)
+    kmeans = count_kmeans(task, params.dimensions, params.restarts if isinstance(params, DKMPParams) else 0)
+    return Cost(7.0 * encoder * task.n * task.epochs, kmeans, task.epochs * task.n / params.batch)
 
 
 READINGS = ("budget", "alpha", "epochs_per_alpha")  # the configurations of a report, with one epoch per value of α

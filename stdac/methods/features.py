@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from stdac.autoencoders import encode_all
 from stdac.backbones import DEFAULT, DEFAULT_CARD, Card, find_card, find_id, read_file
 from stdac.data import Dataset
 from stdac.efficientnet import FEATURES, EfficientNetLite0
@@ -23,14 +24,12 @@ from stdac.methods.kmeans import EFFICIENCY, ITERATIONS, find_centres
 from stdac.methods.method import Cost, Fitted, Method, Shape, Task
 from stdac.onnx_network import OnnxNetwork, Outputs
 from stdac.train import Needed, Progress, Trainer
-from stdac.trial import Params, Trial, check_ranges
+from stdac.trial import Params, Trial, check_choices, check_ranges
 
 POOLINGS = ("average", "norm", "cam")
 BATCH = 32  # images of 224 pixels: the widest layer takes 154 MB
 SAVED_EVERY = 32  # batches, after which what is done may be saved
-TEMPERATURE = (
-    0.1  # of squared distances between vectors of length 1, which lie .2 to .5 apart: scores are no posteriors
-)
+TEMPERATURE = 0.1  # of squared distances of vectors of length 1, which lie .2 to .5 apart: scores are no posteriors
 FORWARD = 3.9e8  # multiply-adds of EfficientNet-Lite0 for 224x224 pixels; of others it is a guess
 SLOWNESS = 0.2  # the rate of depthwise convolutions: .2 s an image on one core that others use too
 EPSILON = 1e-6
@@ -52,8 +51,7 @@ class FeaturesParams(Params):
 
     def resolved(self, dataset: str) -> Self:
         """The backbone's id in place of its name. Raises StdacError for an unknown one, or an unknown pooling."""
-        if self.pooling not in POOLINGS:
-            raise StdacError(f"got pooling = {self.pooling!r}, expected one of {', '.join(POOLINGS)}")
+        check_choices(self, {"pooling": POOLINGS})
         return replace(self, backbone=find_id(self.backbone))
 
 
@@ -245,15 +243,10 @@ def fit(images: Tensor, k: int, params: FeaturesKMeansParams, trainer: Trainer) 
     assert isinstance(encoder, Features), "name_features names one"
     encoder = encoder.to(trainer.device)
     kept = read_features(trainer.needed[0], images)
-    z = encode(encoder, images) if kept is None else torch.from_numpy(kept).to(trainer.device)
+    z = encode_all(encoder, images, BATCH) if kept is None else torch.from_numpy(kept).to(trainer.device)
     model = FeaturesKMeans(k, encoder).eval()
     model.centres = torch.from_numpy(find_centres(z.cpu().numpy(), k, trainer.seed, params.restarts)).to(z.device)
     return Fitted(torch.cat([model.classify(part).argmax(1) for part in z.split(BATCH)]), model)
-
-
-def encode(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The features of all images: (N, D)."""
-    return torch.cat([encoder(x.float() / 255) for x in images.split(BATCH)])
 
 
 def count_features(task: Task) -> Cost:
@@ -267,20 +260,22 @@ def count_work(task: Task) -> Cost:
 
 
 FEATURES_METHOD = Method(
-    title="features, {pooling} pooling (pretrained)",
+    title="features, {pooling} pooling",
     params=FeaturesParams,
     build=build_features,
     fit=fit_features,
     cost=count_features,
     takes_k=False,
     asks=ask,
+    pretrained=True,
 )
 FEATURES_KMEANS = Method(
-    title="features + k-means, {pooling} pooling (pretrained)",
+    title="features + k-means, {pooling} pooling",
     params=FeaturesKMeansParams,
     build=build,
     fit=fit,
     cost=count_work,
     needs=name_features,
     asks=ask,
+    pretrained=True,
 )

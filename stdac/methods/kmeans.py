@@ -120,6 +120,11 @@ def find_centres(x: NDArray[Any], k: int, seed: int, restarts: int, max_iteratio
     return centres
 
 
+def count_kmeans(task: Task, values: int, restarts: int) -> float:
+    """Multiply-adds, at the rate of training a network, of k-means on so many values an image."""
+    return task.n * restarts * ITERATIONS * task.k * values / EFFICIENCY
+
+
 def count_work(task: Task) -> Cost:
     """What a trial computes: each image against each centre, ITERATIONS times a restart, and its projection once."""
     pixels = task.shape[0] * task.shape[1] * task.shape[2]

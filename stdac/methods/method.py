@@ -16,6 +16,9 @@ from stdac.trial import Params, Trial, list_named_trials, list_naming_fields
 Shape = tuple[int, int, int]
 CHECKED = 64  # images that a fitted model is tried on
 PUBLISHED = "published"
+PRETRAINED = "(pretrained)"
+"""The mark, in tables, of what was trained before on other images."""
+
 BUDGETS = (PUBLISHED, "cpu")
 """How long a method with the parameter `budget` trains: as its source says, or what CPU cores can do in an hour."""
 
@@ -91,8 +94,9 @@ class Method:
     it reads the labels of a second data set, Trial.source. limit: the images that its source clusters, a random subset,
     where a trial does not say how many; None: all. takes_k: its trials are given the number of clusters; one that
     clusters nothing, or finds that number, has n_clusters 0 in them. asks: of resolved parameters, the image_size and
-    background of trials that do not say theirs, of a method whose network was trained before. follows: its clusters are
-    made of those of the trials that it names, so that it is no voice of its own beside them.
+    background of trials that do not say theirs, of a method whose network was trained before. pretrained: it starts
+    from what was trained on other images. follows: its clusters are made of those of the trials that it names, so that
+    it is no voice of its own beside them.
     """
 
     title: str
@@ -113,12 +117,15 @@ class Method:
     takes_k: bool = True
     asks: Callable[[Any], Mapping[str, Any]] | None = None
     follows: bool = False
+    pretrained: bool = False
 
     def fill_title(self, params: Mapping[str, Any]) -> str:
-        """The title with a trial's parameters, {name: value}, filled in, and its budget where that is not the published
-        one; what they lack has its default. Of several trials that a parameter names it has the number."""
+        """The title with a trial's parameters, {name: value}, filled in, PRETRAINED where that holds, and the budget
+        where that is not the published one; what they lack has its default. Of several trials that a parameter names
+        it has the number."""
         budget = params.get("budget", PUBLISHED)
-        return self.name_system(params) + ("" if budget == PUBLISHED else f", {budget} budget")
+        mark = f" {PRETRAINED}" if self.pretrained else ""
+        return self.name_system(params) + mark + ("" if budget == PUBLISHED else f", {budget} budget")
 
     def name_system(self, params: Mapping[str, Any]) -> str:
         """The title without the budget, of the published system that a trial is one of; no step that is none."""

@@ -15,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stdac.autoencoders import encode_all
 from stdac.errors import StdacError
 from stdac.methods.features import read_features
-from stdac.methods.kmeans import BATCH
 from stdac.methods.method import Cost, Fitted, Method, Task
 from stdac.train import Needed, Trainer
-from stdac.trial import Params, check_ranges, make_id, names_trials
+from stdac.trial import Params, check_choices, check_ranges, make_id, names_trials
 from stdac.words import count_noun
 
 STEPS = 6  # until a mixture has converged: 4 to 7 on MNIST (32 starts)
@@ -49,8 +49,7 @@ class UMAPParams(Params):
 
     def resolved(self, dataset: str) -> Self:
         """Check the ranges. Raises StdacError for a value out of its range."""
-        if self.clusterer not in CLUSTERERS:
-            raise StdacError(f"got clusterer = {self.clusterer!r}, expected one of {', '.join(CLUSTERERS)}")
+        check_choices(self, {"clusterer": CLUSTERERS})
         check_ranges(self, {"neighbours": 2, "dimensions": 1, "components": 1, "starts": 1}, ())
         if not 0 <= self.min_distance <= 1:  # UMAP's spread
             raise StdacError(f"got min_distance = {self.min_distance}, expected a number from 0 to 1")
@@ -92,9 +91,8 @@ def describe_images(images: Tensor, needed: Sequence[Needed]) -> Floats:
     if kept is not None:
         return kept
     model = needed[0].load_model().to(images.device).eval()
-    encode = getattr(model, "embed", model)
     try:
-        z = torch.cat([encode(x.float() / 255) for x in images.split(BATCH)])  # (N, D)
+        z = encode_all(model, images)  # (N, D)
     except RuntimeError as error:
         shape = "×".join(map(str, images.shape[1:]))
         raise StdacError(

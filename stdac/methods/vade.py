@@ -26,7 +26,7 @@ from stdac.methods.autoencoder import (
     measure_reconstruction,
     name_autoencoder,
 )
-from stdac.methods.kmeans import EFFICIENCY, ITERATIONS
+from stdac.methods.kmeans import count_kmeans
 from stdac.methods.method import PUBLISHED, Cost, Fitted, Method, Shape, Task, count_forward
 from stdac.train import Assignment, Trainer, phase
 from stdac.trial import Trial, check_ranges
@@ -102,8 +102,7 @@ class EncoderWithMixture(EncoderWithCentres):
 
 def build(k: int, shape: Shape, params: VaDEParams) -> EncoderWithMixture:
     """The untrained deployed model."""
-    assert params.recipe is not None, "resolved has filled it"
-    return EncoderWithMixture(k, shape, params.width, params.dimensions, RECIPES[params.recipe].factor)
+    return EncoderWithMixture(k, shape, params.width, params.dimensions, params.factor)
 
 
 def fit(images: Tensor, k: int, params: VaDEParams, trainer: Trainer) -> Fitted:
@@ -112,7 +111,6 @@ def fit(images: Tensor, k: int, params: VaDEParams, trainer: Trainer) -> Fitted:
     model = build(k, (images.shape[1], images.shape[2], images.shape[3]), params).to(trainer.device)
     model.take_encoder(autoencoder)
     place_mixture(model, images, k, params.starts, trainer)
-    autoencoder.encoder = model.encoder  # one set of weights
     spread = nn.Linear(list_linear(model.encoder)[-1].in_features, params.dimensions)
     initialize(spread, "glorot")
     train(model, autoencoder, spread.to(trainer.device), images, params, trainer)
@@ -205,9 +203,9 @@ def count_work(task: Task) -> Cost:
     """What a trial computes beside its autoencoder's: three passes' worth through encoder and decoder, and one of the
     encoder to evaluate; and the mixture on the codes."""
     params, encoder = task.params, count_forward(build(task.k, task.shape, task.params), task.shape)
-    mixture = params.starts * ITERATIONS * task.k * params.dimensions / EFFICIENCY
+    before = float(encoder * task.n) + count_kmeans(task, params.dimensions, params.starts)
     steps = task.epochs * task.n / params.batch
-    return Cost(7.0 * encoder * task.n * task.epochs, float(task.n) * (encoder + mixture), steps)
+    return Cost(7.0 * encoder * task.n * task.epochs, before, steps)
 
 
 VADE = Method(

@@ -20,7 +20,7 @@ from stdac.methods.autoencoder import initialize
 from stdac.methods.method import BUDGETS, PUBLISHED, Cost, Fitted, Method, Shape, Task, count_forward
 from stdac.networks import scale_channels
 from stdac.train import Trainer, phase
-from stdac.trial import Params, check_ranges
+from stdac.trial import Params, check_choices, check_ranges
 
 EPOCHS, CPU_EPOCHS = 500, 50
 HIDDEN = (256, 128)  # units of the dense encoder
@@ -45,9 +45,7 @@ class VAEParams(Params):
 
     def resolved(self, dataset: str) -> Self:
         """Fill in the learning rate. Raises StdacError for a value out of its range."""
-        for name, values in {"network": NETWORKS, "budget": BUDGETS}.items():
-            if getattr(self, name) not in values:
-                raise StdacError(f"got {name} = {getattr(self, name)!r}, expected one of {', '.join(values)}")
+        check_choices(self, {"network": NETWORKS, "budget": BUDGETS})
         filled = replace(self, lr=RATES[self.network] if self.lr is None else self.lr)
         check_ranges(filled, {"dimensions": 1, "batch": 2}, ("width", "lr"))  # batch statistics need two images
         return filled

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stdac.autoencoders import encode_all
-from stdac.errors import StdacError
 from stdac.methods.method import PUBLISHED, Cost, Fitted, Method, Task
 from stdac.methods.vae import EPOCHS, VAEParams
 from stdac.train import Trainer
-from stdac.trial import Params, Trial, check_ranges
+from stdac.trial import Params, Trial, check_choices, check_ranges
 
 LAYOUTS = ("t-SNE", "PCA", "none")
 CHOICES = ("clusters", "silhouette")
@@ -49,9 +48,7 @@ class VAEDBSCANParams(Params):
 
     def resolved(self, dataset: str) -> Self:
         """Fill in the VAE's epochs. Raises StdacError for a value out of its range."""
-        for name, values in {"layout": LAYOUTS, "choose_eps": CHOICES}.items():
-            if getattr(self, name) not in values:
-                raise StdacError(f"got {name} = {getattr(self, name)!r}, expected one of {', '.join(values)}")
+        check_choices(self, {"layout": LAYOUTS, "choose_eps": CHOICES})
         vae = self.make_vae(dataset)
         epochs = vae.choose_epochs(EPOCHS) if self.vae_epochs is None else self.vae_epochs
         filled = replace(self, vae_epochs=epochs)
